@@ -1,0 +1,1 @@
+"""How Connect Chat is installed and run."""

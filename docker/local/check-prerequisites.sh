@@ -1,0 +1,34 @@
+#!/bin/sh
+# What must be on the machine before anything can be installed. Each missing thing is one line on stderr.
+set -u
+PYTHON=${PYTHON:-python3}
+missing=0
+
+say() {
+    echo "$1" >&2
+    missing=1
+}
+
+if ! command -v "$PYTHON" >/dev/null 2>&1; then
+    say "$PYTHON is missing (Python 3.11 or newer): sudo apt install python3 python3-venv"
+elif ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    say "$PYTHON is $("$PYTHON" -V 2>&1), 3.11 or newer is needed: sudo apt install python3.11 python3.11-venv, then PYTHON=python3.11 make ..."
+elif ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+    say "$PYTHON cannot make virtual environments: sudo apt install python3-venv"
+fi
+
+if ! command -v java >/dev/null 2>&1; then
+    say "java is missing (Java 17 or newer): sudo apt install openjdk-17-jre-headless (or openjdk-21-jre-headless)"
+else
+    # The first line reads: openjdk version "17.0.15" 2025-04-15 (Java 8 says "1.8.0").
+    version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)
+    if [ "${version:-0}" -lt 17 ]; then
+        say "java is version ${version:-unknown}, 17 or newer is needed: sudo apt install openjdk-17-jre-headless (or openjdk-21-jre-headless)"
+    fi
+fi
+
+if ! command -v mvn >/dev/null 2>&1; then
+    say "mvn is missing (Maven 3.6.3 or newer): sudo apt install maven"
+fi
+
+exit "$missing"
