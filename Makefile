@@ -1,0 +1,89 @@
+# Connect Chat on one machine; "make" alone lists what there is.
+
+PYTHON ?= python3
+VENV := .venv
+JARS := .local/jars
+RUN := $(VENV)/bin/python
+STACK := $(RUN) -m docker.local.stack
+# Every shell has a variable USER: only the one given to make counts.
+user = $(if $(and $(findstring command line,$(origin USER)),$(USER)),'$(USER)',$(error say who: make $@ USER=alice))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup installed up down status logs token chat demo test lint unit format lock
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Ports and the data folder: CHAT_LOCAL_* variables, see docker/local/layout.py"
+
+setup: ## Install the Python packages and the engines (the second time, only what changed)
+	@$(MAKE) --no-print-directory -j2 installed
+
+demo: up ## Start everything and show what it does
+	@$(STACK) run docker.local.demo
+
+up: setup ## Start everything in the background; returns when all is ready
+	@$(STACK) up
+
+down: setup ## Stop everything; the data stays
+	@$(STACK) down
+
+status: setup ## Show how every part is
+	@$(STACK) status
+
+logs: setup ## Follow the logs of all parts, or of one: PART=gateway
+	@$(STACK) logs $(PART)
+
+token: setup ## Print a token for a user: USER=alice
+	@$(STACK) run faust -A chat_streams token $(user)
+
+chat: setup ## Chat in this terminal as a user: USER=alice
+	@$(STACK) run gateway.chat $(user)
+
+test: lint ## Check and test everything
+	@$(RUN) -m pytest
+
+lint: setup ## Check style, types and the container files
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
+	@$(VENV)/bin/yamllint --strict -d '{extends: default, rules: {line-length: {max: 120}}}' docker/compose.yaml
+	@! grep -v '^ *#' docker/requirements.lock | grep -vxFf requirements.lock \
+		|| { echo "docker/requirements.lock differs from requirements.lock: run 'make lock'" >&2; exit 1; }
+
+unit: setup ## Run the tests that need no engine
+	@$(RUN) -m pytest tests/unit
+
+format: setup ## Format the code and fix what can be fixed
+	@$(RUN) -m ruff format
+	@$(RUN) -m ruff check --fix
+
+lock: ## Lock the Python packages of pyproject.toml anew (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra dev pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock pyproject.toml -o docker/requirements.lock
+
+# Progress goes to stderr: "make token" prints a token and nothing else.
+installed: $(VENV)/installed.stamp $(JARS)/kafka.stamp $(JARS)/dynamodb.stamp
+	@:
+
+.local/prerequisites.stamp: docker/local/check-prerequisites.sh
+	@echo "setup: checking Python, Java and Maven" >&2
+	@PYTHON="$(PYTHON)" $<
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/installed.stamp: requirements.lock | .local/prerequisites.stamp
+	@echo "setup: installing the Python packages into $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r $< >&2
+	@touch $@
+	@echo "setup: the Python packages are installed" >&2
+
+$(JARS)/%.stamp: docker/local/%/pom.xml | .local/prerequisites.stamp
+	@echo "setup: fetching $* into $(JARS)" >&2
+	@rm -rf $(JARS)/$*
+	@mvn -q -B -Dstyle.color=never -f $< dependency:copy-dependencies -DoutputDirectory="$(CURDIR)/$(JARS)/$*" >&2
+	@touch $@
+	@echo "setup: $* is installed" >&2
+
+# One after the other: two Mavens at once may write the same file of the local repository.
+$(JARS)/dynamodb.stamp: | $(JARS)/kafka.stamp

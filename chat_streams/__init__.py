@@ -1,0 +1,1 @@
+"""The stream processors of Connect Chat, and what flows between them."""

@@ -1,0 +1,9 @@
+"""The commands of Connect Chat: ``faust -A chat_streams <command>``."""
+
+from __future__ import annotations
+
+from chat_streams.commands import register
+from chat_streams.service import Service
+
+app = Service("commands")
+register(app)

@@ -1,0 +1,27 @@
+"""``faust -A chat_streams token USER``: a token for development."""
+
+from __future__ import annotations
+
+import click
+from faust.cli import AppCommand, argument, option
+
+from chat_streams.service import Service
+from chat_streams.settings import SettingsError
+from gateway.auth import mint
+
+DAY = 24 * 3600
+
+
+def register(app: Service) -> None:
+    """Add the command to an app."""
+
+    @app.command(
+        argument("user"),
+        option("--ttl", "ttl_s", type=click.IntRange(1, 365 * DAY), default=DAY, help="Seconds until it expires."),
+    )
+    async def token(self: AppCommand, user: str, ttl_s: int) -> None:
+        """Print a token for a user, signed with the HS256 key of the settings."""
+        try:
+            click.echo(mint(app.settings.jwt_key(), user, ttl_s))
+        except (SettingsError, ValueError) as error:
+            raise click.ClickException(str(error)) from error

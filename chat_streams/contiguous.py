@@ -1,0 +1,356 @@
+"""A Faust app whose agents apply the records of a partition in contiguous order and commit only what is done.
+
+Faust by itself skips records when a rebalance finds a backlog: recovery lets the fetcher run before it seeks, what
+is fetched in between is dropped, and the hole counts as acknowledged (faust-streaming issues 216, 221, 318). It also
+acknowledges what an agent failed to process. Here neither its read offsets nor its acknowledgements are used: which
+record comes next, and what may be committed, is kept in ``progress.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import faust
+import msgspec
+import structlog
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from chat_streams.progress import Checkpoint, Progress, Start, Verdict
+from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+BATCH_RECORDS: Final = 200
+BATCH_BYTES: Final = 2 * 1024 * 1024
+EFFECTS_UNDER_WAY: Final = 8
+ATTEMPTS: Final = 3
+WATCH_SECONDS: Final = 5.0
+STALLED_SECONDS: Final = 10.0
+SEEK_SECONDS: Final = 30.0
+MAX_TRACEBACK: Final = 8_000
+
+
+class Record(NamedTuple, Generic[T]):
+    """A decoded record and where it is in the log."""
+
+    partition: int
+    offset: int
+    value: T
+
+
+class Rewound(Exception):
+    """Raised by ``apply`` after it called ``ChatApp.rewind``: the records of that partition will come again."""
+
+
+Apply = Callable[[list[Record[T]]], Awaitable[Awaitable[Any] | None]]
+"""Carries out the effects of records; what it returns, if anything, is awaited before they count as done."""
+
+
+class _NoReadOffsets(dict[TP, Any]):
+    """Faust's own idea of what comes next, without effect: a seek back would be overruled by it."""
+
+    def __getitem__(self, key: TP) -> None:
+        return None
+
+    def __setitem__(self, key: TP, value: Any) -> None:
+        pass
+
+    def update(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class _Thread(driver.AIOKafkaConsumerThread):
+    async def checkpoints(self, tps: Iterable[TP]) -> dict[TP, OffsetAndMetadata]:
+        """The committed offset and metadata of each partition that has one."""
+        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        # AIOKafkaConsumer.committed() does this and then drops the metadata.
+        found: dict[TP, OffsetAndMetadata] = await self.call_thread(self._fetch_committed, wanted)
+        return found
+
+    async def _fetch_committed(self, wanted: list[TopicPartition]) -> dict[TP, OffsetAndMetadata]:
+        found = await self._ensure_consumer()._coordinator.fetch_committed_offsets(wanted)
+        return {TP(tp.topic, tp.partition): value for tp, value in found.items() if value.offset >= 0}
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        progress = self.consumer.progress
+        values = {
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
+                offset, msgspec.json.encode(progress.checkpoint(tp)).decode()
+            )
+            for tp, offset in offsets.items()
+            if tp in self.assignment()
+        }
+        try:
+            await self._ensure_consumer().commit(values)
+        except (CommitFailedError, IllegalStateError) as error:
+            log.info("not committed, the partitions moved on", error=str(error))
+            return False
+        except KafkaError as error:
+            log.warning("not committed, will be tried again", error=str(error))
+            return False
+        return True
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer, with offsets that ``progress`` rules."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.progress: Progress[TP] = self.app.progress
+        self._read_offset = _NoReadOffsets()
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def perform_seek(self) -> None:
+        """Seek to what is committed, with nothing fetched meanwhile; the caller lets the flow go on."""
+        self.stop_flow()
+        await super().perform_seek()
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Begin each partition where its committed offset says, or at the beginning of the log."""
+        tps = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
+        if not tps:
+            return {}
+        committed = await self._thread.checkpoints(tps)
+        earliest = await self.earliest_offsets(*tps)
+        starts = {}
+        for tp in tps:
+            offset, checkpoint = earliest[tp], Checkpoint()
+            if tp in committed:
+                offset = max(offset, committed[tp].offset)
+                checkpoint = _checkpoint(committed[tp].metadata)
+                if offset > committed[tp].offset:
+                    log.error("records are gone from the log before they were applied", tp=str(tp), to=offset)
+            starts[tp] = offset
+            self.progress.start(tp, Start(offset, checkpoint), time.monotonic())
+        await self.seek_wait(starts)
+        return starts
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Forget partitions which are no longer ours."""
+        await super().on_partitions_revoked(revoked)
+        self.progress.end(revoked)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """A hole is never legitimate: our topics are neither compacted nor transactional."""
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        return (
+            tp
+            for tp in self.assignment()
+            if tp in self.progress and (topics is None or tp in topics or tp.topic in topics)
+        )
+
+    def _new_offset(self, tp: TP) -> int | None:
+        self._acked.pop(tp, None)
+        self._acked_index.pop(tp, None)
+        return self.progress.committable(tp)
+
+
+def _checkpoint(metadata: str) -> Checkpoint:
+    try:
+        return msgspec.json.decode(metadata, type=Checkpoint)
+    except msgspec.DecodeError:
+        return Checkpoint()
+
+
+class Producer(driver.Producer):
+    """Faust's producer, idempotent: what aiokafka tries again is neither doubled nor swapped."""
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"acks": "all", "enable_idempotence": True}
+
+
+class Transport(driver.Transport):
+    """Connects an app to Kafka through the consumer and producer above."""
+
+    Consumer = Consumer
+    Producer = Producer
+
+
+class ChatApp(faust.App):
+    """A Faust app with contiguous partitions; its agents hand their stream to ``process``."""
+
+    def __init__(self, *args: Any, loss_window: float, dead_letters: str, **kwargs: Any) -> None:
+        self.progress: Progress[TP] = Progress(loss_window)
+        self._dead_letters = dead_letters
+        super().__init__(*args, **kwargs)
+
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> Transport:
+        return Transport(self.conf.broker_producer, self)
+
+    async def process(self, stream: Any, codec: Codec[T], apply: Apply[T], most_records: int = BATCH_RECORDS) -> None:
+        """Apply all records of a stream, in the order of each partition, as many at once as are waiting.
+
+        A record that doesn't decode, or fails by itself three times, becomes a dead letter and the next one goes on.
+        ``apply`` waits for an engine that is away; any exception from it but ``Rewound`` counts against the record.
+        Up to 8 batches may have their last effects under way.
+        """
+        under_way: deque[asyncio.Task[None]] = deque()
+        async for events in self._waiting(stream, most_records):
+            admitted = [event for event in events if await self._admit(event)]
+            if not admitted:
+                continue
+            epochs = {event.message.tp: self.progress.epoch(event.message.tp) for event in admitted}
+            effects = await self._apply(admitted, codec, apply)
+            before = under_way[-1] if under_way else None
+            under_way.append(asyncio.create_task(self._settle(before, effects, admitted, epochs)))
+            while under_way and (under_way[0].done() or len(under_way) > EFFECTS_UNDER_WAY):
+                await under_way.popleft()
+
+    async def rewind(self, tp: TP) -> None:
+        """Apply a partition again from where the loss window began; ``apply`` raises ``Rewound`` after it."""
+        offset = self.progress.rewind(tp, time.monotonic())
+        log.warning("applying records again", tp=f"{tp.topic}/{tp.partition}", from_offset=offset)
+        await self._seek(tp, offset)
+
+    async def produce(self, topic: str, partition: int | None, key: bytes | None, value: bytes) -> None:
+        """Write a record and wait until Kafka has it, for as long as it is away."""
+        delay = 0.1
+        while True:
+            try:
+                await self.producer.send_and_wait(topic, key, value, partition, None, None)
+            except (KafkaError, faust.exceptions.FaustError, TimeoutError) as error:
+                log.warning("kafka is away, waiting", topic=topic, retry_in_s=delay, error=repr(error))
+                await asyncio.sleep(delay)
+                delay = min(2.0, 2 * delay)
+            else:
+                return
+
+    async def watch(self) -> None:
+        """Seek where a partition stands still though the log goes on; for as long as the app runs."""
+        while not self.should_stop:
+            await self.sleep(WATCH_SECONDS)
+            if self.rebalancing or not self.flow_control.is_active():
+                continue
+            for tp in [tp for tp in self.consumer.assignment() if tp in self.progress]:
+                end = self.consumer.highwater(tp)
+                if end is not None and self.progress.stalled(tp, end, time.monotonic(), STALLED_SECONDS):
+                    await self._fill_hole(tp, "no progress")
+
+    async def _waiting(self, stream: Any, most: int) -> AsyncIterator[list[faust.EventT[Any]]]:
+        queue = stream.channel.queue
+        async for event in stream.events():
+            events = [event]
+            size = len(event.message.value or b"")
+            while len(events) < most and size < BATCH_BYTES and not queue.empty():
+                extra = queue.get_nowait()
+                events.append(extra)
+                size += len(extra.message.value or b"")
+            yield events
+
+    async def _admit(self, event: faust.EventT[Any]) -> bool:
+        tp = event.message.tp
+        verdict = self.progress.admit(tp, event.message.offset, time.monotonic())
+        if verdict is Verdict.HOLE:
+            await self._fill_hole(tp, f"offset {event.message.offset} arrived")
+        return verdict is Verdict.APPLY
+
+    async def _fill_hole(self, tp: TP, why: str) -> None:
+        offset = self.progress.reseek(tp, time.monotonic())
+        if offset is None:
+            return
+        earliest = (await self.consumer.earliest_offsets(tp))[tp]
+        if earliest > offset:
+            log.error(
+                "records are gone from the log before they were applied", tp=str(tp), expected=offset, to=earliest
+            )
+            self.progress.skip_to(tp, earliest)
+            offset = earliest
+        log.warning("a hole in a partition, going back", tp=f"{tp.topic}/{tp.partition}", to_offset=offset, why=why)
+        await self._seek(tp, offset)
+
+    async def _seek(self, tp: TP, offset: int) -> None:
+        try:
+            async with asyncio.timeout(SEEK_SECONDS):
+                await self.consumer.seek_wait({tp: offset})
+        except (KafkaError, TimeoutError) as error:
+            # The partition moved, or Kafka is away: the next record out of order, or the watchdog, tries again.
+            log.warning("seek failed", tp=str(tp), error=repr(error))
+
+    async def _apply(self, events: list[faust.EventT[Any]], codec: Codec[T], apply: Apply[T]) -> list[Awaitable[Any]]:
+        records: list[tuple[Record[T], Any]] = []
+        for event in events:
+            message = event.message
+            try:
+                records.append((Record(message.partition, message.offset, codec.decode(message.value)), message))
+            except Undecodable as error:
+                await self._bury(message, error)
+            except UnknownVersion as error:
+                log.critical("stopping", topic=message.topic, offset=message.offset, reason=str(error))
+                await self.crash(error)
+                raise
+        return await self._apply_some(records, apply)
+
+    async def _apply_some(self, records: list[tuple[Record[T], Any]], apply: Apply[T]) -> list[Awaitable[Any]]:
+        attempt = 0
+        while records:
+            epochs = {message.tp: self.progress.epoch(message.tp) for _, message in records}
+            try:
+                effect = await apply([record for record, _ in records])
+            except Rewound:
+                records = [r for r in records if self.progress.epoch(r[1].tp) == epochs[r[1].tp]]
+            except Exception as error:  # noqa: BLE001 - nothing escapes an agent's loop: Faust would skip the record
+                attempt += 1
+                if len(records) > 1:
+                    halves = records[: len(records) // 2], records[len(records) // 2 :]
+                    return [e for half in halves for e in await self._apply_some(half, apply)]
+                if attempt == ATTEMPTS:
+                    await self._bury(records[0][1], error)
+                    return []
+                log.warning("applying a record failed, trying again", attempt=attempt, error=repr(error))
+                await asyncio.sleep(0.1 * attempt)
+            else:
+                return [] if effect is None else [effect]
+        return []
+
+    async def _settle(
+        self,
+        before: asyncio.Task[None] | None,
+        effects: list[Awaitable[Any]],
+        events: list[faust.EventT[Any]],
+        epochs: Mapping[TP, int | None],
+    ) -> None:
+        if effects:
+            await asyncio.gather(*effects)
+        if before is not None:
+            await before
+        now = time.monotonic()
+        last = {event.message.tp: event.message.offset for event in events}
+        for tp, offset in last.items():
+            epoch = epochs[tp]
+            if epoch is not None:
+                self.progress.done(tp, epoch, offset, now)
+
+    async def _bury(self, message: Any, error: Exception) -> None:
+        log.error(
+            "dead letter", topic=message.topic, partition=message.partition, offset=message.offset, reason=repr(error)
+        )
+        now = now_ms()
+        letter = DeadLetter(
+            app=self.conf.id,
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            key=message.key,
+            value=message.value,
+            reason=f"{type(error).__name__}: {error}"[:1000],
+            traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
+            first_at=now,
+            last_at=now,
+        )
+        await self.produce(self._dead_letters, None, message.key, DEAD_LETTERS.encode(letter))

@@ -1,0 +1,35 @@
+"""The history service: every message goes into the chat database, at its own pace.
+
+faust -A chat_streams.history worker
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chat_streams.contiguous import Record
+from chat_streams.position import Position
+from chat_streams.records import INCOMING, Messages
+from chat_streams.service import Service
+from chat_streams.topics import INCOMING_MESSAGES
+from tables.chat_history import ChatHistory, Entry
+
+app = Service("history")
+incoming_messages = app.topic(INCOMING_MESSAGES)
+history = ChatHistory(app.settings)
+
+
+@app.agent(incoming_messages)
+async def keep(stream: Any) -> None:
+    """Write each message to its conversation; done again, it writes the same item."""
+    await app.process(stream, INCOMING, write)
+
+
+async def write(records: list[Record[Messages]]) -> None:
+    """Write all messages of some records, and wait until the database has them."""
+    generation = app.kafka_log.generation
+    await history.put(
+        Entry(Position.of(generation, record.offset, index), message)
+        for record in records
+        for index, message in enumerate(record.value.messages)
+    )

@@ -1,0 +1,181 @@
+"""The messaging service: ``incoming_messages`` -> inboxes, and a push to whoever is connected. Owns the registry.
+
+faust -A chat_streams.messaging worker
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import structlog
+from faust.types import TP
+
+from chat_streams.contiguous import Record, Rewound
+from chat_streams.outgoing import Outbox
+from chat_streams.position import Position
+from chat_streams.records import (
+    INCOMING,
+    PUSH,
+    SESSIONS,
+    Announce,
+    Delivery,
+    Displaced,
+    Message,
+    Messages,
+    Registered,
+    SessionEvents,
+    Target,
+    UserConnected,
+)
+from chat_streams.service import Service
+from chat_streams.topics import INCOMING_MESSAGES, SESSION_EVENTS
+from tables.cluster import Cluster, StoreUnavailable
+from tables.inbox import Inbox, StaleToken
+from tables.sessions import Sessions
+
+log = structlog.get_logger()
+
+APPEND_MESSAGES: Final = 500
+"""To one inbox in one call: Redis does nothing else meanwhile."""
+
+app = Service("messaging")
+incoming_messages = app.topic(INCOMING_MESSAGES)
+session_events = app.topic(SESSION_EVENTS)
+sessions = Sessions(app.Table("sessions", partitions=app.settings.partitions, key_type=bytes, value_type=bytes))
+inbox = Inbox(Cluster(app.settings), app.settings)
+partitions_held: set[int] = set()
+
+
+@app.agent(incoming_messages)
+async def route(stream: Any) -> None:
+    """Append each message to its recipient's inbox, then push it to the recipient's connections."""
+    await app.process(stream, INCOMING, append_then_look_up)
+
+
+@app.agent(session_events)
+async def register(stream: Any) -> None:
+    """Keep the registry, and tell each gateway what the inbox held once its connection was registered."""
+    # One record at a time: Faust takes the changelog's partition from the event that is being processed.
+    await app.process(stream, SESSIONS, register_then_read, most_records=1)
+
+
+async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any] | None:
+    """Inbox first; online or offline only decides whether a push follows (invariants 2 and 3)."""
+    tokens = {partition: await _token(partition) for partition in {r.partition for r in records}}
+    recipients, batches = _by_recipient(records, tokens)
+    try:
+        results = await inbox.append(recipients, batches)
+    except StaleToken as error:
+        log.warning("redis refused to append", reason=str(error))
+        for partition in tokens:
+            await _adopt(partition)
+        raise Rewound from error
+    outbox = Outbox(app)
+    for (user, _, _), appended in zip(recipients, results, strict=True):
+        for session in sessions.of(user):
+            if appended.json:
+                body = b",".join(appended.json)
+                outbox.add(
+                    session.slot,
+                    Delivery(
+                        user=user,
+                        connection=session.connection,
+                        epoch=session.epoch,
+                        request=PUSH,
+                        after=appended.former,
+                        until=appended.until,
+                        first=appended.first,
+                        count=len(appended.json),
+                        messages=body,
+                    ),
+                )
+            else:
+                outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))
+    return outbox.send()
+
+
+def _by_recipient(
+    records: list[Record[Messages]], tokens: dict[int, str]
+) -> tuple[list[tuple[str, int, str]], list[list[tuple[Position, Message]]]]:
+    generation = app.kafka_log.generation
+    by_user: defaultdict[tuple[str, int], list[tuple[Position, Message]]] = defaultdict(list)
+    for record in records:
+        entry, _ = Position.of(generation, record.offset, 0)
+        for index, message in enumerate(record.value.messages):
+            by_user[message.to, record.partition].append((Position(entry, index), message))
+    recipients, batches = [], []
+    for (user, partition), messages in by_user.items():
+        for start in range(0, len(messages), APPEND_MESSAGES):
+            recipients.append((user, partition, tokens[partition]))
+            batches.append(messages[start : start + APPEND_MESSAGES])
+    return recipients, batches
+
+
+async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:
+    """Write the registry, then read the inbox's top: one side always sees the other (invariant 3)."""
+    outbox = Outbox(app)
+    connected: list[UserConnected] = []
+    for record in records:
+        for event in record.value:
+            if isinstance(event, UserConnected):
+                for lost in sessions.connected(event):
+                    outbox.add(lost.slot, Displaced(event.user, lost.connection, lost.epoch))
+                connected.append(event)
+            else:
+                sessions.disconnected(event)
+    if connected:
+        tops = await inbox.tops([event.user for event in connected])
+        for event, top in zip(connected, tops, strict=True):
+            outbox.add(event.slot, Registered(event.user, event.connection, event.epoch, top))
+    return outbox.send()
+
+
+async def _token(partition: int) -> str:
+    """The token to append with; adopted first, by a worker that is new to the partition."""
+    token = app.progress.token(TP(INCOMING_MESSAGES, partition))
+    return token or await _adopt(partition)
+
+
+async def _adopt(partition: int) -> str:
+    """Adopt a new token; where Redis may have lost writes, apply the newest records again first (``Rewound``)."""
+    tp = TP(INCOMING_MESSAGES, partition)
+    token = secrets.token_hex(8)
+    expected = app.progress.token(tp) or app.progress.committed(tp).token
+    delay = 0.1
+    while True:
+        try:
+            kept = await inbox.adopt(partition, expected, token)
+            break
+        except StoreUnavailable as error:
+            log.warning("redis is away, waiting", doing="adopt", retry_in_s=delay, error=str(error))
+        await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+        delay = min(2.0, 2 * delay)
+    if not kept and expected:
+        await app.rewind(tp)
+        app.progress.adopt(tp, token)
+        raise Rewound
+    app.progress.adopt(tp, token)
+    return token
+
+
+@app.on_partitions_assigned.connect
+async def ask_for_announcements(_: Any, assigned: set[TP], **__: Any) -> None:
+    """Ask the gateways to announce their connections on partitions this worker did not have."""
+    held = {tp.partition for tp in assigned if tp.topic == INCOMING_MESSAGES}
+    new = held - partitions_held
+    partitions_held.clear()
+    partitions_held.update(held)
+    if new:
+        app.add_future(_announce(tuple(sorted(new))))
+
+
+async def _announce(partitions: tuple[int, ...]) -> None:
+    outbox = Outbox(app)
+    for slot in range(app.settings.slots):
+        outbox.add(slot, Announce(partitions))
+    await (outbox.send() or asyncio.sleep(0))

@@ -1,0 +1,66 @@
+"""The way from a worker to the gateways: what goes to one slot travels in few records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable
+from typing import Any, Final
+
+from chat_streams.contiguous import ChatApp
+from chat_streams.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
+from chat_streams.topics import OUTGOING_MESSAGES
+from tables.inbox import Page
+
+RECORD_BYTES: Final = 512 * 1024
+ITEM_BYTES: Final = 128
+
+Item = Delivery | Missed | Registered | Target | Displaced | Announce
+
+
+class Outbox:
+    """Collects what a batch of records has for the gateways, then sends it."""
+
+    def __init__(self, app: ChatApp) -> None:
+        self._app = app
+        self._records: defaultdict[int, list[list[Item]]] = defaultdict(lambda: [[]])
+        self._sizes: defaultdict[int, int] = defaultdict(int)
+
+    def add(self, slot: int, item: Item) -> None:
+        """Add an item for the gateway that leases ``slot``; order is kept."""
+        size = ITEM_BYTES + (len(item.messages) if isinstance(item, Delivery) else 0)
+        if self._sizes[slot] and self._sizes[slot] + size > RECORD_BYTES:
+            self._records[slot].append([])
+            self._sizes[slot] = 0
+        self._records[slot][-1].append(item)
+        self._sizes[slot] += size
+
+    def page(self, slot: int, user: str, connection: bytes, epoch: int, request: int, page: Page) -> None:
+        """Add a page of an inbox."""
+        if page.missed:
+            self.add(slot, Missed(user, connection, epoch, request, page.after, page.until))
+        else:
+            self.add(
+                slot,
+                Delivery(
+                    user=user,
+                    connection=connection,
+                    epoch=epoch,
+                    request=request,
+                    after=page.after,
+                    until=page.until,
+                    first=page.first,
+                    count=page.count,
+                    messages=page.messages,
+                ),
+            )
+
+    def send(self) -> Awaitable[Any] | None:
+        """Start sending all that was added; await the answer for Kafka's acknowledgement of it."""
+        if not self._records:
+            return None
+        return asyncio.gather(*(self._send(slot, records) for slot, records in self._records.items()))
+
+    async def _send(self, slot: int, records: list[list[Item]]) -> None:
+        for record in records:
+            await self._app.produce(OUTGOING_MESSAGES, slot, None, OUTGOING.encode(tuple(record)))

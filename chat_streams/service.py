@@ -1,0 +1,104 @@
+"""What the Faust apps have in common: settings for Faust, logging, a check of the topics, and readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import aiohttp.web
+import click
+import faust
+import structlog
+import uvloop
+
+from chat_streams import topics
+from chat_streams.contiguous import ChatApp
+from chat_streams.settings import Settings, SettingsError, settings
+from chat_streams.topics import Log
+
+QUIET: Final = ("aiokafka", "faust", "mode", "aiohttp.access", "botocore", "aiobotocore")
+REQUEST_TIMEOUT: Final = 30.0
+STREAM_BUFFER: Final = 64
+"""Records of up to 0.5 MiB."""
+
+
+def configure_logging() -> None:
+    """Log lines of key=value pairs on stderr, without bodies and tokens; libraries from WARNING up."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    for name in QUIET:
+        # Left at NOTSET, aiokafka builds debug records that nobody sees: 10 % of a worker's time.
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Service(ChatApp):
+    """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
+
+    def __init__(self, name: str) -> None:
+        configure_logging()
+        self.settings = _settings_or_exit()
+        uvloop.install()
+        super().__init__(
+            name,
+            broker=f"aiokafka://{self.settings.kafka.replace(',', ';')}",
+            loss_window=self.settings.loss_window,
+            dead_letters=topics.DEAD_LETTERS,
+            key_serializer="raw",
+            value_serializer="raw",
+            autodiscover=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            topic_partitions=self.settings.partitions,
+            web_tables_enabled=False,
+            stream_buffer_maxsize=STREAM_BUFFER,
+            stream_wait_empty=False,
+            broker_session_timeout=self.settings.session_timeout,
+            broker_heartbeat_interval=self.settings.session_timeout / 4,
+            broker_commit_interval=self.settings.commit_interval,
+            broker_request_timeout=REQUEST_TIMEOUT,
+            producer_request_timeout=REQUEST_TIMEOUT,
+            producer_max_request_size=topics.MAX_RECORD,
+            consumer_max_fetch_size=topics.MAX_RECORD,
+        )
+        self.log_generation: Log | None = None
+        self.page("/healthz")(_healthz)
+        self.page("/readyz")(self._readyz)
+        self.task(self.watch)
+
+    @property
+    def kafka_log(self) -> Log:
+        """The log the messages are addressed in, known once the app has started."""
+        assert self.log_generation is not None
+        return self.log_generation
+
+    def worker_init(self) -> None:
+        """Check the topics before a worker starts; ends the process with one clear line when they are wrong."""
+        super().worker_init()
+        try:
+            self.log_generation = asyncio.run(topics.check(self.settings))
+        except topics.TopicsError as error:
+            raise click.ClickException(str(error)) from error
+
+    async def _readyz(self, web: faust.web.View, request: aiohttp.web.Request) -> Any:
+        ready = bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
+        return web.json({"ready": ready}, status=200 if ready else 503)
+
+
+async def _healthz(web: faust.web.View, request: aiohttp.web.Request) -> Any:
+    return web.json({"alive": True})
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return settings()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,121 @@
+"""Every knob of the services, with its unit: environment variables with the prefix ``CHAT_``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DAY = 24 * 3600
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the text names it."""
+
+
+class Settings(BaseSettings):
+    """Times are in seconds and sizes in bytes unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="CHAT_", extra="ignore")
+
+    # Engines
+    kafka: str = "127.0.0.1:9092"
+    """Bootstrap servers, ``host:port`` with commas."""
+    redis: str = "redis://127.0.0.1:7000"
+    """Any node of the cluster."""
+    redis_connections: int = Field(32, ge=1, le=1_000)
+    """Per node and process; who finds none free waits."""
+    engine_timeout: float = Field(5.0, gt=0, le=60)
+    """One request to Redis or DynamoDB."""
+    dynamodb_endpoint: str | None = None
+    """None for AWS itself."""
+    history_table: str = "chat_history"
+
+    # Topics
+    partitions: int = Field(8, ge=1, le=10_000)
+    """Of incoming_messages, session_events and inbox_requests alike."""
+    slots: int = Field(16, ge=1, le=10_000)
+    """Partitions of outgoing_messages: twice the number of gateways, for rolling deploys."""
+    replication: int = Field(1, ge=1, le=10)
+    min_insync: int = Field(1, ge=1, le=10)
+    retention: int = Field(30 * DAY, ge=60)
+
+    # Gateway
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(8080, ge=1, le=65_535)
+    jwt_secret: SecretStr | None = None
+    """HS256 key, at least 32 bytes; or the file, or the JWKS URL."""
+    jwt_secret_file: Path | None = None
+    jwks_url: str | None = None
+    heartbeat: float = Field(30.0, gt=0)
+    hello_timeout: float = Field(10.0, gt=0)
+    max_connections: int = Field(20_000, ge=1)
+    max_body: int = Field(64 * 1024, ge=16, le=256 * 1024)
+    max_frame: int = Field(512 * 1024, ge=1024)
+    max_frame_objects: int = Field(1_000, ge=1)
+    window: int = Field(3_000, ge=1)
+    """Messages forwarded and not acknowledged, a connection."""
+    window_bytes: int = Field(1024 * 1024, ge=1024)
+    unconfirmed: int = Field(2_000, ge=1)
+    """Messages of one connection that are not yet confirmed to it; past it, its socket is not read."""
+    produce_buffer: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
+    """Bytes a gateway holds for Kafka; past it, no socket is read."""
+    fetch_budget: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
+    """Bytes of stored messages asked for and not yet forwarded, over all connections of a gateway."""
+    record_interval: float = Field(0.010, ge=0, le=1)
+    """Between two records to one partition while they are not full."""
+    record_bytes: int = Field(512 * 1024, ge=1024, le=900_000)
+    produce_timeout: float = Field(30.0, gt=0)
+    """After which a message that Kafka did not take is refused, to be sent again."""
+    lease: float = Field(10.0, gt=0)
+    """Of a gateway's slot; renewed three times in it."""
+    announce_sweep: float = Field(300.0, gt=0)
+    """In which a gateway announces all its connections again, bit by bit."""
+
+    # Inbox
+    inbox_ttl: int = Field(30 * DAY, ge=1)
+    """An inbox nobody touched, and a device unseen, that long is forgotten."""
+    inbox_messages: int = Field(100_000, ge=1)
+    """Quota of one user; past it, the newest go to history only."""
+    inbox_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    """Likewise."""
+    retry_window: int = Field(3600, ge=1)
+    """In which a message sent again under its id is delivered once."""
+    max_devices: int = Field(16, ge=1, le=100)
+    read_messages: int = Field(2_000, ge=1)
+    read_bytes: int = Field(512 * 1024, ge=1024)
+
+    # Workers
+    loss_window: float = Field(60.0, ge=1)
+    """The newest writes a Redis failover may lose: so much of the log is applied again."""
+    commit_interval: float = Field(1.0, gt=0)
+    session_timeout: float = Field(6.0, ge=1)
+    """After which a dead worker's partitions go to another; the broker's group.min.session.timeout.ms bounds it."""
+
+    def jwt_key(self) -> str:
+        """The HS256 key; raises ``SettingsError`` when there is none or it is too short to be safe (RFC 7518, 3.2)."""
+        if self.jwt_secret is not None:
+            key, origin = self.jwt_secret.get_secret_value(), "CHAT_JWT_SECRET"
+        elif self.jwt_secret_file is not None:
+            origin = f"CHAT_JWT_SECRET_FILE ({self.jwt_secret_file})"
+            try:
+                key = self.jwt_secret_file.read_text().strip()
+            except OSError as error:
+                raise SettingsError(f"{origin} cannot be read: {error.strerror}") from error
+        else:
+            raise SettingsError("no key for tokens: set CHAT_JWT_SECRET, CHAT_JWT_SECRET_FILE (HS256) or CHAT_JWKS_URL")
+        if len(key.encode()) < 32:
+            raise SettingsError(f"{origin} is shorter than 32 bytes")
+        return key
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process; raises ``SettingsError`` naming each wrong variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"CHAT_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("wrong setting: " + "; ".join(lines)) from error

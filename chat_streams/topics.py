@@ -1,0 +1,208 @@
+"""The topics: what they are called, how they are made, which partition a user is on, and which log this is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import aiokafka
+import msgspec
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.partitioner import murmur2
+from aiokafka.structs import TopicPartition
+
+from chat_streams.metadata import topic_ids
+from chat_streams.settings import Settings
+
+INCOMING_MESSAGES: Final = "incoming_messages"
+SESSION_EVENTS: Final = "session_events"
+INBOX_REQUESTS: Final = "inbox_requests"
+OUTGOING_MESSAGES: Final = "outgoing_messages"
+DEAD_LETTERS: Final = "dead_letters"
+GENERATIONS: Final = "log_generations"
+REGISTRY_CHANGELOG: Final = "messaging-sessions-changelog"
+
+MAX_RECORD: Final = 2 * 1024 * 1024
+REQUEST_SECONDS: Final = 10.0
+DEAD_LETTER_PARTITIONS: Final = 1
+OUTGOING_SECONDS: Final = 3600
+
+
+class TopicsError(Exception):
+    """The topics are not as they must be; the text says what is wrong and what to do."""
+
+
+class Log(NamedTuple):
+    """The log the messages are addressed in."""
+
+    generation: int
+    partitions: int
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A record of ``log_generations``: which generation the topic with this id is."""
+
+    generation: int
+    topic_id: str
+    partitions: int
+
+
+@lru_cache(maxsize=65_536)
+def partition_of(user: str, partitions: int) -> int:
+    """The partition of a user: Kafka's own default partitioner on the bytes of the user id."""
+    return int((murmur2(user.encode()) & 0x7FFFFFFF) % partitions)
+
+
+@dataclass(frozen=True)
+class _Topic:
+    name: str
+    partitions: int
+    config: dict[str, str]
+
+
+def _wanted(settings: Settings) -> list[_Topic]:
+    common = {"min.insync.replicas": str(settings.min_insync), "unclean.leader.election.enable": "false"}
+    kept = common | {"retention.ms": str(settings.retention * 1000), "max.message.bytes": str(MAX_RECORD)}
+    brief = kept | {"retention.ms": str(OUTGOING_SECONDS * 1000), "segment.bytes": str(256 * 1024 * 1024)}
+    compacted = common | {"cleanup.policy": "compact"}
+    return [
+        _Topic(INCOMING_MESSAGES, settings.partitions, kept),
+        _Topic(SESSION_EVENTS, settings.partitions, kept),
+        _Topic(INBOX_REQUESTS, settings.partitions, kept),
+        _Topic(OUTGOING_MESSAGES, settings.slots, brief),
+        _Topic(DEAD_LETTERS, DEAD_LETTER_PARTITIONS, kept | {"max.message.bytes": str(2 * MAX_RECORD)}),
+        _Topic(REGISTRY_CHANGELOG, settings.partitions, compacted),
+        _Topic(GENERATIONS, 1, compacted),
+    ]
+
+
+class _Admin:
+    """An admin client that says clearly when there is no Kafka."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._kafka = settings.kafka
+        self._client = AIOKafkaAdminClient(
+            bootstrap_servers=settings.kafka, request_timeout_ms=int(REQUEST_SECONDS * 1000)
+        )
+
+    async def __aenter__(self) -> AIOKafkaAdminClient:
+        try:
+            await self._client.start()
+        except KafkaError as error:
+            await self._client.close()
+            raise TopicsError(
+                f"no Kafka at {self._kafka} (CHAT_KAFKA): {error}; start it ('make up') or correct the setting"
+            ) from error
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+
+async def create(settings: Settings) -> list[str]:
+    """Create the topics that are missing and note the log's generation; returns the names of those it made.
+
+    Raises ``TopicsError`` when an existing one is not as it must be.
+    """
+    async with _Admin(settings) as admin:
+        existing = set(await admin.list_topics())
+        missing = [t for t in _wanted(settings) if t.name not in existing]
+        if missing:
+            answer = await admin.create_topics(
+                [NewTopic(t.name, t.partitions, settings.replication, topic_configs=t.config) for t in missing]
+            )
+            for name, code, *text in answer.topic_errors:
+                if code not in (0, TopicAlreadyExistsError.errno):
+                    raise TopicsError(
+                        f"topic {name} was not created: {for_code(code).__name__}: {' '.join(map(str, text))}"
+                    )
+        ids = await topic_ids(admin, [INCOMING_MESSAGES])
+    await _note_generation(settings, ids[INCOMING_MESSAGES])
+    await check(settings)
+    return [t.name for t in missing]
+
+
+async def check(settings: Settings) -> Log:
+    """The log, once all topics are found to be as they must be; raises ``TopicsError`` naming all that is wrong."""
+    async with _Admin(settings) as admin:
+        described = {t["topic"]: t for t in await admin.describe_topics()}
+        configs = await _configs(admin, [t.name for t in _wanted(settings) if t.name in described])
+        wrong = []
+        for topic in _wanted(settings):
+            if topic.name not in described:
+                wrong.append(f"topic {topic.name} is missing: create it with 'faust -A chat_streams topics create'")
+                continue
+            found = len(described[topic.name]["partitions"])
+            if found != topic.partitions:
+                setting = "CHAT_SLOTS" if topic.name == OUTGOING_MESSAGES else "CHAT_PARTITIONS"
+                wrong.append(
+                    f"topic {topic.name} has {found} partitions, {topic.partitions} are wanted ({setting}):"
+                    " a topic is never grown in place; correct the setting"
+                )
+            for name, value in topic.config.items():
+                if name in ("min.insync.replicas", "unclean.leader.election.enable", "cleanup.policy"):
+                    actual = configs[topic.name].get(name)
+                    if actual != value:
+                        wrong.append(f"topic {topic.name} has {name}={actual}, {value} is wanted")
+        if wrong:
+            raise TopicsError("; ".join(wrong))
+        ids = await topic_ids(admin, [INCOMING_MESSAGES])
+    generations = await _generations(settings)
+    mine = next((g for g in generations if g.topic_id == ids[INCOMING_MESSAGES]), None)
+    if mine is None:
+        raise TopicsError(
+            f"topic {INCOMING_MESSAGES} was made anew and has no generation yet, so its messages would be taken for old"
+            " ones: run 'faust -A chat_streams topics create'"
+        )
+    if mine.generation != max(g.generation for g in generations):
+        raise TopicsError(f"topic {INCOMING_MESSAGES} is of generation {mine.generation}, there is a newer one")
+    return Log(mine.generation, settings.partitions)
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    return {
+        resource[3]: {entry[0]: entry[1] for entry in resource[4]}
+        for answer in answers
+        for resource in answer.resources
+    }
+
+
+async def _generations(settings: Settings) -> list[Generation]:
+    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=settings.kafka, enable_auto_commit=False)
+    tp = TopicPartition(GENERATIONS, 0)
+    found: list[Generation] = []
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            await consumer.start()
+            consumer.assign([tp])
+            await consumer.seek_to_beginning(tp)
+            end = (await consumer.end_offsets([tp]))[tp]
+            while await consumer.position(tp) < end:
+                batch = await consumer.getmany(tp, timeout_ms=500)
+                found += [msgspec.json.decode(r.value, type=Generation) for r in batch.get(tp, [])]
+    except (KafkaError, TimeoutError) as error:
+        raise TopicsError(f"topic {GENERATIONS} cannot be read from {settings.kafka}: {error!r}") from error
+    finally:
+        await consumer.stop()
+    return found
+
+
+async def _note_generation(settings: Settings, topic_id: str) -> None:
+    generations = await _generations(settings)
+    if any(g.topic_id == topic_id for g in generations):
+        return
+    generation = Generation(max((g.generation for g in generations), default=0) + 1, topic_id, settings.partitions)
+    producer = aiokafka.AIOKafkaProducer(bootstrap_servers=settings.kafka, acks="all", enable_idempotence=True)
+    await producer.start()
+    try:
+        await producer.send_and_wait(GENERATIONS, msgspec.json.encode(generation), key=topic_id.encode())
+    finally:
+        await producer.stop()

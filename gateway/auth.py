@@ -1,0 +1,63 @@
+"""Who a connection belongs to: JSON Web Tokens (RFC 7519), HS256 with a shared key or the keys of a JWKS URL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final, NamedTuple
+
+import jwt
+
+from chat_streams.settings import Settings
+from gateway.protocol import is_id
+
+ALGORITHM: Final = "HS256"
+LEEWAY_S: Final = 5
+JWKS_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
+JWKS_TIMEOUT_S: Final = 5
+
+
+class BadToken(Exception):
+    """The token does not say who this is; the text says why and holds nothing of the token."""
+
+
+class Identity(NamedTuple):
+    """The user a token names, and when it ends, in seconds since the epoch."""
+
+    user: str
+    expires: float
+
+
+class Authenticator:
+    """Checks tokens; raises ``SettingsError`` when it has no key to check them with."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._jwks = (
+            jwt.PyJWKClient(settings.jwks_url, cache_keys=True, timeout=JWKS_TIMEOUT_S) if settings.jwks_url else None
+        )
+        self._key = "" if self._jwks else settings.jwt_key()
+
+    async def identify(self, token: str) -> Identity:
+        """The identity a token proves; raises ``BadToken``."""
+        try:
+            if self._jwks is None:
+                claims = self._decode(token, self._key, [ALGORITHM])
+            else:
+                key = await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)
+                claims = self._decode(token, key.key, list(JWKS_ALGORITHMS))
+        except jwt.PyJWTError as error:
+            raise BadToken(f"{type(error).__name__}: {error}") from error
+        if not is_id(claims["sub"]):
+            raise BadToken("its subject is no user id")
+        return Identity(claims["sub"], float(claims["exp"]))
+
+    @staticmethod
+    def _decode(token: str, key: Any, algorithms: list[str]) -> dict[str, Any]:
+        return jwt.decode(token, key, algorithms=algorithms, leeway=LEEWAY_S, options={"require": ["exp", "sub"]})
+
+
+def mint(secret: str, user: str, ttl_s: int) -> str:
+    """A token for development and tests: ``user`` for ``ttl_s`` seconds; raises ``ValueError`` for a wrong user id."""
+    if not is_id(user):
+        raise ValueError(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")
+    return jwt.encode({"sub": user, "exp": int(time.time()) + ttl_s}, secret, algorithm=ALGORITHM)

@@ -1,0 +1,238 @@
+"""A chat in the terminal: ``python -m gateway.chat USER``, or ``make chat USER=alice``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from chat_streams.settings import Settings, SettingsError, settings
+from gateway.auth import mint
+from gateway.client import Client, ClientError, Message, ServerError
+
+DEVICE = "terminal"
+TOKEN_S = 3600
+SETTLE_S = 10.0
+UNCONFIRMED = 1_000
+HELP = """\
+bob hello      send "hello" to bob
+/to bob        send every following line to bob; /to alone ends that
+/history bob   the latest messages exchanged with bob
+/quit          leave, as Ctrl-D and Ctrl-C do
+/help          this"""
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a typed line asks for: one of ``send``, ``to``, ``history``, ``help``, ``quit``, ``nothing``, ``wrong``."""
+
+    do: str
+    user: str = ""
+    text: str = ""
+
+
+def parse(line: str, to: str = "") -> Line:
+    """Understand a line; ``to`` is the user that lines go to, if any."""
+    line = line.strip()
+    if not line:
+        return Line("nothing")
+    if line.startswith("/"):
+        command, _, rest = line[1:].partition(" ")
+        user = rest.strip()
+        if command == "to" or (command == "history" and (user or to)):
+            return Line(command, user or (to if command == "history" else ""))
+        if command in ("quit", "help"):
+            return Line(command)
+        return Line(
+            "wrong", text="/history needs a user" if command == "history" else f"/{command} is no command: /help"
+        )
+    if to:
+        return Line("send", to, line)
+    user, _, text = line.partition(" ")
+    if not text.strip():
+        return Line("wrong", text=f"what shall {user} get? Type: {user} hello")
+    return Line("send", user, text.strip())
+
+
+def printable(body: Any) -> str:
+    """Show a body as text; what others write must not steer the terminal."""
+    text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def clock(at: str) -> str:
+    """Show an RFC 3339 time in local time; the date, too, unless it is today."""
+    try:
+        local = datetime.fromisoformat(at).astimezone()
+    except ValueError:
+        return printable(at)
+    return local.strftime("%H:%M:%S" if local.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
+
+
+def with_defaults() -> Settings:
+    """Read the settings; what the environment leaves open is as ``make up`` has it, in a checkout.
+
+    Raises ``SettingsError``.
+    """
+    if not {"CHAT_JWT_SECRET", "CHAT_JWT_SECRET_FILE"} & os.environ.keys():
+        with contextlib.suppress(ImportError):
+            from docker.local.layout import Layout, StackError, service_environment
+
+            try:
+                local = service_environment(Layout.from_settings())
+            except StackError as error:
+                raise SettingsError(str(error)) from error
+            for name, value in local.items():
+                os.environ.setdefault(name, value)
+    return settings()
+
+
+class Chat:
+    """What goes between a terminal, or a pipe, and one client."""
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        self.failed = False
+        self._screen = Console(highlight=False, soft_wrap=True)
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._client: Client
+        self._away: int | None = 0
+        self._sending: set[asyncio.Task[None]] = set()
+        self._to = ""
+
+    async def run(self, url: str, key: str) -> None:
+        """Chat until the input ends; raises ``ClientError`` when the server ends it."""
+        client = Client(url, lambda: mint(key, self.user, TOKEN_S), DEVICE, on_messages=self._arrived)
+        async with client as self._client:
+            if self._interactive:
+                self._print(f"You are {self.user}. Type: bob hello   (/help for more, Ctrl-D to leave)", "dim")
+            work = [asyncio.create_task(self._read()), asyncio.create_task(client.wait_closed())]
+            greeting = asyncio.create_task(self._greet())
+            try:
+                done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if self._sending:
+                    await asyncio.wait(self._sending)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(greeting, 0 if self._interactive else SETTLE_S)
+            finally:
+                for task in (*work, greeting, *self._sending):
+                    task.cancel()
+                await asyncio.gather(*work, greeting, *self._sending, return_exceptions=True)
+
+    def _print(self, text: str, style: str = "", who: str = "", at: str = "") -> None:
+        if self._interactive:
+            self._screen.file.write("\r\x1b[K")
+        self._screen.print(Text.assemble((f"{clock(at)} " if at else "", "dim"), (who, "bold cyan"), (text, style)))
+        self._prompt()
+
+    def _prompt(self) -> None:
+        if self._interactive:
+            self._screen.file.write(f"\r\x1b[K{self.user}{' to ' + self._to if self._to else ''}> ")
+            self._screen.file.flush()
+
+    async def _arrived(self, messages: list[Message]) -> None:
+        if self._away is not None:
+            if self._away == 0:
+                self._print("While you were away:", "bold")
+            self._away += len(messages)
+        for message in messages:
+            self._print(printable(message.body), who=f"{message.sender}: ", at=message.at)
+
+    async def _greet(self) -> None:
+        await self._client.wait_caught_up()
+        if self._away:
+            self._print(f"{self._away} message{'s' * (self._away != 1)} while you were away", "bold")
+        self._away = None
+
+    async def _read(self) -> None:
+        lines: asyncio.Queue[str | None] = asyncio.Queue(100)
+        loop = asyncio.get_running_loop()
+        # A thread, because a file, a pipe and a terminal differ for asyncio; a daemon, because its read has no end.
+        threading.Thread(target=_read_lines, args=(loop, lines), daemon=True).start()
+        while (line := await lines.get()) is not None:
+            asked = parse(line, self._to)
+            if asked.do == "quit":
+                return
+            if asked.do == "send":
+                while len(self._sending) >= UNCONFIRMED:
+                    await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+                task = asyncio.create_task(self._send(asked.user, asked.text))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
+            elif asked.do == "history":
+                await self._history(asked.user)
+            elif asked.do == "help":
+                self._print(HELP)
+            elif asked.do == "wrong":
+                self._print(asked.text, "yellow")
+            elif asked.do == "to":
+                self._to = asked.user
+            self._prompt()
+
+    async def _send(self, to: str, text: str) -> None:
+        try:
+            sent = await self._client.send(to, text)
+        except (ServerError, TimeoutError) as error:
+            self.failed = True
+            self._print(f"✗ to {to}: {printable(text)}: {error}", "red")
+        else:
+            self._print(f"✓ to {to}: {printable(text)}", "green", at=sent.at)
+
+    async def _history(self, user: str) -> None:
+        try:
+            page = await self._client.history(user)
+        except (ServerError, TimeoutError) as error:
+            self.failed = True
+            self._print(f"no history: {error}", "red")
+            return
+        for message in sorted(page.messages, key=lambda message: message.at):
+            self._print(printable(message.body), "dim", who=f"{message.sender}: ", at=message.at)
+        if not page.messages:
+            self._print(f"nothing with {user} yet", "dim")
+
+
+def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
+    # The raw descriptor: a thread that waits inside sys.stdin keeps the interpreter from ending.
+    rest = b""
+    with contextlib.suppress(OSError, RuntimeError):  # the loop has ended meanwhile
+        while chunk := os.read(0, 65_536):
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                asyncio.run_coroutine_threadsafe(lines.put(line.decode(errors="replace")), loop).result()
+        for last in ([rest.decode(errors="replace")] if rest else []) + [None]:
+            asyncio.run_coroutine_threadsafe(lines.put(last), loop).result()
+
+
+@click.command()
+@click.argument("user")
+def main(user: str) -> None:
+    """Chat as USER in the terminal: pending messages first."""
+    chat = Chat(user)
+    try:
+        found = with_defaults()
+        url = f"ws://{found.gateway_host}:{found.gateway_port}/v1/connect"
+        asyncio.run(chat.run(url, found.jwt_key()))
+    except KeyboardInterrupt:
+        click.echo()
+    except (SettingsError, ClientError) as error:
+        missing = isinstance(error, SettingsError) or error.code == "unreachable"
+        raise click.ClickException(f"{error}{': run make up' if missing else ''}") from error
+    sys.exit(chat.failed)
+
+
+if __name__ == "__main__":
+    main()

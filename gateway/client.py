@@ -1,0 +1,673 @@
+"""The reference client of protocol ``chat.v1``: what a client does to lose, repeat and swap nothing.
+
+It sends again under the same id until the server says ``sent``, checks the chain of positions, acknowledges what its
+callback is done with, and reconnects as the close codes say. The demo, the terminal chat, tests and benchmarks use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import logging
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import aiohttp
+import msgspec
+from aiohttp import WSMsgType
+
+SUBPROTOCOL = "chat.v1"
+MAX_FRAME_BYTES = 8 * 1024 * 1024  # what is taken from the server, whose frames stay below 4 MiB
+FRAME_SENDS, FRAME_BYTES = 500, 256 * 1024  # a frame to the server ends at whichever comes first
+QUEUED_FRAMES = 10_000  # between socket and callback; the server's window should keep it far below
+HANDSHAKE_S, CLOSE_S, HEARTBEAT_S = 10.0, 5.0, 30.0
+BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 10.0
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+
+_log = logging.getLogger(__name__)
+
+
+class ClientError(Exception):
+    """The connection has ended for good, or never began.
+
+    ``code`` is a WebSocket close code or HTTP status, or one of ``unreachable``, ``protocol``, ``chain``, ``closed``.
+    """
+
+    def __init__(self, code: int | str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ChainBroken(ClientError):
+    """A ``messages`` or ``missed`` frame does not continue where the one before it ended."""
+
+    def __init__(self, expected: str, after: str) -> None:
+        super().__init__("chain", f"a frame continues after position {after}, the last one ended at {expected}")
+
+
+class ServerError(Exception):
+    """The server refused one send or request; ``retry`` tells whether the same may work later."""
+
+    def __init__(self, code: str, message: str, retry: bool) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code, self.message, self.retry = code, message, retry
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One message: ``at`` is RFC 3339 UTC, ``pos`` its position in the own inbox ("" in a conversation's history)."""
+
+    id: str
+    sender: str = msgspec.field(name="from")
+    at: str
+    body: Any
+    pos: str = ""
+    to: str = ""
+
+
+class _Frame(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=str.lower):
+    pass
+
+
+class Sent(_Frame, frozen=True, gc=False):
+    """The server's promise for message ``id``: it is in the log since ``at`` (RFC 3339 UTC)."""
+
+    id: str
+    at: str
+
+
+class Page(_Frame, frozen=True, tag="history"):
+    """A page of history; ``before`` asks for the next older one and is None on the last."""
+
+    ref: str
+    messages: list[Message]
+    before: str | None = None
+
+
+class Welcome(_Frame, frozen=True):
+    """What the server says of a new connection; the first delivery continues ``after``."""
+
+    user: str
+    device: str
+    connection: str
+    after: str
+    heartbeat_s: float = HEARTBEAT_S
+
+
+class _Missed(_Frame, frozen=True, tag="missed"):
+    after: str
+    until: str
+
+
+class _Messages(_Missed, frozen=True, tag="messages"):
+    messages: list[Message]
+
+
+class _CaughtUp(_Frame, frozen=True, tag="caught_up"):
+    pos: str
+
+
+class _Error(_Frame, frozen=True, tag="error"):
+    code: str
+    message: str = ""
+    retry: bool = False
+    id: str | None = None
+    ref: str | None = None
+
+
+class _Pong(_Frame, frozen=True, tag="pong"):
+    ref: str
+
+
+class _Goodbye(_Frame, frozen=True, tag="goodbye"):
+    reconnect_in_ms: float = 0
+
+
+class _SendFrame(_Frame, frozen=True, tag="send"):
+    id: str
+    to: str
+    body: Any
+
+
+_Known = Welcome | Sent | Page | _Messages | _Missed | _CaughtUp | _Error | _Pong | _Goodbye
+_TYPES = {"welcome", "sent", "history", "messages", "missed", "caught_up", "error", "pong", "goodbye"}
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[_Known] | _Known)
+_encode = msgspec.json.Encoder().encode
+
+
+def decode(data: bytes) -> list[_Known]:
+    """Decode the frames in one WebSocket message, leaving out those of types this client doesn't know.
+
+    Raises ``msgspec.DecodeError`` for bad JSON and for a frame of a known type that lacks what it must have.
+    """
+    try:
+        frames = _decoder.decode(data)
+    except msgspec.ValidationError:
+        found = msgspec.json.decode(data)
+        objects = found if isinstance(found, list) else [found]
+        return msgspec.convert([o for o in objects if o.get("type") in _TYPES], list[_Known])
+    return frames if isinstance(frames, list) else [frames]
+
+
+def backoff_s(attempt: int) -> float:
+    """Seconds to wait before attempt ``attempt`` (from 0): full jitter below a limit that doubles."""
+    return random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2 ** min(attempt, 16)))
+
+
+def is_final(code: int) -> bool:
+    """Whether a connection that was closed with this code must not be made again."""
+    return 4500 <= code <= 4999
+
+
+class _Call:
+    """The sends of one call: its future is done when the last one has a result; the first error wins."""
+
+    def __init__(self, size: int) -> None:
+        self.future: asyncio.Future[list[Sent]] = asyncio.get_running_loop().create_future()
+        self.results: list[Any] = [None] * size
+        self.left = size
+        self.error: Exception | None = None
+
+    def settle(self, index: int, result: Sent | Exception) -> None:
+        self.results[index] = result
+        self.left -= 1
+        if self.error is None and isinstance(result, Exception):
+            self.error = result
+        if self.left or self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.results)
+        else:
+            self.future.set_exception(self.error)
+
+
+class _Send(msgspec.Struct, gc=False, eq=False):
+    id: str
+    to: str
+    frame: bytes
+    deadline: float
+    call: _Call
+    index: int
+    on_wire: bool = False
+
+
+class _Lane:
+    """The unconfirmed sends to one recipient, in the order of the calls."""
+
+    def __init__(self) -> None:
+        self.sends: dict[str, _Send] = {}
+        self.on_wire = self.attempt = 0
+        self.failed = False
+
+
+class Outbox:
+    """What is sent and not confirmed, without I/O or clock; the same order at every attempt.
+
+    When a send fails, nothing more goes to its recipient until all that is on the wire to them has an answer; then
+    everything unconfirmed goes again in the original order. So a failure swaps nothing.
+    """
+
+    def __init__(self) -> None:
+        self.sends: dict[str, _Send] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._queue: deque[_Send] = deque()
+
+    def add(self, send: _Send) -> None:
+        """Put a send behind all others."""
+        lane = self._lanes.get(send.to) or self._lanes.setdefault(send.to, _Lane())
+        self.sends[send.id] = lane.sends[send.id] = send
+        self._queue.append(send)
+
+    def take(self) -> list[bytes]:
+        """Take the frames that go out together now, oldest first; from here on they are on the wire."""
+        frames: list[bytes] = []
+        size = 0
+        while self._queue and len(frames) < FRAME_SENDS and size < FRAME_BYTES:
+            send = self._queue.popleft()
+            # A settled one is no more to be sent; those of a failed lane are queued anew by ``again``.
+            if send.id in self.sends and not (lane := self._lanes[send.to]).failed:
+                send.on_wire = True
+                lane.on_wire += 1
+                frames.append(send.frame)
+                size += len(send.frame)
+        return frames
+
+    def answer(self, id_: str, result: Sent | Exception | None) -> tuple[bool, _Lane | None]:
+        """Settle a send that is there, with None for "to be repeated".
+
+        Returns whether it is done with, and its lane when that has to go ``again``.
+        """
+        send = self.sends.get(id_)
+        if send is None or (result is None and not send.on_wire):
+            return False, None
+        lane = self._lanes[send.to]
+        lane.on_wire -= send.on_wire
+        send.on_wire = False
+        if result is None:
+            lane.failed = True
+        else:
+            del self.sends[id_], lane.sends[id_]
+            if not lane.sends:
+                del self._lanes[send.to]
+            if isinstance(result, Sent):
+                lane.attempt = 0
+            send.call.settle(send.index, result)
+        return result is not None, lane if lane.failed and lane.sends and not lane.on_wire else None
+
+    def again(self, lane: _Lane) -> None:
+        """Queue everything unconfirmed of a failed lane in the original order."""
+        if lane.failed and not lane.on_wire:
+            lane.failed = False
+            lane.attempt += 1
+            self._queue = deque(send for send in self._queue if send.id not in lane.sends)
+            self._queue.extend(lane.sends.values())
+
+    def restart(self) -> None:
+        """On a new connection nothing is on the wire and everything unconfirmed goes, in the original order."""
+        for lane in self._lanes.values():
+            lane.failed = False
+            lane.on_wire = 0
+        for send in self.sends.values():
+            send.on_wire = False
+        self._queue = deque(self.sends.values())
+
+
+class _Lost(Exception):
+    pass
+
+
+class Client:
+    """A device's connection that lasts over reconnects: ``async with Client(...) as client``.
+
+    ``token`` is a JWT or a function, possibly async, that makes one for each connection. ``on_messages`` gets the
+    batches in order, each message once; when it has returned the batch is acknowledged. With ``ack=False`` the method
+    ``ack`` does that, and what isn't acknowledged comes again after a reconnect. Without ``on_messages`` nothing is
+    acknowledged. ``on_missed(after, until)`` hears of a range that left the inbox unread (see ``history_range``).
+    ``after`` moves the device's cursor up to a position kept elsewhere. What has no answer after ``timeout_s`` seconds
+    raises ``TimeoutError``; at most ``in_flight`` sends are unconfirmed at once.
+
+    Entering raises ``ClientError`` when nothing listens, the server refuses, or isn't ready in ``timeout_s`` seconds.
+    What ends the client later (``ClientError``, ``ChainBroken``, what a callback raised) is raised by every call, and
+    on leaving.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | Callable[[], str | Awaitable[str]],
+        device: str,
+        *,
+        after: str | None = None,
+        on_messages: Callable[[list[Message]], Awaitable[None]] | None = None,
+        on_missed: Callable[[str, str], Awaitable[None]] | None = None,
+        ack: bool = True,
+        timeout_s: float = 60.0,
+        in_flight: int = 2_000,
+    ) -> None:
+        self.welcome: Welcome | None = None
+        self.caught_up = asyncio.Event()
+        """Set when what was in the inbox on connecting has been through ``on_messages``."""
+        self._url, self._token, self._device, self._timeout_s = url, token, device, timeout_s
+        self._on_messages, self._on_missed, self._auto_ack = on_messages, on_missed, ack
+        self._acked, self._ack_due, self._until = after, False, ""
+        self._handled: set[str] = set()
+        self._outbox, self._slots = Outbox(), asyncio.Semaphore(in_flight)
+        self._timer: asyncio.TimerHandle | None = None
+        self._id_prefix, self._numbers = secrets.token_hex(8), itertools.count()
+        self._requests: dict[str, tuple[bytes, asyncio.Future[Any]]] = {}
+        self._control: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._deliveries = asyncio.Queue[tuple[int, _Missed | _CaughtUp] | None](QUEUED_FRAMES)
+        self._connection_number, self._reconnect_at, self._last_error = 0, 0.0, ""
+        self._ws: aiohttp.ClientWebSocketResponse[Any] | None = None
+        self._end: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession()
+        self._welcomed, self._ended = asyncio.Event(), asyncio.Event()
+        self._tasks = [self._start(self._connections()), self._start(self._deliver())]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._unless_ended(self._welcomed)
+        except TimeoutError as error:
+            await self.close()
+            raise ClientError("unreachable", f"no welcome from {self._url} in {self._timeout_s:g} s") from error
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        end = self._end
+        await self.close()
+        if kind is None and end is not None and getattr(end, "code", None) != "closed":
+            raise end
+
+    async def close(self) -> None:
+        """Let the callback finish its batch, acknowledge it and disconnect, in 10 s at most."""
+        while not self._deliveries.empty():
+            self._deliveries.get_nowait()
+        self._deliveries.put_nowait(None)
+        await asyncio.wait(self._tasks[1:], timeout=CLOSE_S)
+        if self._ws is not None and self._end is None:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._flush(self._ws)
+        self._finish(ClientError("closed", "the client is closed"))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
+
+    async def wait_closed(self) -> NoReturn:
+        """Wait until something ends the client, and raise that."""
+        await self._unless_ended(asyncio.Event())
+        raise AssertionError
+
+    async def wait_caught_up(self) -> None:
+        """Wait for ``caught_up``; raises what ends the client before."""
+        await self._unless_ended(self.caught_up)
+
+    async def send(self, to: str, body: Any, id: str | None = None) -> Sent:  # noqa: A002 - the protocol's word
+        """Send any JSON-able ``body``; returns when the server has it in its log.
+
+        The order of the calls is the order of arrival at one recipient. Raises ``ServerError`` when the server refuses
+        the message and ``TimeoutError`` when its fate is unknown: send it again under the same id to find out.
+        """
+        return (await self._send([(to, body)], id))[0]
+
+    async def send_many(self, messages: Iterable[tuple[str, Any]]) -> list[Sent]:
+        """Send pairs (to, body); returns, or raises the first error as ``send`` does, when each has its answer."""
+        return await self._send(list(messages), None)
+
+    async def ack(self, pos: str) -> None:
+        """Acknowledge everything up to position ``pos``; it is written to the socket if there is one, else kept."""
+        self._check()
+        self._acked, self._ack_due = pos, True
+        if self._ws is not None:
+            with contextlib.suppress(ConnectionError):
+                await self._flush(self._ws)
+
+    async def history(self, with_: str, before: str | None = None, limit: int = 50) -> Page:
+        """Get at most ``limit`` messages exchanged with user ``with_``: the latest, or those ``before`` a cursor."""
+        page: Page = await self._request({"type": "history", "with": with_, "before": before, "limit": limit})
+        return page
+
+    async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> Page:
+        """Get at most ``limit`` messages that came to the own inbox above position ``after`` up to ``until``."""
+        request = {"type": "history", "after": after, "until": until, "before": before, "limit": limit}
+        page: Page = await self._request(request)
+        return page
+
+    async def ping(self) -> float:
+        """Measure the seconds a round trip to the gateway takes."""
+        start = time.perf_counter()
+        await self._request({"type": "ping"})
+        return time.perf_counter() - start
+
+    # Sends and requests
+
+    async def _send(self, messages: list[tuple[str, Any]], id_: str | None) -> list[Sent]:
+        if not messages:
+            return []
+        loop = asyncio.get_running_loop()
+        call = _Call(len(messages))
+        for index, (to, body) in enumerate(messages):
+            name = id_ or f"{self._id_prefix}-{next(self._numbers)}"
+            frame = _encode(_SendFrame(name, to, body))
+            await self._slots.acquire()
+            if self._end is not None or name in self._outbox.sends:
+                self._slots.release()
+                self._check()
+                raise ValueError(f"message {name} is already being sent")
+            self._outbox.add(_Send(name, to, frame, loop.time() + self._timeout_s, call, index))
+            if self._timer is None:
+                self._timer = loop.call_later(self._timeout_s, self._expire)
+            self._wake.set()
+        return await call.future
+
+    def _settle(self, id_: str, result: Sent | Exception | None) -> None:
+        done, lane = self._outbox.answer(id_, result)
+        if done:
+            self._slots.release()
+        if lane is not None:
+            asyncio.get_running_loop().call_later(backoff_s(lane.attempt), self._again, lane)
+
+    def _again(self, lane: _Lane) -> None:
+        self._outbox.again(lane)
+        self._wake.set()
+
+    def _expire(self) -> None:
+        # All have the same timeout, so the first one is always the next to expire: one timer serves them all.
+        loop, self._timer = asyncio.get_running_loop(), None
+        while (oldest := next(iter(self._outbox.sends.values()), None)) is not None:
+            if oldest.deadline > loop.time():
+                self._timer = loop.call_at(oldest.deadline, self._expire)
+                return
+            self._settle(oldest.id, TimeoutError(f"no answer for message {oldest.id} in {self._timeout_s:g} s"))
+
+    async def _request(self, request: dict[str, Any]) -> Any:
+        self._check()
+        ref = str(next(self._numbers))
+        frame = _encode({name: value for name, value in request.items() if value is not None} | {"ref": ref})
+        future = asyncio.get_running_loop().create_future()
+        self._requests[ref] = frame, future
+        self._control.append(frame)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await future
+        finally:
+            del self._requests[ref]
+
+    def _reply(self, ref: str, result: Any) -> None:
+        _, future = self._requests.get(ref, (b"", None))
+        if future is None or future.done():
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    # The end
+
+    def _start(self, work: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._finish(error)
+
+    def _finish(self, end: Exception) -> None:
+        if self._end is not None:
+            return
+        self._end = end
+        self._ended.set()
+        for task in self._tasks:
+            task.cancel()
+        for id_ in list(self._outbox.sends):
+            self._settle(id_, end)
+        for ref in self._requests:
+            self._reply(ref, end)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self) -> None:
+        if self._end is not None:
+            raise self._end
+
+    async def _unless_ended(self, event: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(e.wait()) for e in (event, self._ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not event.is_set():
+            self._check()
+
+    # Connections
+
+    async def _connections(self) -> None:
+        loop, attempt = asyncio.get_running_loop(), 0
+        while True:
+            start = loop.time()
+            try:
+                await self._connection()
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status not in RETRIED_STATUSES:
+                    raise ClientError(error.status, f"{self._url} refuses: {error.status} {error.message}") from error
+                _log.info("%s is not ready: %d", self._url, error.status)
+            except (_Lost, aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+                if isinstance(error, aiohttp.ClientConnectorError) and not self._welcomed.is_set():
+                    raise ClientError("unreachable", f"nothing listens at {self._url}") from error
+                _log.info("the connection to %s is lost: %s", self._url, error)
+            except msgspec.DecodeError as error:
+                raise ClientError("protocol", f"the server sent a bad frame: {error}") from error
+            # A server that takes a connection and drops it at once is to be spared, too.
+            attempt = 0 if loop.time() - start > BACKOFF_LIMIT_S else attempt + 1
+            told = self._reconnect_at - loop.time()
+            await asyncio.sleep(told if told > 0 else backoff_s(attempt))
+
+    async def _connection(self) -> None:
+        token = self._token if isinstance(self._token, str) else self._token()
+        if inspect.isawaitable(token):
+            token = await token
+        heartbeat = self.welcome.heartbeat_s if self.welcome is not None else HEARTBEAT_S
+        writer: asyncio.Task[None] | None = None
+        async with asyncio.timeout(HANDSHAKE_S) as limit:
+            async with self._session.ws_connect(
+                self._url,
+                protocols=(SUBPROTOCOL,),
+                heartbeat=heartbeat,
+                max_msg_size=MAX_FRAME_BYTES,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+                decode_text=False,
+            ) as ws:
+                if ws.protocol != SUBPROTOCOL:
+                    raise ClientError("protocol", f"{self._url} does not speak {SUBPROTOCOL}")
+                after = self._acked
+                hello = {"type": "hello", "token": token, "device": self._device}
+                await ws.send_frame(_encode(hello if after is None else hello | {"after": after}), WSMsgType.TEXT)
+                try:
+                    while (message := await ws.receive()).type is WSMsgType.TEXT:
+                        for frame in decode(message.data):
+                            if isinstance(frame, Welcome):
+                                limit.reschedule(None)
+                                self._begin(frame, ws, after)
+                                writer = self._start(self._write(ws))
+                            else:
+                                await self._take(frame)
+                finally:
+                    self._ws = None
+                    self._connection_number += 1
+                    self.caught_up.clear()
+                    if writer is not None:
+                        writer.cancel()
+        code = ws.close_code or 1006
+        reason = self._last_error or (message.extra if message.type is WSMsgType.CLOSE else "") or "no reason given"
+        if is_final(code):
+            raise ClientError(code, f"the server closed the connection: {reason} ({code})")
+        raise _Lost(f"{reason} ({code})")
+
+    def _begin(self, welcome: Welcome, ws: aiohttp.ClientWebSocketResponse[Any], after: str | None) -> None:
+        self.welcome, self._ws, self._until, self._last_error = welcome, ws, welcome.after, ""
+        self._ack_due = self._acked != after  # acknowledged since hello
+        self._outbox.restart()
+        self._control = deque(frame for frame, _ in self._requests.values())
+        self._wake.set()
+        self._welcomed.set()
+
+    async def _take(self, frame: Any) -> None:
+        kind = type(frame)
+        if kind is Sent:
+            self._settle(frame.id, frame)
+        elif kind is _Messages or kind is _Missed:
+            if frame.after != self._until:
+                raise ChainBroken(self._until, frame.after)
+            self._until = frame.until
+            await self._deliveries.put((self._connection_number, frame))
+        elif kind is _CaughtUp:
+            await self._deliveries.put((self._connection_number, frame))
+        elif kind is _Error:
+            error = ServerError(frame.code, frame.message, frame.retry)
+            if frame.id is not None:
+                self._settle(frame.id, None if frame.retry else error)
+            elif frame.ref is not None:
+                self._reply(frame.ref, error)
+            else:
+                self._last_error = str(error)
+                _log.warning("the server says: %s", error)
+        elif kind is _Goodbye:
+            self._reconnect_at = asyncio.get_running_loop().time() + frame.reconnect_in_ms / 1000
+        else:
+            self._reply(frame.ref, frame)
+
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
+        with contextlib.suppress(ConnectionError):  # the reader hears of it, and knows why
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._flush(ws)
+
+    async def _flush(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
+        # Each turn takes and writes without a break between, so that two of these may run at once.
+        while True:
+            if self._ack_due:
+                self._ack_due = False
+                frame = _encode({"type": "ack", "pos": self._acked})
+            elif self._control:
+                frame = self._control.popleft()
+            elif sends := self._outbox.take():
+                frame = sends[0] if len(sends) == 1 else b"[" + b",".join(sends) + b"]"
+            else:
+                return
+            await ws.send_frame(frame, WSMsgType.TEXT)
+
+    # Deliveries
+
+    async def _deliver(self) -> None:
+        while (delivery := await self._deliveries.get()) is not None:
+            number, frame = delivery
+            if number != self._connection_number:
+                continue  # it was not acknowledged, so it comes again on the new connection
+            if isinstance(frame, _CaughtUp):
+                self.caught_up.set()
+            elif isinstance(frame, _Messages):
+                if self._on_messages is not None:
+                    await self._hand_over(number, frame, self._on_messages)
+            elif self._on_missed is not None:
+                await self._on_missed(frame.after, frame.until)
+                self._acknowledge(number, frame)
+            else:
+                _log.warning(
+                    "messages after %s until %s left the inbox unread: history has them", frame.after, frame.until
+                )
+                self._acknowledge(number, frame)
+
+    async def _hand_over(
+        self, number: int, frame: _Messages, callback: Callable[[list[Message]], Awaitable[None]]
+    ) -> None:
+        messages = frame.messages
+        if self._handled:
+            messages = [message for message in messages if message.pos not in self._handled]
+        if messages:
+            await callback(messages)
+        if not self._acknowledge(number, frame) and self._auto_ack:
+            # The connection was lost while the callback worked: these come again, and it must not see them twice.
+            self._handled.update(message.pos for message in frame.messages)
+        elif self._handled:
+            self._handled.difference_update(message.pos for message in frame.messages)
+
+    def _acknowledge(self, number: int, frame: _Missed) -> bool:
+        if not self._auto_ack or number != self._connection_number:
+            return False
+        self._acked, self._ack_due = frame.until, True
+        self._wake.set()
+        return True

@@ -1,0 +1,86 @@
+"""From Kafka to the gateway: the records of its slot, read from the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from chat_streams.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
+from chat_streams.settings import Settings
+from chat_streams.topics import MAX_RECORD, OUTGOING_MESSAGES
+
+log = structlog.get_logger()
+
+FETCH_BYTES: Final = 4 * 1024 * 1024
+START_SECONDS: Final = 30.0
+
+
+class Deliveries:
+    """Reads one partition of ``outgoing_messages``: assigned, not subscribed, from its end."""
+
+    def __init__(self, settings: Settings, receive: Callable[[Outgoing], None]) -> None:
+        self._settings = settings
+        self._receive = receive
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def open(self, slot: int) -> None:
+        """Begin at the end of a slot's partition, which is known when this returns; raises ``KafkaError``.
+
+        Only then may connections be announced: what is sent to them comes behind it.
+        """
+        await self.close()
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._settings.kafka,
+            enable_auto_commit=False,
+            auto_offset_reset="latest",
+            max_partition_fetch_bytes=max(FETCH_BYTES, MAX_RECORD),
+            fetch_max_bytes=FETCH_BYTES,
+        )
+        tp = TopicPartition(OUTGOING_MESSAGES, slot)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await consumer.start()
+                consumer.assign([tp])
+                await consumer.seek_to_end(tp)
+                await consumer.position(tp)
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._consumer = consumer
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._consumer is not None:
+            await self._consumer.stop()
+            self._consumer = None
+
+    async def run(self) -> None:
+        """Hand each record to ``receive``, until cancelled."""
+        while True:
+            if self._consumer is None:
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                batches = await self._consumer.getmany(timeout_ms=1000)
+            except KafkaError as error:
+                log.warning("deliveries cannot be read, waiting", error=repr(error))
+                await asyncio.sleep(0.5)
+                continue
+            for records in batches.values():
+                for record in records:
+                    self._take(record.offset, record.value)
+                    # A full fetch takes long to work through; the sockets must not wait for all of it.
+                    await asyncio.sleep(0)
+
+    def _take(self, offset: int, value: bytes | None) -> None:
+        try:
+            self._receive(OUTGOING.decode(value))
+        except (Undecodable, UnknownVersion) as error:
+            # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
+            log.error("a delivery cannot be read", offset=offset, reason=str(error))  # noqa: TRY400 - bodies are not logged

@@ -1,0 +1,259 @@
+"""The connections of one gateway, and what ties them to the rest: its slot, its epoch, its announcements."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from chat_streams.records import (
+    Acknowledge,
+    Announce,
+    Delivery,
+    Displaced,
+    Fetch,
+    Missed,
+    Outgoing,
+    Registered,
+    Target,
+    UserConnected,
+    UserDisconnected,
+    now_ms,
+)
+from chat_streams.settings import Settings
+from chat_streams.topics import partition_of
+from gateway.connection import Ask
+from gateway.deliveries import Deliveries
+from gateway.protocol import Close
+from gateway.publisher import Publisher
+from gateway.slots import Lease, NoSlot, Slots
+from tables.cluster import StoreUnavailable
+
+if TYPE_CHECKING:
+    from gateway.websocket import WebSocket
+
+log = structlog.get_logger()
+
+ANNOUNCE_EVERY: Final = 0.05
+ANNOUNCE_AT_ONCE: Final = 100
+ANNOUNCE_JITTER: Final = 1.0
+CORRECTIONS: Final = 10_000
+
+
+class Hub:
+    """Holds the connections by their id and brings each delivery to its own."""
+
+    def __init__(self, settings: Settings, publisher: Publisher, slots: Slots) -> None:
+        self.settings = settings
+        self.publisher = publisher
+        self._slots = slots
+        self._deliveries = Deliveries(settings, self._receive)
+        self._connections: dict[bytes, WebSocket] = {}
+        self._by_device: dict[tuple[str, str], WebSocket] = {}
+        self._lease: Lease | None = None
+        self._to_announce: deque[bytes] = deque()
+        # Connections said to be gone lately: what is still on its way to them needs no second correction.
+        self._corrected: OrderedDict[bytes, None] = OrderedDict()
+        self._budget = settings.fetch_budget
+        self._waiting_for_budget: deque[WebSocket] = deque()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __iter__(self) -> Iterator[WebSocket]:
+        return iter(list(self._connections.values()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a connection can be told of: a slot is held and its partition read."""
+        return self._lease is not None
+
+    async def run(self) -> None:
+        """Hold a slot, read it and announce, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._deliveries.run())
+            group.create_task(self._announce_waiting())
+            group.create_task(self._sweep())
+            group.create_task(self._hold_slot())
+
+    async def close(self) -> None:
+        """Give the slot back and stop reading it."""
+        await self._deliveries.close()
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            try:
+                await self._slots.give_back(lease)
+            except StoreUnavailable as error:
+                log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
+
+    def add(self, socket: WebSocket) -> None:
+        """Take a connection in and tell of it; a lower-numbered one of the same device is closed."""
+        self._connections[socket.id] = socket
+        device = socket.user, socket.device
+        current = self._by_device.get(device)
+        if current is not None and current.number > socket.number:
+            socket.end(Close.TAKEN_OVER, "a newer connection of this device is here")
+        else:
+            self._by_device[device] = socket
+            if current is not None:
+                current.end(Close.TAKEN_OVER, "a newer connection of this device is here")
+        self._tell(socket, drain=True)
+
+    def remove(self, socket: WebSocket) -> None:
+        """Let a connection go and tell of it."""
+        if self._connections.pop(socket.id, None) is None:
+            return
+        if self._by_device.get((socket.user, socket.device)) is socket:
+            del self._by_device[socket.user, socket.device]
+        if self._lease is not None:
+            self.publisher.tell(UserDisconnected(socket.user, socket.id, self._lease.epoch))
+
+    def announce(self, socket: WebSocket) -> None:
+        """Tell the registry of a connection again."""
+        self._tell(socket, drain=False)
+
+    def ask(self, socket: WebSocket, ask: Ask) -> None:
+        """Ask for a page of an inbox."""
+        if self._lease is None:
+            return
+        self.publisher.ask(
+            Fetch(
+                user=socket.user,
+                connection=socket.id,
+                slot=self._lease.slot,
+                epoch=self._lease.epoch,
+                request=ask.request,
+                after=ask.after,
+                limit=ask.limit,
+                limit_bytes=ask.limit_bytes,
+                deadline=now_ms() + int(ask.patience * 1000),
+            )
+        )
+
+    def acknowledge(self, socket: WebSocket) -> None:
+        """Pass on how far a device has acknowledged."""
+        state = socket.state
+        self.publisher.ask(Acknowledge(socket.user, socket.device, state.acked), hurry=state.half_unreported)
+
+    def reserve(self, socket: WebSocket, size: int) -> bool:
+        """Take bytes of the budget for pages under way; without room the connection is woken later."""
+        if self._budget < size:
+            self._waiting_for_budget.append(socket)
+            return False
+        self._budget -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Return bytes of the budget and wake who waits for some."""
+        self._budget += size
+        while self._waiting_for_budget and self._budget >= self.settings.read_bytes:
+            socket = self._waiting_for_budget.popleft()
+            if socket.id in self._connections:
+                socket.progress()
+                return
+
+    def _tell(self, socket: WebSocket, drain: bool) -> None:
+        if self._lease is None:
+            self._to_announce.append(socket.id)
+            return
+        s = self.settings
+        self.publisher.tell(
+            UserConnected(
+                user=socket.user,
+                device=socket.device,
+                connection=socket.id,
+                number=socket.number,
+                slot=self._lease.slot,
+                epoch=self._lease.epoch,
+                after=socket.state.forwarded,
+                limit=min(s.read_messages, s.window),
+                limit_bytes=min(s.read_bytes, s.window_bytes),
+                drain=drain,
+                deadline=now_ms() + int(socket.patience * 1000),
+            )
+        )
+
+    def _receive(self, items: Outgoing) -> None:
+        for item in items:
+            if isinstance(item, Announce):
+                self._announce_partitions(set(item.partitions))
+                continue
+            socket = self._connections.get(item.connection)
+            if socket is None or socket.user != item.user:
+                self._correct(item)
+            elif isinstance(item, Delivery):
+                socket.deliver(item)
+            elif isinstance(item, Missed):
+                socket.missed(item)
+            elif isinstance(item, Registered):
+                socket.registered(item.top)
+            elif isinstance(item, Displaced):
+                socket.end(Close.TAKEN_OVER, "a newer connection of this device is on another gateway")
+            else:
+                socket.heard_of(item.until)
+
+    def _correct(self, item: Delivery | Missed | Registered | Displaced | Target) -> None:
+        """The registry names a connection that is not here: of this epoch or an earlier one, it is gone."""
+        # A later epoch is another gateway's, which took the slot from this one.
+        if isinstance(item, Displaced) or self._lease is None or item.epoch > self._lease.epoch:
+            return
+        if item.connection in self._corrected:
+            return
+        self._corrected[item.connection] = None
+        if len(self._corrected) > CORRECTIONS:
+            self._corrected.popitem(last=False)
+        self.publisher.tell(UserDisconnected(item.user, item.connection, item.epoch))
+
+    def _announce_partitions(self, partitions: set[int]) -> None:
+        count = self.settings.partitions
+        chosen = [s.id for s in self if partition_of(s.user, count) in partitions]
+        self._queue(chosen)
+
+    def _queue(self, connections: Iterable[bytes]) -> None:
+        queued = set(self._to_announce)
+        self._to_announce.extend(c for c in connections if c not in queued)
+
+    async def _announce_waiting(self) -> None:
+        while True:
+            if not self._to_announce:
+                await asyncio.sleep(ANNOUNCE_EVERY)
+                if self._to_announce:
+                    # All gateways were asked at the same moment.
+                    await asyncio.sleep(random.uniform(0, ANNOUNCE_JITTER))
+                continue
+            if self._lease is not None:
+                for _ in range(min(ANNOUNCE_AT_ONCE, len(self._to_announce))):
+                    socket = self._connections.get(self._to_announce.popleft())
+                    if socket is not None:
+                        self.announce(socket)
+            await asyncio.sleep(ANNOUNCE_EVERY)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.announce_sweep * random.uniform(0.8, 1.2))
+            self._queue(s.id for s in self)
+
+    async def _hold_slot(self) -> None:
+        delay = 0.1
+        while True:
+            try:
+                lease = await self._slots.take()
+                await self._deliveries.open(lease.slot)
+            except (StoreUnavailable, NoSlot, KafkaError, TimeoutError, OSError) as error:
+                log.warning("no slot yet, waiting", retry_in_s=delay, error=str(error) or repr(error))
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(2.0, 2 * delay)
+                continue
+            delay = 0.1
+            self._lease = lease
+            log.info("slot taken", slot=lease.slot, epoch=lease.epoch)
+            for socket in self:
+                socket.unregistered()
+            self._queue(s.id for s in self)
+            await self._slots.keep(lease)
+            self._lease = None

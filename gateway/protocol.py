@@ -1,0 +1,220 @@
+"""The frames of the wire protocol ``chat.v1`` (``docs/protocol.md``): JSON text in, JSON text out, no I/O."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw
+
+from chat_streams.position import Position
+
+SUBPROTOCOL: Final = "chat.v1"
+PATH: Final = "/v1/connect"
+MAX_ID: Final = 128
+MAX_TOKEN: Final = 8_192
+MAX_CURSOR: Final = 512
+MAX_HISTORY: Final = 200
+DEFAULT_HISTORY: Final = 50
+
+_ID_CHARACTERS: Final = r"[A-Za-z0-9._~@:-]+"
+_is_id = re.compile(_ID_CHARACTERS, re.ASCII).fullmatch
+
+
+class Close(enum.IntEnum):
+    """Close codes: 4000-4499 reconnect, 4500-4999 don't."""
+
+    GOING_AWAY = 4000
+    OVERLOADED = 4001
+    HELLO_TIMEOUT = 4008
+    STORE_AWAY = 4010
+    TOKEN_EXPIRED = 4401
+    BAD_TOKEN = 4501
+    BAD_SEQUENCE = 4502
+    NOT_JSON = 4503
+    TOO_LARGE = 4504
+    TAKEN_OVER = 4510
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is a user, device or message id: 1-128 characters of ``A-Z a-z 0-9 . _ ~ @ : -``."""
+    return isinstance(value, str) and 1 <= len(value) <= MAX_ID and _is_id(value) is not None
+
+
+# \Z: with $ a trailing line feed would pass.
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID, pattern=rf"\A{_ID_CHARACTERS}\Z")]
+PositionText = Annotated[str, Meta(max_length=40, pattern=r"\A(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,9})\Z")]
+Ref = Annotated[str, Meta(max_length=MAX_ID)]
+
+
+class _Frame(msgspec.Struct, gc=False, tag_field="type"):
+    """A frame of a client. Fields it does not know are ignored: newer clients may send more."""
+
+
+class Hello(_Frame, tag="hello"):
+    """The first frame: who this is, on which device, and what the device has."""
+
+    token: Annotated[str, Meta(max_length=MAX_TOKEN)]
+    device: Id
+    after: PositionText | None = None
+
+
+class Send(_Frame, tag="send"):
+    """A message for a user; ``body`` is any JSON."""
+
+    id: Id
+    to: Id
+    body: Raw
+
+
+class Ack(_Frame, tag="ack"):
+    """Everything up to ``pos`` has arrived."""
+
+    pos: PositionText
+
+
+class History(_Frame, tag="history"):
+    """Old messages: of the conversation ``with`` a user, or those in ``(after, until]`` of the own inbox."""
+
+    ref: Ref
+    with_: Id | None = msgspec.field(default=None, name="with")
+    before: Annotated[str, Meta(max_length=MAX_CURSOR)] | None = None
+    after: PositionText | None = None
+    until: PositionText | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_HISTORY)] = DEFAULT_HISTORY
+
+
+class Ping(_Frame, tag="ping"):
+    """Answered by a ``pong``."""
+
+    ref: Ref
+
+
+ClientFrame = Hello | Send | Ack | History | Ping
+
+
+class Bad(Exception):
+    """A frame, or an object in it, that is not understood: answered by an error, the connection stays."""
+
+    def __init__(self, code: str, text: str, *, retry: bool = False, **reference: str) -> None:
+        super().__init__(text)
+        self.frame = error(code, text, retry=retry, **reference)
+
+
+class NotJson(Exception):
+    """The frame can't be parsed at all: the connection ends."""
+
+
+_one = msgspec.json.Decoder(ClientFrame)
+_many = msgspec.json.Decoder(list[ClientFrame])
+_raws = msgspec.json.Decoder(list[Raw])
+_any = msgspec.json.Decoder(dict[str, Any])
+
+
+def parse(text: str, most: int) -> list[ClientFrame | Bad]:
+    """The objects of a frame, each understood or not; raises ``NotJson``, or ``Bad`` for the frame as a whole."""
+    try:
+        if text.lstrip()[:1] != "[":
+            return [_one.decode(text)]
+        frames: list[ClientFrame | Bad] = list(_many.decode(text))
+    except msgspec.ValidationError:
+        frames = _parse_each(text)
+    except (msgspec.DecodeError, RecursionError) as failure:
+        raise NotJson(str(failure)) from failure
+    if len(frames) > most:
+        raise Bad("too_many", f"a frame holds at most {most} objects, this one {len(frames)}")
+    return frames
+
+
+def _parse_each(text: str) -> list[ClientFrame | Bad]:
+    raws = _raws.decode(text) if text.lstrip()[:1] == "[" else [text.encode()]
+    return [_parse_one(bytes(raw)) for raw in raws]
+
+
+def _parse_one(raw: bytes) -> ClientFrame | Bad:
+    try:
+        frame: ClientFrame = _one.decode(raw)
+    except msgspec.ValidationError as failure:
+        try:
+            fields = _any.decode(raw)
+        except (msgspec.DecodeError, RecursionError):
+            fields = {}
+        known = {name: fields[name] for name in ("id", "ref") if is_id(fields.get(name))}
+        unknown = "$.type" in str(failure)
+        return Bad("unknown_type" if unknown else "bad_frame", str(failure), **known)
+    else:
+        return frame
+
+
+def at_text(at: int) -> str:
+    """RFC 3339 in UTC with milliseconds, of ms since the epoch."""
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def message_tail(message_id: str, sender: str, at: str, body: bytes) -> bytes:
+    """The JSON object of a message without its beginning ``{"pos":"…"``, which is known once it is in the log.
+
+    All but the body is within the id grammar or made here, so nothing needs escaping.
+    """
+    return b',"id":"%b","from":"%b","at":"%b","body":%b}' % (message_id.encode(), sender.encode(), at.encode(), body)
+
+
+def welcome(**fields: Any) -> bytes:
+    """The answer to hello."""
+    return _encode({"type": "welcome", **fields})
+
+
+def sent(confirmed: Iterable[tuple[str, str]]) -> bytes:
+    """The (message id, time) of messages that are in the log now."""
+    objects = [b'{"type":"sent","id":"%b","at":"%b"}' % (i.encode(), at.encode()) for i, at in confirmed]
+    return objects[0] if len(objects) == 1 else b"[%b]" % b",".join(objects)
+
+
+def messages(after: Position, until: Position, objects: bytes) -> bytes:
+    """All of the inbox in ``(after, until]``: JSON objects joined by commas."""
+    return b'{"type":"messages","after":"%b","until":"%b","messages":[%b]}' % (
+        str(after).encode(),
+        str(until).encode(),
+        objects,
+    )
+
+
+def missed(after: Position, until: Position) -> bytes:
+    """The range ``(after, until]`` left the inbox without acknowledgement."""
+    return _encode({"type": "missed", "after": str(after), "until": str(until)})
+
+
+def caught_up(position: Position) -> bytes:
+    """The inbox as of connecting is all forwarded."""
+    return _encode({"type": "caught_up", "pos": str(position)})
+
+
+def history(ref: str, objects: list[bytes], before: str | None) -> bytes:
+    """A page of old messages, oldest first; ``before`` asks for the page before it, if there is one."""
+    return b'{"type":"history","ref":%b,"messages":[%b],"before":%b}' % (
+        _encode(ref),
+        b",".join(objects),
+        _encode(before),
+    )
+
+
+def error(code: str, text: str, *, retry: bool = False, **reference: str) -> bytes:
+    """What was wrong, with the ``id`` or ``ref`` it is about if that is known."""
+    return _encode({"type": "error", "code": code, "message": text, "retry": retry, **reference})
+
+
+def pong(ref: str) -> bytes:
+    """The answer to ping."""
+    return _encode({"type": "pong", "ref": ref})
+
+
+def goodbye(reason: str, reconnect_in_ms: int) -> bytes:
+    """The connection is about to be closed by the server."""
+    return _encode({"type": "goodbye", "reason": reason, "reconnect_in_ms": reconnect_in_ms})

@@ -1,0 +1,275 @@
+"""From the gateway to Kafka: many small things in few records, in order, within a bound of memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from chat_streams.records import (
+    INCOMING,
+    MAX_MESSAGES,
+    REQUESTS,
+    SESSIONS,
+    Acknowledge,
+    Fetch,
+    Message,
+    Messages,
+    UserConnected,
+    UserDisconnected,
+)
+from chat_streams.settings import Settings
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, SESSION_EVENTS, partition_of
+
+log = structlog.get_logger()
+
+ITEM_BYTES: Final = 64
+"""What a thing adds to a record beside its own bytes, about."""
+
+T = TypeVar("T")
+Done = Callable[[Sequence[T], bool], None]
+
+
+class _Lane(Generic[T]):
+    """The things for one partition of one topic: one record under way at a time, so what fails fails in order.
+
+    The first record leaves at once, then at most one per ``interval`` while they are not full: a lone record costs
+    the whole system milliseconds, a batched one a fraction (``docs/architecture.md``, "A record carries a batch").
+    """
+
+    def __init__(self, publisher: Publisher, topic: str, partition: int, encode: Callable[[Any], bytes]) -> None:
+        self._publisher = publisher
+        self._topic = topic
+        self._partition = partition
+        self._encode = encode
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[T, int]] = []
+        self._bytes = 0
+        self._under_way = False
+        self._next_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, thing: T, size: int) -> None:
+        self._waiting.append((thing, size))
+        self._bytes += size
+        if not self._under_way:
+            self._consider()
+
+    def hurry(self) -> None:
+        """Send what waits as soon as nothing is under way."""
+        self._next_at = 0.0
+        if not self._under_way:
+            self._consider()
+
+    def _full(self) -> bool:
+        return len(self._waiting) >= MAX_MESSAGES or self._bytes >= self._publisher.settings.record_bytes
+
+    def _consider(self) -> None:
+        if not self._waiting:
+            return
+        now = self._loop.time()
+        if now >= self._next_at or self._full():
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._under_way = True
+            self._publisher.spawn(self._send(self._take(), now))
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._next_at, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if not self._under_way:
+            self._consider()
+
+    def _take(self) -> list[tuple[T, int]]:
+        size = count = 0
+        for _, one in self._waiting[:MAX_MESSAGES]:
+            if count and size + one > self._publisher.settings.record_bytes:
+                break
+            size += one
+            count += 1
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._bytes -= size
+        return taken
+
+    async def _send(self, taken: list[tuple[T, int]], now: float) -> None:
+        self._next_at = now + self._publisher.settings.record_interval
+        things = [thing for thing, _ in taken]
+        ok = await self._publisher.produce(self._topic, self._partition, self._encode(things))
+        self._publisher.give_back(sum(size for _, size in taken))
+        self._publisher.done(self._topic, things, ok)
+        if not ok and self._waiting:
+            # What follows a record that failed fails with it: sent again, all of it comes in the old order.
+            rest, self._waiting, self._bytes = self._waiting, [], 0
+            self._publisher.give_back(sum(size for _, size in rest))
+            self._publisher.done(self._topic, [thing for thing, _ in rest], False)
+        self._under_way = False
+        self._consider()
+
+
+class Accepted:
+    """A message on its way to the log, and who is told of its fate."""
+
+    __slots__ = ("at_text", "message", "owner")
+
+    def __init__(self, message: Message, at_text: str, owner: Any) -> None:
+        self.message = message
+        self.at_text = at_text
+        self.owner = owner
+
+
+class Publisher:
+    """Batches what the connections of a gateway send and writes it to Kafka (acks=all, idempotent).
+
+    ``confirm`` is called with messages of ``incoming_messages`` and whether Kafka has them; of what failed nothing
+    is tried again here, since the client sends it again under its id.
+    """
+
+    def __init__(self, settings: Settings, confirm: Callable[[Sequence[Accepted], bool], None]) -> None:
+        self.settings = settings
+        self._confirm = confirm
+        self._producer: AIOKafkaProducer | None = None
+        self._lanes: dict[tuple[str, int], _Lane[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = settings.produce_buffer
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._renewing = asyncio.Lock()
+        self.healthy = False
+
+    async def start(self) -> None:
+        """Connect; raises ``KafkaError``."""
+        self._producer = await self._new_producer()
+        self.healthy = True
+
+    async def stop(self) -> None:
+        """Wait until everything taken so far is written or has failed, then disconnect."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def wait_for_room(self) -> None:
+        """Return once less than ``produce_buffer`` bytes wait for Kafka."""
+        await self._has_room.wait()
+
+    def send(self, accepted: Accepted) -> None:
+        """Write a message; its fate is told to ``confirm``."""
+        message = accepted.message
+        size = len(message.json) + len(message.to) + len(message.sender) + len(message.id) + ITEM_BYTES
+        self._add(INCOMING_MESSAGES, message.to, accepted, size, _encode_messages)
+
+    def tell(self, event: UserConnected | UserDisconnected) -> None:
+        """Write a session event; lost only with Kafka away, and then made good by the next announcement."""
+        self._add(SESSION_EVENTS, event.user, event, 2 * ITEM_BYTES + len(event.user), _encode_events)
+
+    def ask(self, request: Acknowledge | Fetch, hurry: bool = False) -> None:
+        """Write an inbox request; a lost fetch is asked again, a lost acknowledgement covered by the next."""
+        lane = self._add(INBOX_REQUESTS, request.user, request, 2 * ITEM_BYTES + len(request.user), _encode_requests)
+        if hurry:
+            lane.hurry()
+
+    def _add(self, topic: str, user: str, thing: Any, size: int, encode: Callable[[Any], bytes]) -> _Lane[Any]:
+        partition = partition_of(user, self.settings.partitions)
+        lane = self._lanes.get((topic, partition))
+        if lane is None:
+            lane = self._lanes[topic, partition] = _Lane(self, topic, partition, encode)
+        self._room -= size
+        if self._room <= 0:
+            self._has_room.clear()
+        lane.add(thing, size)
+        return lane
+
+    def give_back(self, size: int) -> None:
+        """Free the room of what is no longer waiting."""
+        self._room += size
+        if self._room > 0:
+            self._has_room.set()
+
+    def spawn(self, work: Any) -> None:
+        """Run work which ``stop`` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def done(self, topic: str, things: Sequence[Any], ok: bool) -> None:
+        """A record was written or has failed."""
+        if topic == INCOMING_MESSAGES:
+            self._confirm(things, ok)
+        elif not ok:
+            log.warning("not written", topic=topic, count=len(things))
+
+    async def produce(self, topic: str, partition: int, value: bytes) -> bool:
+        """Write one record; whether Kafka has it for sure."""
+        producer = self._producer
+        if producer is None:
+            return False
+        try:
+            async with asyncio.timeout(2 * self.settings.produce_timeout):
+                await producer.send_and_wait(topic, value, partition=partition)
+        except (KafkaError, TimeoutError, OSError) as error:
+            log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
+            self.healthy = False
+            await self._renew(producer)
+            return False
+        self.healthy = True
+        return True
+
+    async def _renew(self, broken: AIOKafkaProducer) -> None:
+        # A record that timed out leaves a gap in the idempotent producer's sequence: everything behind it would fail.
+        async with self._renewing:
+            if self._producer is not broken:
+                return
+            self._producer = None
+            self.spawn(_stop(broken))
+            delay = 0.1
+            while True:
+                try:
+                    self._producer = await self._new_producer()
+                except (KafkaError, OSError, TimeoutError) as error:
+                    log.warning("kafka is away, waiting", retry_in_s=delay, error=repr(error))
+                else:
+                    return
+                await asyncio.sleep(delay)
+                delay = min(2.0, 2 * delay)
+
+    async def _new_producer(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.settings.kafka,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=MAX_RECORD // 2,
+            max_request_size=MAX_RECORD,
+            request_timeout_ms=int(self.settings.produce_timeout * 1000),
+        )
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        return producer
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    try:
+        await producer.stop()
+    except KafkaError as error:
+        log.warning("stopping a producer failed", error=repr(error))
+
+
+def _encode_messages(things: list[Accepted]) -> bytes:
+    return INCOMING.encode(Messages(tuple(thing.message for thing in things)))
+
+
+def _encode_events(things: list[UserConnected | UserDisconnected]) -> bytes:
+    return SESSIONS.encode(tuple(things))
+
+
+def _encode_requests(things: list[Acknowledge | Fetch]) -> bytes:
+    return REQUESTS.encode(tuple(things))

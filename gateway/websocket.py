@@ -1,0 +1,433 @@
+"""One WebSocket connection: the thin shell around ``connection.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import WSMsgType, web
+
+from chat_streams.position import Position
+from chat_streams.records import Delivery, Message, Missed, now_ms
+from chat_streams.topics import partition_of
+from gateway import protocol
+from gateway.auth import BadToken, Identity
+from gateway.connection import AckRefused, Ask, Connection, Limits
+from gateway.protocol import Ack, Bad, ClientFrame, Close, Hello, History, NotJson, Ping, Send
+from gateway.publisher import Accepted
+from tables.chat_history import HistoryUnavailable
+from tables.cluster import StoreUnavailable
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+log = structlog.get_logger()
+
+WRITE_BUFFER: Final = 256 * 1024
+"""Bytes of answers waiting for a slow client; past it, its frames are not read."""
+HISTORY_AT_ONCE: Final = 2
+HELD_BACK_SECONDS: Final = 30.0
+CLOSE_SECONDS: Final = 5.0
+
+
+class Ended(Exception):
+    """The connection is to be closed with a code and a reason."""
+
+    def __init__(self, code: Close, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class WebSocket:
+    """A connection from its hello to its end."""
+
+    def __init__(self, gateway: Gateway, ws: web.WebSocketResponse) -> None:
+        self.id = secrets.token_bytes(16)
+        self.user = ""
+        self.device = ""
+        self.number = 0
+        self.state: Connection
+        self.patience = 0.0
+        self._gateway = gateway
+        self._hub = gateway.hub
+        self._ws = ws
+        self._out: deque[bytes] = deque()
+        self._out_bytes = 0
+        self._has_output = asyncio.Event()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._ended: Ended | None = None
+        self._ending = asyncio.Event()
+        self._unconfirmed = 0
+        self._held_back: dict[str, tuple[str, float]] = {}
+        self._reserved = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._histories = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        try:
+            identity = await self._hello()
+        except Ended as ended:
+            await self._close(ended)
+            return
+        except Bad as bad:
+            await self._ws.send_str(bad.frame.decode())
+            await self._close(Ended(Close.BAD_SEQUENCE, "the first frame must be a hello"))
+            return
+        writer = asyncio.create_task(self._write())
+        expiry = asyncio.get_running_loop().call_later(
+            max(0.0, identity.expires - time.time()), self.end, Close.TOKEN_EXPIRED, "the token has expired"
+        )
+        self._hub.add(self)
+        self.progress()
+        try:
+            await self._read()
+        except Ended as ended:
+            self._ended = self._ended or ended
+        finally:
+            expiry.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._hub.remove(self)
+            if self._reserved:
+                self._hub.give_back(self._reserved)
+                self._reserved = 0
+            for task in self._tasks:
+                task.cancel()
+            await self._finish(writer)
+
+    # What the hub brings
+
+    def deliver(self, delivery: Delivery) -> None:
+        """A part of the inbox has come."""
+        self._advance(self.state.deliver(delivery, self._now()))
+
+    def missed(self, missed: Missed) -> None:
+        """A part of the inbox left it without acknowledgement."""
+        self._advance(self.state.missed(missed, self._now()))
+
+    def registered(self, top: Position) -> None:
+        """The registry knows this connection."""
+        self._advance(self.state.registered(top))
+
+    def heard_of(self, until: Position) -> None:
+        """There is something in the inbox."""
+        self.state.heard_of(until)
+        self._advance([])
+
+    def unregistered(self) -> None:
+        """The registry must hear of this connection again."""
+        self.state.unregistered(self._now())
+        self.progress()
+
+    def end(self, code: Close, reason: str) -> None:
+        """Close the connection, after what is to be written."""
+        if self._ended is None:
+            self._ended = Ended(code, reason)
+            self._ending.set()
+            self._may_read.set()
+
+    def goodbye(self, reconnect_in_ms: int) -> None:
+        """Tell the client that the gateway stops, and close."""
+        self._put(protocol.goodbye("the gateway is stopping", reconnect_in_ms))
+        self.end(Close.GOING_AWAY, "the gateway is stopping")
+
+    def confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+        """Messages of this connection are in the log, or are not for sure."""
+        self._unconfirmed -= len(accepted)
+        if ok:
+            self._put(protocol.sent((a.message.id, a.at_text) for a in accepted))
+        else:
+            for a in accepted:
+                self._hold_back(a.message.to, a.message.id)
+                self._put(protocol.error("not_logged", "the log did not take it", retry=True, id=a.message.id))
+        self._consider_reading()
+
+    def progress(self) -> None:
+        """Do what the state machine wants, and come back when it wants more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._now()
+        while (due := self.state.due(now)) is not None:
+            if not isinstance(due, Ask):
+                self._hub.announce(self)
+                continue
+            self._reserve(due)
+        at = self.state.next_due()
+        if at is not None and self._ended is None:
+            self._timer = asyncio.get_running_loop().call_at(max(at, now + 0.001), self.progress)
+
+    # From hello to welcome
+
+    async def _hello(self) -> Identity:
+        settings = self._gateway.settings
+        try:
+            async with asyncio.timeout(settings.hello_timeout):
+                message = await self._ws.receive()
+                if message.type is not WSMsgType.TEXT:
+                    raise Ended(Close.BAD_SEQUENCE, "the first frame must be a hello, as text")
+                frames = _parse(message.data, settings.max_frame_objects)
+                hello = frames[0] if frames else None
+                if isinstance(hello, Bad):
+                    raise hello
+                if not isinstance(hello, Hello) or len(frames) != 1:
+                    raise Ended(Close.BAD_SEQUENCE, "the first frame must be a hello, alone")
+                identity = await self._identify(hello)
+                await self._register(identity.user, hello)
+        except TimeoutError:
+            raise Ended(Close.HELLO_TIMEOUT, f"no hello within {settings.hello_timeout:g} s") from None
+        return identity
+
+    async def _identify(self, hello: Hello) -> Identity:
+        try:
+            return await self._gateway.authenticator.identify(hello.token)
+        except BadToken as error:
+            raise Ended(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
+
+    async def _register(self, user: str, hello: Hello) -> None:
+        s = self._gateway.settings
+        after = Position.parse(hello.after) if hello.after is not None else None
+        try:
+            device = await self._gateway.inbox.hello(user, hello.device, after)
+            if after is not None and after > max(device.cursor, device.top):
+                # The inbox holds less than the device has seen: it expired, or Redis lost it. The log knows better.
+                log_end = await self._gateway.log_end(partition_of(user, s.partitions))
+                device = await self._gateway.inbox.hello(user, hello.device, after, log_end)
+        except StoreUnavailable as error:
+            log.warning("hello cannot be answered", user=user, error=str(error))
+            raise Ended(Close.STORE_AWAY, "the offline store is away, try again") from error
+        self.user, self.device, self.number = user, hello.device, device.number
+        limits = Limits(s.window, s.window_bytes, s.read_messages, s.read_bytes)
+        self.state = Connection(device.cursor, limits, self._now(), lambda: random.uniform(0.5, 1.0))
+        self.patience = (self.state.next_due() or 0) - self._now()
+        self._put(
+            protocol.welcome(
+                user=user,
+                device=hello.device,
+                connection=self.id.hex(),
+                after=str(device.cursor),
+                heartbeat_s=s.heartbeat,
+                window=s.window,
+                max_body_bytes=s.max_body,
+            )
+        )
+
+    # Reading
+
+    async def _read(self) -> None:
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            while self._ended is None:
+                # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
+                await self._may_read.wait()
+                await self._gateway.publisher.wait_for_room()
+                receiving = asyncio.ensure_future(self._ws.receive())
+                await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
+                if not receiving.done():
+                    receiving.cancel()
+                    return
+                message = receiving.result()
+                if message.type is WSMsgType.TEXT:
+                    self._take(message.data)
+                elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                    return
+                else:
+                    raise Ended(Close.NOT_JSON, "frames are text")
+        finally:
+            ending.cancel()
+
+    def _take(self, text: str) -> None:
+        try:
+            frames = _parse(text, self._gateway.settings.max_frame_objects)
+        except Bad as bad:
+            self._put(bad.frame)
+            return
+        for frame in frames:
+            if isinstance(frame, Send):
+                self._send(frame)
+            elif isinstance(frame, Bad):
+                self._put(frame.frame)
+            else:
+                self._take_other(frame)
+        self._consider_reading()
+
+    def _take_other(self, frame: ClientFrame) -> None:
+        if isinstance(frame, Ack):
+            position = Position.parse(frame.pos)
+            try:
+                moved = self.state.acknowledge(position)
+            except AckRefused as error:
+                self._put(protocol.error("bad_ack", str(error)))
+                return
+            if moved:
+                self._hub.acknowledge(self)
+                self.progress()
+        elif isinstance(frame, Ping):
+            self._put(protocol.pong(frame.ref))
+        elif isinstance(frame, History):
+            self._start_history(frame)
+        else:
+            raise Ended(Close.BAD_SEQUENCE, "a second hello")
+
+    def _send(self, frame: Send) -> None:
+        settings = self._gateway.settings
+        body = bytes(frame.body)
+        if len(body) > settings.max_body:
+            text = f"$.body has {len(body)} bytes, {settings.max_body} are allowed"
+            self._put(protocol.error("too_large", text, id=frame.id))
+            return
+        if (first := self._held(frame)) is not None:
+            text = f"sent behind {first}, which was refused: send that again first, so that the order stays"
+            self._put(protocol.error("out_of_order", text, retry=True, id=frame.id))
+            return
+        at = now_ms()
+        at_text = self._gateway.at_text(at)
+        tail = protocol.message_tail(frame.id, self.user, at_text, body)
+        self._unconfirmed += 1
+        self._gateway.publisher.send(Accepted(Message(frame.to, self.user, frame.id, at, tail), at_text, self))
+
+    def _hold_back(self, to: str, message_id: str) -> None:
+        self._held_back.setdefault(to, (message_id, self._now() + HELD_BACK_SECONDS))
+
+    def _held(self, frame: Send) -> str | None:
+        """The refused message that must come before this one, if there is one."""
+        if not self._held_back:
+            return None
+        held = self._held_back.get(frame.to)
+        if held is None:
+            return None
+        first, until = held
+        if frame.id == first or self._now() > until:
+            del self._held_back[frame.to]
+            return None
+        return first
+
+    # History
+
+    def _start_history(self, frame: History) -> None:
+        ranged = frame.after is not None and frame.until is not None
+        if ranged == (frame.with_ is not None):
+            text = "either $.with, or $.after and $.until"
+            self._put(protocol.error("bad_frame", text, ref=frame.ref))
+        elif self._histories >= HISTORY_AT_ONCE:
+            text = f"at most {HISTORY_AT_ONCE} history requests at once"
+            self._put(protocol.error("busy", text, retry=True, ref=frame.ref))
+        else:
+            self._histories += 1
+            task = asyncio.create_task(self._history(frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _history(self, frame: History) -> None:
+        store = self._gateway.history
+        try:
+            if frame.with_ is not None:
+                page = await store.page(self.user, frame.with_, frame.before, frame.limit)
+            else:
+                assert frame.after is not None
+                assert frame.until is not None
+                before = Position.parse(frame.before) if frame.before is not None else None
+                after, until = Position.parse(frame.after), Position.parse(frame.until)
+                page = await store.range(self.user, after, until, before, frame.limit)
+        except ValueError as error:
+            self._put(protocol.error("bad_frame", f"{error} - at `$.before`", ref=frame.ref))
+        except HistoryUnavailable as error:
+            log.warning("history cannot be read", error=str(error))
+            text = "the chat database is away, try again"
+            self._put(protocol.error("history_unavailable", text, retry=True, ref=frame.ref))
+        else:
+            self._put(protocol.history(frame.ref, page.messages, page.cursor))
+        finally:
+            self._histories -= 1
+            self._consider_reading()
+
+    # Forwarding
+
+    def _advance(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self._put(frame)
+        if self._reserved and not self.state.outstanding:
+            reserved, self._reserved = self._reserved, 0
+            self._hub.give_back(reserved)
+        self.progress()
+
+    def _reserve(self, ask: Ask) -> None:
+        if self._reserved:
+            self._hub.give_back(self._reserved)
+            self._reserved = 0
+        # Without room it is as if the request was lost: it will be made again, at the latest when it is due.
+        if self._hub.reserve(self, ask.limit_bytes):
+            self._reserved = ask.limit_bytes
+            self._hub.ask(self, ask)
+
+    # Writing
+
+    def _put(self, frame: bytes) -> None:
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        self._has_output.set()
+
+    def _consider_reading(self) -> None:
+        limit = self._gateway.settings.unconfirmed
+        answers = self._out_bytes - (self.state.unacknowledged_bytes if self.user else 0)
+        if self._ended is None and (
+            self._unconfirmed >= limit or answers > WRITE_BUFFER or self._histories >= HISTORY_AT_ONCE
+        ):
+            self._may_read.clear()
+        else:
+            self._may_read.set()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while self._out:
+                    frame = self._out[0]
+                    await self._ws.send_frame(frame, WSMsgType.TEXT)
+                    self._out.popleft()
+                    self._out_bytes -= len(frame)
+                if not self._may_read.is_set():
+                    self._consider_reading()
+                self._has_output.clear()
+                await self._has_output.wait()
+        except (ConnectionError, RuntimeError):
+            # The client is gone: reading ends, too.
+            self._out.clear()
+            self._ending.set()
+
+    async def _finish(self, writer: asyncio.Task[None]) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._out and not writer.done() and not self._ws.closed:
+                    self._has_output.set()
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pass
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        if self._ended is not None:
+            await self._close(self._ended)
+
+    async def _close(self, ended: Ended) -> None:
+        while self._out:
+            await self._ws.send_frame(self._out.popleft(), WSMsgType.TEXT)
+        # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of them the code.
+        await self._ws.close(code=ended.code, message=str(ended).encode()[:120])
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
+    try:
+        return protocol.parse(text, most)
+    except NotJson as error:
+        raise Ended(Close.NOT_JSON, f"not JSON: {error}") from error

@@ -1,0 +1,1 @@
+"""The state of Connect Chat, one module per store."""

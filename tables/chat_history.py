@@ -1,0 +1,248 @@
+"""The chat database: every message by conversation and time, and by recipient and position; DynamoDB.
+
+An item: ``conversation`` (PK, ``dm#<a>#<b>``, ids sorted), ``at_id`` (SK, ``<13 digits of ms>#<id>#<sender>``),
+``recipient`` and ``position`` (keys of the index ``by_position``, so that missed ranges of an inbox can be read),
+``sender``, ``json`` (the message as its recipient is sent it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import aioboto3
+import structlog
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from chat_streams.position import MAX_PLACE, Position
+from chat_streams.records import Message
+from chat_streams.settings import Settings
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb.client import DynamoDBClient
+
+log = structlog.get_logger()
+
+INDEX: Final = "by_position"
+BATCH_ITEMS: Final = 25
+BATCHES_AT_ONCE: Final = 8
+MAX_PAGE: Final = 500
+# What asking again does not cure: a bug, a missing table or missing rights, and each is told from the rest.
+_FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
+
+
+class HistoryUnavailable(Exception):
+    """The database did not answer; try again."""
+
+
+class Entry(NamedTuple):
+    """A message and its position."""
+
+    position: Position
+    message: Message
+
+
+class Page(NamedTuple):
+    """JSON objects of messages, oldest first, and the cursor to go on with; ``None`` at the end."""
+
+    messages: list[bytes]
+    cursor: str | None
+
+
+def conversation(a: str, b: str) -> str:
+    """The partition key of what two users wrote to each other."""
+    first, second = sorted((a, b))
+    return f"dm#{first}#{second}"
+
+
+def _sort_key(position: Position) -> str:
+    return f"{position.entry:020d}-{position.place:010d}"
+
+
+def _below(position: Position) -> Position:
+    if position.place:
+        return Position(position.entry, position.place - 1)
+    return Position(position.entry - 1, MAX_PLACE)
+
+
+def _item(entry: Entry) -> dict[str, Any]:
+    position, message = entry
+    return {
+        "conversation": {"S": conversation(message.sender, message.to)},
+        # The sender too: two people may use the same id in the same millisecond.
+        "at_id": {"S": f"{message.at:013d}#{message.id}#{message.sender}"},
+        "recipient": {"S": message.to},
+        "position": {"S": _sort_key(position)},
+        "sender": {"S": message.sender},
+        "json": {"B": b'{"pos":"%b"%b' % (str(position).encode(), message.json)},
+    }
+
+
+class ChatHistory:
+    """The history of all conversations.
+
+    ``put`` waits for a database that is away, reads raise ``HistoryUnavailable``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._client: DynamoDBClient | None = None
+        self._lock = asyncio.Lock()
+        self._places = asyncio.Semaphore(BATCHES_AT_ONCE)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._stack.aclose()
+        self._client = None
+
+    async def _db(self) -> DynamoDBClient:
+        async with self._lock:
+            client = self._client
+            if client is None:
+                config = AioConfig(
+                    connect_timeout=self._settings.engine_timeout,
+                    read_timeout=self._settings.engine_timeout,
+                    retries={"max_attempts": 1},
+                    max_pool_connections=BATCHES_AT_ONCE * 2,
+                )
+                client = self._client = await self._stack.enter_async_context(
+                    aioboto3.Session().client("dynamodb", endpoint_url=self._settings.dynamodb_endpoint, config=config)
+                )
+        return client
+
+    async def create(self) -> bool:
+        """Create the table if it is missing; whether it was. Raises ``HistoryUnavailable``."""
+        db = await self._db()
+        try:
+            try:
+                await db.describe_table(TableName=self._settings.history_table)
+            except db.exceptions.ResourceNotFoundException:
+                pass
+            else:
+                return False
+            await db.create_table(
+                TableName=self._settings.history_table,
+                BillingMode="PAY_PER_REQUEST",
+                AttributeDefinitions=[
+                    {"AttributeName": name, "AttributeType": "S"}
+                    for name in ("conversation", "at_id", "recipient", "position")
+                ],
+                KeySchema=[
+                    {"AttributeName": "conversation", "KeyType": "HASH"},
+                    {"AttributeName": "at_id", "KeyType": "RANGE"},
+                ],
+                GlobalSecondaryIndexes=[
+                    {
+                        "IndexName": INDEX,
+                        "KeySchema": [
+                            {"AttributeName": "recipient", "KeyType": "HASH"},
+                            {"AttributeName": "position", "KeyType": "RANGE"},
+                        ],
+                        "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["json"]},
+                    }
+                ],
+            )
+            await db.get_waiter("table_exists").wait(TableName=self._settings.history_table)
+        except (ClientError, BotoCoreError) as error:
+            raise HistoryUnavailable(
+                f"no table {self._settings.history_table} at {self._settings.dynamodb_endpoint or 'AWS'}: {error}"
+            ) from error
+        return True
+
+    async def put(self, entries: Iterable[Entry]) -> None:
+        """Write messages and wait until they are stored; writing one again changes nothing."""
+        # A batch may name an item once only; a message sent twice in the same millisecond is one item.
+        items = {(item["conversation"]["S"], item["at_id"]["S"]): item for item in map(_item, entries)}
+        unique = list(items.values())
+        await asyncio.gather(
+            *(self._put_batch(unique[i : i + BATCH_ITEMS]) for i in range(0, len(unique), BATCH_ITEMS))
+        )
+
+    async def _put_batch(self, items: Sequence[dict[str, Any]]) -> None:
+        delay = 0.05
+        requests: Any = [{"PutRequest": {"Item": item}} for item in items]
+        async with self._places:
+            while requests:
+                try:
+                    db = await self._db()
+                    answer = await db.batch_write_item(RequestItems={self._settings.history_table: requests})
+                    requests = answer["UnprocessedItems"].get(self._settings.history_table, [])
+                except ClientError as error:
+                    if error.response["Error"]["Code"] in _FINAL - {"ResourceNotFoundException"}:
+                        raise
+                    log.warning("the database refused, waiting", retry_in_s=delay, error=str(error))
+                except (BotoCoreError, OSError, TimeoutError) as error:
+                    log.warning("the database is away, waiting", retry_in_s=delay, error=repr(error))
+                if requests:
+                    await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                    delay = min(2.0, 2 * delay)
+
+    async def page(self, a: str, b: str, before: str | None, limit: int) -> Page:
+        """The newest ``limit`` messages of a conversation that are older than the cursor ``before``, oldest first.
+
+        Raises ``HistoryUnavailable``.
+        """
+        condition, values = "conversation = :c", {":c": {"S": conversation(a, b)}}
+        if before is not None:
+            condition += " AND at_id < :b"
+            values[":b"] = {"S": before}
+        items = await self._query(
+            KeyConditionExpression=condition,
+            ExpressionAttributeValues=values,
+            ScanIndexForward=False,
+            Limit=limit + 1,
+        )
+        page = items[:limit]
+        cursor = page[-1]["at_id"]["S"] if len(items) > limit else None
+        return Page([item["json"]["B"] for item in reversed(page)], cursor)
+
+    async def range(
+        self, recipient: str, after: Position, until: Position, before: Position | None, limit: int
+    ) -> Page:
+        """The newest ``limit`` messages of an inbox in ``(after, until]`` that are below ``before``, oldest first.
+
+        The cursor is the next ``before``. Raises ``HistoryUnavailable``.
+        """
+        last = until if before is None else min(until, _below(before))
+        # Indexes are whole numbers: the first key above `after`.
+        first = Position(after.entry, after.place + 1)
+        if last < first:
+            return Page([], None)
+        items = await self._query(
+            IndexName=INDEX,
+            KeyConditionExpression="recipient = :r AND #p BETWEEN :a AND :u",
+            ExpressionAttributeNames={"#p": "position"},
+            ExpressionAttributeValues={
+                ":r": {"S": recipient},
+                ":a": {"S": _sort_key(first)},
+                ":u": {"S": _sort_key(last)},
+            },
+            ScanIndexForward=False,
+            Limit=limit + 1,
+        )
+        page = items[:limit]
+        cursor = None
+        if len(items) > limit:
+            entry, _, index = page[-1]["position"]["S"].partition("-")
+            cursor = str(Position(int(entry), int(index)))
+        return Page([item["json"]["B"] for item in reversed(page)], cursor)
+
+    async def _query(self, **arguments: Any) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        limit = arguments["Limit"]
+        try:
+            db = await self._db()
+            while True:
+                answer = await db.query(TableName=self._settings.history_table, **arguments)
+                items += answer["Items"]
+                # DynamoDB ends a page after 1 MiB, full or not.
+                if len(items) >= limit or "LastEvaluatedKey" not in answer:
+                    return items
+                arguments["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        except (ClientError, BotoCoreError, OSError, TimeoutError) as error:
+            raise HistoryUnavailable(repr(error)) from error

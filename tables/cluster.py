@@ -1,0 +1,190 @@
+"""Redis in cluster mode: a pipeline of function calls in one round trip to each primary."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+import structlog
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from chat_streams.settings import Settings
+
+log = structlog.get_logger()
+
+_SOURCE: Final = files("tables").joinpath("inbox.lua").read_text()
+# Programs of two versions run side by side during a deploy: each calls the functions it was written for.
+_VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
+LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
+PIPELINE_BYTES: Final = 4 * 1024 * 1024
+_RETRY: Final = (0.05, 2.0)
+_ELSEWHERE: Final = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError)
+
+Command = tuple[Any, ...]
+
+
+def function(name: str) -> str:
+    """What a function of ``inbox.lua`` is called in Redis; ``name`` is as in the file, without ``cc_``."""
+    return f"cc_{_VERSION}_{name}"
+
+
+class StoreUnavailable(Exception):
+    """Redis did not do what was asked for: it is away, moving slots or choosing a new primary. Try again."""
+
+
+class Cluster:
+    """A client of the cluster. Commands are function calls, ``("FCALL", name, n, key, …)``: element 3 is a key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._redis = RedisCluster.from_url(
+            settings.redis,
+            max_connections=settings.redis_connections,
+            socket_timeout=settings.engine_timeout,
+            socket_connect_timeout=settings.engine_timeout,
+        )
+        self._settings = settings
+        # A node's pool raises when it is empty instead of letting the next one wait.
+        self._places = asyncio.Semaphore(settings.redis_connections)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Raise ``StoreUnavailable`` when the cluster can't take a command."""
+        await self.call(("FCALL_RO", function("read"), 2, "{ping}:inbox", "{ping}:devices", "0-0", 1, 1, 0))
+
+    async def call(self, command: Command) -> Any:
+        """The answer to one command; see ``pipeline``."""
+        return (await self.pipeline([command]))[0]
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to commands for keys anywhere in the cluster, in order; one round trip to each primary.
+
+        An answer may be a ``ResponseError``. Raises ``StoreUnavailable`` when any of the commands can't be carried
+        out now; others may have been carried out, so they must be such that doing them again changes nothing.
+        """
+        try:
+            async with self._places, asyncio.timeout(2 * self._settings.engine_timeout):
+                return await self._pipeline(commands)
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            await self._forget_topology()
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+    async def patient(self, commands: Sequence[Command], what: str) -> list[Any]:
+        """As ``pipeline``, but wait for an engine that is away, with a growing delay, for as long as it takes."""
+        delay, longest = _RETRY
+        while True:
+            try:
+                return await self.pipeline(commands)
+            except StoreUnavailable as error:
+                log.warning("redis is away, waiting", doing=what, retry_in_s=delay, error=str(error))
+            await asyncio.sleep(delay)
+            delay = min(longest, 2 * delay)
+
+    async def on_primaries(self, command: Command) -> list[Any]:
+        """The answers of every primary to a command without keys; raises ``StoreUnavailable``."""
+        try:
+            async with asyncio.timeout(2 * self._settings.engine_timeout):
+                await self._initialize()
+                answers = [await self._send(node, [command]) for node in self._redis.get_primaries()]
+                if any(_no_function(answer[0]) for answer in answers):
+                    await self._load()
+                    answers = [await self._send(node, [command]) for node in self._redis.get_primaries()]
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            await self._forget_topology()
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        for answer in answers:
+            if isinstance(answer[0], ResponseError):
+                raise StoreUnavailable(str(answer[0]))
+        return [answer[0] for answer in answers]
+
+    async def _initialize(self) -> None:
+        await self._redis.initialize()
+
+    async def _forget_topology(self) -> None:
+        # The next command asks who holds which slots: after a failover the old answers lead to a dead node.
+        try:
+            await self._redis.aclose()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("closing connections to redis failed", error=str(error))
+
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        await self._initialize()
+        answers = await self._round(commands)
+        if any(_no_function(answer) for answer in answers):
+            await self._load()
+            answers = await self._round(commands)
+        for answer in answers:
+            if isinstance(answer, _ELSEWHERE) or _no_function(answer):
+                raise answer
+        return answers
+
+    async def _round(self, commands: Sequence[Command]) -> list[Any]:
+        by_node: dict[str, tuple[ClusterNode, list[int]]] = {}
+        find = self._redis.nodes_manager.get_node_from_slot
+        for index, command in enumerate(commands):
+            node = find(key_slot(command[3].encode()))
+            by_node.setdefault(node.name, (node, []))[1].append(index)
+        answers: list[Any] = [None] * len(commands)
+
+        async def one(node: ClusterNode, indexes: list[int]) -> None:
+            for index, answer in zip(indexes, await self._send(node, [commands[i] for i in indexes]), strict=True):
+                answers[index] = answer
+
+        if len(by_node) == 1:
+            await one(*next(iter(by_node.values())))
+        else:
+            done = await asyncio.gather(
+                *(one(node, indexes) for node, indexes in by_node.values()), return_exceptions=True
+            )
+            for failure in done:
+                if failure is not None:
+                    raise failure
+        return answers
+
+    async def _send(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+        connection = node.acquire_connection()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_packed_command(connection.pack_commands(commands))
+            answers = []
+            for _ in commands:
+                try:
+                    answers.append(await connection.read_response())
+                except ResponseError as error:
+                    answers.append(error)
+        except BaseException:
+            # Whoever takes this connection next must not read the answers that were meant for us.
+            await connection.disconnect(nowait=True)
+            raise
+        else:
+            return answers
+        finally:
+            node.release(connection)
+
+    async def _load(self) -> None:
+        log.info("loading the function library into redis")
+        for node in self._redis.get_primaries():
+            (answer,) = await self._send(node, [("FUNCTION", "LOAD", LIBRARY)])
+            if isinstance(answer, ResponseError) and "already exists" not in str(answer):
+                raise answer
+
+
+def _no_function(answer: object) -> bool:
+    return isinstance(answer, ResponseError) and "Function not found" in str(answer)

@@ -1,0 +1,339 @@
+#!lua name=connect_chat
+
+-- The inbox of a user, of three keys which share a hash slot:
+--   {u:<user>}:inbox    stream; an entry's id is the message's position
+--                         t  when it was accepted, s since the epoch
+--                         c  bytes ever appended to this inbox, this entry included
+--                         m  the JSON object a recipient is sent
+--                       or, where the quota was used up,
+--                         t, c, g  the position above which messages went to history only, up to this entry
+--   {u:<user>}:devices  hash: "top" the highest position ever applied, "floor" the highest one removed,
+--                       "bytes" ever appended, "removed" how many of them are gone (a lower bound, made exact when
+--                       the quota seems used up), "gap" the id of the newest entry if that is a gap,
+--                       "d:<device>" -> "<cursor> <last seen, s> <connection number>"
+--   {u:<user>}:seen:<n> set of digests of (sender, message id), of the n-th retry window
+--
+-- Positions are compared as texts: Lua's numbers are doubles, which are exact up to 2^53 only.
+
+local ORIGIN = '0-0'
+local CHUNK = 250
+
+local function less_digits(a, b)
+  return #a < #b or (#a == #b and a < b)
+end
+
+local function less(a, b)
+  local a_entry, a_index = string.match(a, '^(%d+)-(%d+)$')
+  local b_entry, b_index = string.match(b, '^(%d+)-(%d+)$')
+  if a_entry ~= b_entry then
+    return less_digits(a_entry, b_entry)
+  end
+  return less_digits(a_index, b_index)
+end
+
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function device_of(value)
+  local cursor, seen, number = string.match(value, '^(%d+-%d+) (%d+) (%d+)$')
+  return cursor, tonumber(seen), tonumber(number)
+end
+
+local function touch(keys, ttl_ms)
+  redis.call('PEXPIRE', keys[1], ttl_ms)
+  redis.call('PEXPIRE', keys[2], ttl_ms)
+end
+
+-- How many of the bytes ever appended are no longer in the inbox.
+local function removed_bytes(inbox, bytes)
+  local first = redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
+  if not first then
+    return bytes
+  end
+  local value = first[2]
+  return tonumber(value[4]) - (value[5] == 'm' and #value[6] or 0)
+end
+
+-- Who may append: the token of each partition of the log. It lives in the memory of this server process alone, not
+-- in its data: a server that was restarted, or promoted, may have lost its newest writes and knows no token.
+local tokens = {}
+
+-- args: partition, the token expected, the new one. Returns whether it was the expected one.
+local function adopt(keys, args)
+  local kept = tokens[args[1]] == args[2]
+  tokens[args[1]] = args[3]
+  return kept and 1 or 0
+end
+
+-- keys: inbox, devices, seen in this window, seen in the one before
+-- args: partition, token, TTL in ms, quota in messages, quota in bytes, the most digests kept of a window,
+--       the window in ms, then for each message: position, time in s, digest, JSON
+-- Returns the former top, and for each message whether it was added ("1"), or not ("0", a text as long as the batch).
+local function append(keys, args)
+  if tokens[args[1]] ~= args[2] then
+    return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
+  end
+  local inbox, devices = keys[1], keys[2]
+  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed')
+  local top, bytes, gap = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3]
+  local former = top
+  local n = (#args - 7) / 4
+  local added = {}
+  local start = 1
+  while start <= n and not less(top, args[4 + start * 4]) do
+    added[start] = '0'
+    start = start + 1
+  end
+  if start > n then
+    return {former, table.concat(added)}
+  end
+
+  local fresh = {}
+  for i = start, n do
+    fresh[#fresh + 1] = args[6 + i * 4]
+  end
+  local now_seen = redis.call('SMISMEMBER', keys[3], unpack(fresh))
+  local before_seen = redis.call('SMISMEMBER', keys[4], unpack(fresh))
+  redis.call('SADD', keys[3], unpack(fresh))
+
+  local length = redis.call('XLEN', inbox)
+  local max_messages, max_bytes = tonumber(args[4]), tonumber(args[5])
+  local removed = tonumber(head[4] or '0')
+  local twice = {}
+  for i = start, n do
+    local at = 4 + i * 4
+    local digest, json = args[at + 2], args[at + 3]
+    if bytes - removed + #json > max_bytes then
+      removed = removed_bytes(inbox, bytes)
+    end
+    if now_seen[i - start + 1] == 1 or before_seen[i - start + 1] == 1 or twice[digest] then
+      added[i] = '0'
+    elseif length >= max_messages or bytes - removed + #json > max_bytes then
+      local from = top
+      if gap then
+        local entry = redis.call('XRANGE', inbox, gap, gap)[1]
+        if entry then
+          from = entry[2][6]
+          redis.call('XDEL', inbox, gap)
+        end
+      end
+      redis.call('XADD', inbox, args[at], 't', args[at + 1], 'c', digits(bytes), 'g', from)
+      gap = args[at]
+      added[i] = '0'
+    else
+      bytes = bytes + #json
+      redis.call('XADD', inbox, args[at], 't', args[at + 1], 'c', digits(bytes), 'm', json)
+      length = length + 1
+      gap = false
+      added[i] = '1'
+    end
+    twice[digest] = true
+    top = args[at]
+  end
+  redis.call('HSET', devices, 'top', top, 'bytes', digits(bytes), 'removed', digits(removed))
+  if gap then
+    redis.call('HSET', devices, 'gap', gap)
+  elseif head[3] then
+    redis.call('HDEL', devices, 'gap')
+  end
+  touch(keys, args[3])
+  if redis.call('SCARD', keys[3]) > tonumber(args[6]) then
+    redis.call('RENAME', keys[3], keys[4])
+    redis.call('PEXPIRE', keys[4], 3 * tonumber(args[7]))
+  else
+    redis.call('PEXPIRE', keys[3], 3 * tonumber(args[7]))
+  end
+  return {former, table.concat(added)}
+end
+
+-- keys: inbox, devices; args: after, the most messages, the most bytes, messages accepted before this are too old (s)
+-- Returns {"messages", after, until, first, count, JSON objects joined by commas} or {"missed", after, until}.
+local function read(keys, args)
+  local inbox, devices, after = keys[1], keys[2], args[1]
+  local limit, limit_bytes, oldest = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  local head = redis.call('HMGET', devices, 'top', 'floor')
+  local top, floor = head[1] or ORIGIN, head[2] or ORIGIN
+  if less(after, floor) then
+    return {'missed', after, floor}
+  end
+  local parts, count, bytes, first, last, missed = {}, 0, 0, false, after, false
+  while true do
+    local want = math.min(CHUNK, limit - count)
+    local entries = redis.call('XRANGE', inbox, '(' .. last, '+', 'COUNT', want)
+    for _, entry in ipairs(entries) do
+      local value = entry[2]
+      if value[5] == 'g' or tonumber(value[2]) < oldest then
+        if count > 0 then
+          return {'messages', after, last, first, count, table.concat(parts, ',')}
+        end
+        missed = entry[1]
+        last = missed
+      else
+        if missed then
+          return {'missed', after, missed}
+        end
+        bytes = bytes + #value[6]
+        if count > 0 and bytes > limit_bytes then
+          return {'messages', after, last, first, count, table.concat(parts, ',')}
+        end
+        count = count + 1
+        parts[count] = value[6]
+        last = entry[1]
+        first = first or last
+        if count >= limit then
+          return {'messages', after, last, first, count, table.concat(parts, ',')}
+        end
+      end
+    end
+    if #entries < want then
+      break
+    end
+  end
+  if missed then
+    return {'missed', after, missed}
+  end
+  if less(last, top) then
+    last = top
+  end
+  return {'messages', after, last, first or '', count, table.concat(parts, ',')}
+end
+
+-- keys: devices. Returns the highest position ever applied.
+local function top_of(keys)
+  return redis.call('HGET', keys[1], 'top') or ORIGIN
+end
+
+-- Forget the devices unseen since `oldest`, then, down to `most`, the longest unseen. Returns device -> value.
+local function living_devices(devices, oldest, most)
+  local living, order = {}, {}
+  local all = redis.call('HGETALL', devices)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'd:' then
+      local _, seen = device_of(all[i + 1])
+      if seen < oldest then
+        redis.call('HDEL', devices, all[i])
+      else
+        living[all[i]] = all[i + 1]
+        order[#order + 1] = {seen, all[i]}
+      end
+    end
+  end
+  if #order > most then
+    table.sort(order, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+    for i = 1, #order - most do
+      redis.call('HDEL', devices, order[i][2])
+      living[order[i][2]] = nil
+    end
+  end
+  return living
+end
+
+-- Remove what all devices have. The floor rises with it: a device that was forgotten and comes back with a lower
+-- cursor is told what it missed.
+local function trim(keys, living)
+  local lowest = false
+  for _, value in pairs(living) do
+    local cursor = device_of(value)
+    if not lowest or less(cursor, lowest) then
+      lowest = cursor
+    end
+  end
+  if not lowest or lowest == ORIGIN then
+    return 0
+  end
+  local entry, index = string.match(lowest, '^(%d+)-(%d+)$')
+  local removed = redis.call('XTRIM', keys[1], 'MINID', '=', entry .. '-' .. digits(tonumber(index) + 1))
+  if removed > 0 then
+    redis.call('HSET', keys[2], 'floor', lowest)
+  end
+  return removed
+end
+
+-- keys: inbox, devices; args: device, now (s), TTL in ms, the most devices, the position the client claims to have
+-- or "", the highest position it may claim beyond the top
+-- A client that has a position of an inbox which is gone (expired) has missed what was in it: the floor says so.
+-- Returns {cursor, connection number, top, floor}.
+local function hello(keys, args)
+  local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[2])
+  local head = redis.call('HMGET', devices, 'top', 'floor', field)
+  local top, floor = head[1] or ORIGIN, head[2] or ORIGIN
+  local cursor, number = floor, 0
+  if head[3] then
+    local _
+    cursor, _, number = device_of(head[3])
+  end
+  if args[5] ~= '' and less(cursor, args[5]) then
+    local highest = less(top, args[6]) and args[6] or top
+    local claim = less(highest, args[5]) and highest or args[5]
+    if less(cursor, claim) then
+      cursor = claim
+    end
+  end
+  if not head[1] and args[5] ~= '' and less(floor, args[6]) then
+    floor = args[6]
+    redis.call('HSET', devices, 'floor', floor)
+  end
+  number = number + 1
+  redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
+  living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]))
+  touch(keys, args[3])
+  return {cursor, number, top, floor}
+end
+
+-- keys: inbox, devices; args: device, position, now (s), TTL in ms, the most devices. Returns how many were removed.
+local function acknowledge(keys, args)
+  local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[3])
+  local value = redis.call('HGET', devices, field)
+  local cursor, number = ORIGIN, 0
+  if value then
+    local _
+    cursor, _, number = device_of(value)
+  end
+  if less(cursor, args[2]) then
+    cursor = args[2]
+  end
+  redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
+  local living = living_devices(devices, now - math.floor(tonumber(args[4]) / 1000), tonumber(args[5]))
+  local removed = trim(keys, living)
+  touch(keys, args[4])
+  return removed
+end
+
+-- Of the gateways' slots. keys: the lease of one slot; args: this boot's id, TTL in ms, now in ms
+-- Takes it if it is free or ours. Returns the epoch, always above that of an earlier holder, or 0 if it is taken.
+local function lease(keys, args)
+  local value = redis.call('GET', keys[1])
+  if value then
+    local owner, epoch = string.match(value, '^(%S+) (%d+)$')
+    if owner ~= args[1] then
+      return 0
+    end
+    redis.call('PEXPIRE', keys[1], args[2])
+    return tonumber(epoch)
+  end
+  local last = tonumber(redis.call('GET', keys[2]) or '0')
+  local epoch = math.max(last + 1, tonumber(args[3]))
+  redis.call('SET', keys[1], args[1] .. ' ' .. digits(epoch), 'PX', args[2])
+  redis.call('SET', keys[2], digits(epoch))
+  return epoch
+end
+
+-- keys: the lease of one slot; args: this boot's id. Gives it back if it is ours.
+local function release(keys, args)
+  local value = redis.call('GET', keys[1])
+  if value and string.match(value, '^(%S+) ') == args[1] then
+    redis.call('DEL', keys[1])
+    return 1
+  end
+  return 0
+end
+
+redis.register_function('cc_adopt', adopt)
+redis.register_function('cc_append', append)
+redis.register_function{function_name = 'cc_read', callback = read, flags = {'no-writes'}}
+redis.register_function{function_name = 'cc_top', callback = top_of, flags = {'no-writes'}}
+redis.register_function('cc_hello', hello)
+redis.register_function('cc_acknowledge', acknowledge)
+redis.register_function('cc_lease', lease)
+redis.register_function('cc_release', release)

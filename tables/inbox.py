@@ -1,0 +1,188 @@
+"""The offline message store: one Redis Stream per user, addressed by positions in the log (see ``inbox.lua``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from chat_streams.position import ORIGIN, Position
+from chat_streams.records import Message
+from chat_streams.settings import Settings
+from tables.cluster import Cluster, Command, function
+
+MAX_DIGESTS = 50_000
+"""Of one user and retry window; past it the window is shortened."""
+
+
+class StaleToken(Exception):
+    """A Redis server does not know this worker: it may have lost its newest writes, or another worker took over.
+
+    Nothing was appended to it. The log must be applied again from before what may be lost (``Inbox.adopt``).
+    """
+
+
+class Device(NamedTuple):
+    """What the inbox knows of a device at hello: its cursor, and the user's ``top`` and ``floor``."""
+
+    cursor: Position
+    number: int
+    top: Position
+    floor: Position
+
+
+class Appended(NamedTuple):
+    """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it."""
+
+    former: Position
+    until: Position
+    first: Position | None
+    json: list[bytes]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of the inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
+
+    With ``missed``, what was in that range left the inbox without acknowledgement.
+    """
+
+    after: Position
+    until: Position
+    first: Position | None
+    count: int
+    messages: bytes
+    missed: bool
+
+
+def keys(user: str) -> tuple[str, str]:
+    """The keys of a user's inbox and devices."""
+    return f"{{u:{user}}}:inbox", f"{{u:{user}}}:devices"
+
+
+def digest(sender: str, message_id: str) -> bytes:
+    """What stands for a message in the retry window: 96 bits, so that two are never taken for one."""
+    return blake2b(f"{sender}\0{message_id}".encode(), digest_size=12).digest()
+
+
+class Inbox:
+    """The inboxes of all users.
+
+    Every method but ``adopt`` waits for a Redis that is away when it is called with ``patient``; else it raises
+    ``StoreUnavailable``. Doing any of them again changes nothing.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._ttl_ms = settings.inbox_ttl * 1000
+        self._window_ms = settings.retry_window * 1000
+
+    async def adopt(self, partition: int, expected: str, token: str) -> bool:
+        """Make ``token`` the one to append with for a partition of the log.
+
+        Returns whether all primaries still had the one expected, so have lost nothing since it was adopted.
+        """
+        answers = await self._cluster.on_primaries(("FCALL", function("adopt"), 0, str(partition), expected, token))
+        return all(answers)
+
+    async def append(
+        self, partition_of: Sequence[tuple[str, int, str]], batches: Sequence[Sequence[tuple[Position, Message]]]
+    ) -> list[Appended]:
+        """Append to each recipient's inbox what is new of its messages, which are in ascending order.
+
+        ``partition_of`` has each recipient, its partition of the log and the token adopted for that. Raises
+        ``StaleToken`` when a server refused it; the others may have appended.
+        """
+        commands: list[Command] = []
+        for (user, partition, token), batch in zip(partition_of, batches, strict=True):
+            inbox, devices = keys(user)
+            window = batch[0][1].at // self._window_ms
+            seen = f"{{u:{user}}}:seen:"
+            command: list[Any] = [
+                *("FCALL", function("append"), 4, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
+                *(str(partition), token, self._ttl_ms, self._settings.inbox_messages, self._settings.inbox_bytes),
+                *(MAX_DIGESTS, self._window_ms),
+            ]
+            for position, message in batch:
+                text = f"{position.entry}-{position.place}"
+                command += (
+                    text,
+                    message.at // 1000,
+                    digest(message.sender, message.id),
+                    b'{"pos":"%b"%b' % (text.encode(), message.json),
+                )
+            commands.append(tuple(command))
+        answers = await self._cluster.patient(commands, "append")
+        results = []
+        for batch, sent, answer in zip(batches, commands, answers, strict=True):
+            if isinstance(answer, ResponseError):
+                if str(answer).startswith("STALETOKEN"):
+                    raise StaleToken(str(answer))
+                raise answer
+            former, added = Position.parse(answer[0].decode()), answer[1]
+            json: list[bytes] = [sent[17 + 4 * i] for i, new in enumerate(added) if new == 49]
+            first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
+            results.append(Appended(former, max(former, batch[-1][0]), first, json))
+        return results
+
+    async def read(self, requests: Sequence[tuple[str, Position, int, int]]) -> list[Page]:
+        """One page for each (user, after, most messages, most bytes): what is stored above ``after``.
+
+        At least one message is returned where there is one, however large.
+        """
+        oldest = int(time.time()) - self._settings.inbox_ttl
+        commands = [
+            ("FCALL_RO", function("read"), 2, *keys(user), str(after), limit, limit_bytes, oldest)
+            for user, after, limit, limit_bytes in requests
+        ]
+        pages = []
+        for answer in await self._cluster.patient(commands, "read"):
+            if isinstance(answer, ResponseError):
+                raise answer
+            after, until = Position.parse(answer[1].decode()), Position.parse(answer[2].decode())
+            if answer[0] == b"missed":
+                pages.append(Page(after, until, None, 0, b"", missed=True))
+            else:
+                first = Position.parse(answer[3].decode()) if answer[3] else None
+                pages.append(Page(after, until, first, answer[4], answer[5], missed=False))
+        return pages
+
+    async def tops(self, users: Sequence[str]) -> list[Position]:
+        """The highest position ever applied to each user's inbox."""
+        commands = [("FCALL_RO", function("top"), 1, keys(user)[1]) for user in users]
+        answers = await self._cluster.patient(commands, "top")
+        return [Position.parse(answer.decode()) for answer in answers]
+
+    async def acknowledge(self, acks: Sequence[tuple[str, str, Position]]) -> None:
+        """Move the cursor of each (user, device) up to a position, and remove what all devices of the user have."""
+        now = int(time.time())
+        commands = [
+            ("FCALL", function("acknowledge"), 2, *keys(user), device, str(position), now)
+            + (self._ttl_ms, self._settings.max_devices)
+            for user, device, position in acks
+        ]
+        for answer in await self._cluster.patient(commands, "acknowledge"):
+            if isinstance(answer, ResponseError):
+                raise answer
+
+    async def hello(self, user: str, device: str, after: Position | None, log_end: Position = ORIGIN) -> Device:
+        """Register a device and take its next connection number; raises ``StoreUnavailable``.
+
+        ``after`` moves its cursor forward, at most to the inbox's top or ``log_end``, whichever is higher.
+        """
+        claim = "" if after is None else str(after)
+        answer = await self._cluster.call(
+            ("FCALL", function("hello"), 2, *keys(user), device, int(time.time()), self._ttl_ms)
+            + (self._settings.max_devices, claim, str(log_end))
+        )
+        if isinstance(answer, ResponseError):
+            raise answer
+        cursor, number, top, floor = answer
+        return Device(
+            Position.parse(cursor.decode()), number, Position.parse(top.decode()), Position.parse(floor.decode())
+        )
