@@ -80,8 +80,9 @@ $(VENV)/installed.stamp: requirements.lock | .local/prerequisites.stamp
 
 $(JARS)/%.stamp: docker/local/%/pom.xml | .local/prerequisites.stamp
 	@echo "setup: fetching $* into $(JARS)" >&2
-	@rm -rf $(JARS)/$*
-	@mvn -q -B -Dstyle.color=never -f $< dependency:copy-dependencies -DoutputDirectory="$(CURDIR)/$(JARS)/$*" >&2
+	@mkdir -p $(JARS) && rm -rf $(JARS)/$* $@
+	@mvn -q -B -f $< dependency:copy-dependencies -DoutputDirectory="$(CURDIR)/$(JARS)/$*" >$(JARS)/$*.log 2>&1 \
+		|| { cat $(JARS)/$*.log >&2; exit 1; }
 	@touch $@
 	@echo "setup: $* is installed" >&2
 

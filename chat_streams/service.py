@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Any, Final
 
 import aiohttp.web
@@ -70,8 +71,7 @@ class Service(ChatApp):
             consumer_max_fetch_size=topics.MAX_RECORD,
         )
         self.log_generation: Log | None = None
-        self.page("/healthz")(_healthz)
-        self.page("/readyz")(self._readyz)
+        self._add_pages()
         self.task(self.watch)
 
     @property
@@ -83,18 +83,24 @@ class Service(ChatApp):
     def worker_init(self) -> None:
         """Check the topics before a worker starts; ends the process with one clear line when they are wrong."""
         super().worker_init()
+        # Faust calls this before any command of the app, and the one that creates the topics can't have them yet.
+        if "worker" not in sys.argv:
+            return
         try:
             self.log_generation = asyncio.run(topics.check(self.settings))
         except topics.TopicsError as error:
             raise click.ClickException(str(error)) from error
 
-    async def _readyz(self, web: faust.web.View, request: aiohttp.web.Request) -> Any:
-        ready = bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
-        return web.json({"ready": ready}, status=200 if ready else 503)
+    def _add_pages(self) -> None:
+        # Faust takes functions only, and makes methods of its own views of them.
+        @self.page("/healthz")
+        async def healthz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
+            return view.json({"alive": True})
 
-
-async def _healthz(web: faust.web.View, request: aiohttp.web.Request) -> Any:
-    return web.json({"alive": True})
+        @self.page("/readyz")
+        async def readyz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
+            ready = bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
+            return view.json({"ready": ready}, status=200 if ready else 503)
 
 
 def _settings_or_exit() -> Settings:

@@ -32,6 +32,8 @@ from docker.local.part import Part
 from docker.local.parts import create_topics, engines, services
 from docker.local.supervision import Supervisor
 
+OTHER_SETTINGS = "other CHAT_* variables, or by another version"
+
 console = Console(highlight=False)
 
 
@@ -77,9 +79,9 @@ class Stack:
         with self._alone():
             began = time.monotonic()
             running = self.supervisor.is_running()
-            if running:
-                self.supervisor.check_settings()
-            elif left := self.supervisor.stop_orphans():
+            if running and self.supervisor.has_other_settings():
+                raise StackError(f"the stack is running, started with {OTHER_SETTINGS}: 'make down' it first")
+            if not running and (left := self.supervisor.stop_orphans()):
                 console.print(f"stopped {left} parts left behind by a supervisord that died")
             states = await self.states()
             if all(state.state == "ready" for state in states):
@@ -177,7 +179,7 @@ def _print_table(states: list[State]) -> None:
 async def _follow(part: Part, width: int) -> None:
     """Print the end of a part's log and all that comes, each line after the part's name."""
     process = await asyncio.create_subprocess_exec(
-        *("tail", "-n", "10", "-F", str(part.log)),
+        *("tail", f"--pid={os.getpid()}", "-n", "10", "-F", str(part.log)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         limit=1 << 24,
@@ -215,7 +217,10 @@ def down() -> None:
 @click.option("--json", "as_json", is_flag=True, help="A list of objects: part, state, pid, url, log.")
 def status(as_json: bool) -> None:
     """Show how every part is."""
-    states = asyncio.run(Stack(Layout.from_settings()).states())
+    stack = Stack(Layout.from_settings())
+    states = asyncio.run(stack.states())
+    if any(s.pid for s in states) and stack.supervisor.has_other_settings():
+        click.echo(f"the stack was started with {OTHER_SETTINGS}: what follows looks at the present ones", err=True)
     if not as_json:
         _print_table(states)
         return

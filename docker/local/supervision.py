@@ -77,10 +77,9 @@ class Supervisor:
             time.sleep(0.05)
         raise StackError(f"supervisord did not start, see {self.log}: {done.stdout}{done.stderr}".strip())
 
-    def check_settings(self) -> None:
-        """Raise ``StackError`` when the running supervisord was started with other settings than the present ones."""
-        if self.configuration.read_text() != self._expected_configuration():
-            raise StackError("the stack is running with other settings or another version: 'make down' it first")
+    def has_other_settings(self) -> bool:
+        """Whether the running supervisord was started with other settings, or by another version of this."""
+        return self.configuration.read_text() != self._expected_configuration()
 
     def shutdown(self) -> None:
         """End supervisord, and every part it still runs; returns when it is gone."""

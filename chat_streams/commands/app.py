@@ -1,4 +1,4 @@
-"""The commands of Connect Chat: ``faust -A chat_streams <command>``."""
+"""The app behind ``faust -A chat_streams <command>``: commands only, no agents."""
 
 from __future__ import annotations
 
