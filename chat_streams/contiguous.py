@@ -185,6 +185,8 @@ class ChatApp(faust.App):
     def __init__(self, *args: Any, loss_window: float, dead_letters: str, **kwargs: Any) -> None:
         self.progress: Progress[TP] = Progress(loss_window)
         self._dead_letters = dead_letters
+        # Since when the agent of each topic has nothing to do; None while it works.
+        self._idle_since: dict[str, float | None] = {}
         super().__init__(*args, **kwargs)
 
     def _new_transport(self) -> Transport:
@@ -237,14 +239,21 @@ class ChatApp(faust.App):
             await self.sleep(WATCH_SECONDS)
             if self.rebalancing or not self.flow_control.is_active():
                 continue
+            now = time.monotonic()
             for tp in [tp for tp in self.consumer.assignment() if tp in self.progress]:
+                idle_since = self._idle_since.get(tp.topic)
+                if idle_since is None or now - idle_since < STALLED_SECONDS:
+                    continue
                 end = self.consumer.highwater(tp)
-                if end is not None and self.progress.stalled(tp, end, time.monotonic(), STALLED_SECONDS):
+                if end is not None and self.progress.stalled(tp, end, now, STALLED_SECONDS):
                     await self._fill_hole(tp, "no progress")
 
     async def _waiting(self, stream: Any, most: int) -> AsyncIterator[list[faust.EventT[Any]]]:
         queue = stream.channel.queue
+        topic = stream.channel.topics[0]
+        self._idle_since[topic] = time.monotonic()
         async for event in stream.events():
+            self._idle_since[topic] = None
             events = [event]
             size = len(event.message.value or b"")
             while len(events) < most and size < BATCH_BYTES and not queue.empty():
@@ -252,6 +261,7 @@ class ChatApp(faust.App):
                 events.append(extra)
                 size += len(extra.message.value or b"")
             yield events
+            self._idle_since[topic] = time.monotonic()
 
     async def _admit(self, event: faust.EventT[Any]) -> bool:
         tp = event.message.tp

@@ -27,7 +27,7 @@ class Position(NamedTuple):
 
     @classmethod
     def of(cls, generation: int, offset: int, place: int) -> Self:
-        """The position of the message at ``place`` in a record; raises ``ValueError`` when something is out of range."""
+        """The position of the message at ``place`` in a record; raises ``ValueError`` when out of range."""
         if not (1 <= generation <= MAX_GENERATION and 0 <= offset <= MAX_OFFSET and 0 <= place <= MAX_PLACE):
             raise ValueError(f"generation {generation}, offset {offset}, place {place}: out of range")
         return cls(generation << OFFSET_BITS | offset, place)

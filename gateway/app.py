@@ -32,6 +32,7 @@ log = structlog.get_logger()
 
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 5.0
 
 
 class Gateway:
@@ -88,6 +89,7 @@ class Gateway:
             heartbeat=self.settings.heartbeat,
             max_msg_size=self.settings.max_frame,
             compress=False,
+            timeout=CLOSE_SECONDS,
         )
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         if protocol.SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:

@@ -154,6 +154,11 @@ class Publisher:
         if self._producer is not None:
             await self._producer.stop()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether less than ``produce_buffer`` bytes wait for Kafka."""
+        return self._room > 0
+
     async def wait_for_room(self) -> None:
         """Return once less than ``produce_buffer`` bytes wait for Kafka."""
         await self._has_room.wait()

@@ -62,7 +62,9 @@ class WebSocket:
         self._may_read = asyncio.Event()
         self._may_read.set()
         self._ended: Ended | None = None
-        self._ending = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._last = False
         self._unconfirmed = 0
         self._held_back: dict[str, tuple[str, float]] = {}
         self._reserved = 0
@@ -88,9 +90,7 @@ class WebSocket:
         self._hub.add(self)
         self.progress()
         try:
-            await self._read()
-        except Ended as ended:
-            self._ended = self._ended or ended
+            await self._read_until_end()
         finally:
             expiry.cancel()
             if self._timer is not None:
@@ -101,7 +101,12 @@ class WebSocket:
                 self._reserved = 0
             for task in self._tasks:
                 task.cancel()
-            await self._finish(writer)
+            self._last = True
+            self._has_output.set()
+            await asyncio.wait({writer}, timeout=CLOSE_SECONDS)
+            writer.cancel()
+        if self._ended is not None:
+            await self._close(self._ended)
 
     # What the hub brings
 
@@ -131,8 +136,7 @@ class WebSocket:
         """Close the connection, after what is to be written."""
         if self._ended is None:
             self._ended = Ended(code, reason)
-            self._ending.set()
-            self._may_read.set()
+            self._stop_reading()
 
     def goodbye(self, reconnect_in_ms: int) -> None:
         """Tell the client that the gateway stops, and close."""
@@ -222,27 +226,39 @@ class WebSocket:
 
     # Reading
 
-    async def _read(self) -> None:
-        ending = asyncio.create_task(self._ending.wait())
+    async def _read_until_end(self) -> None:
+        self._reader = asyncio.current_task()
         try:
-            while self._ended is None:
-                # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
-                await self._may_read.wait()
-                await self._gateway.publisher.wait_for_room()
-                receiving = asyncio.ensure_future(self._ws.receive())
-                await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
-                if not receiving.done():
-                    receiving.cancel()
-                    return
-                message = receiving.result()
-                if message.type is WSMsgType.TEXT:
-                    self._take(message.data)
-                elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
-                    return
-                else:
-                    raise Ended(Close.NOT_JSON, "frames are text")
+            if self._ended is None:
+                await self._read()
+        except Ended as ended:
+            self._ended = self._ended or ended
+        except asyncio.CancelledError:
+            if not self._stopped or self._reader is None or self._reader.uncancel():
+                raise
         finally:
-            ending.cancel()
+            self._reader = None
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None and not self._stopped:
+            self._stopped = True
+            self._reader.cancel()
+
+    async def _read(self) -> None:
+        room = self._gateway.publisher
+        while True:
+            # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
+            if not self._may_read.is_set():
+                await self._may_read.wait()
+            if not room.has_room:
+                await room.wait_for_room()
+            message = await self._ws.receive()
+            if message.type is WSMsgType.TEXT:
+                self._take(message.data)
+            elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                return
+            else:
+                raise Ended(Close.NOT_JSON, "frames are text")
 
     def _take(self, text: str) -> None:
         try:
@@ -389,10 +405,11 @@ class WebSocket:
         try:
             while True:
                 while self._out:
-                    frame = self._out[0]
+                    frame = self._out.popleft()
                     await self._ws.send_frame(frame, WSMsgType.TEXT)
-                    self._out.popleft()
                     self._out_bytes -= len(frame)
+                if self._last:
+                    return
                 if not self._may_read.is_set():
                     self._consider_reading()
                 self._has_output.clear()
@@ -400,24 +417,9 @@ class WebSocket:
         except (ConnectionError, RuntimeError):
             # The client is gone: reading ends, too.
             self._out.clear()
-            self._ending.set()
-
-    async def _finish(self, writer: asyncio.Task[None]) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                while self._out and not writer.done() and not self._ws.closed:
-                    self._has_output.set()
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            pass
-        writer.cancel()
-        await asyncio.gather(writer, return_exceptions=True)
-        if self._ended is not None:
-            await self._close(self._ended)
+            self._stop_reading()
 
     async def _close(self, ended: Ended) -> None:
-        while self._out:
-            await self._ws.send_frame(self._out.popleft(), WSMsgType.TEXT)
         # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of them the code.
         await self._ws.close(code=ended.code, message=str(ended).encode()[:120])
 

@@ -1,0 +1,41 @@
+"""One stack of real engines and services for the whole run, on ports and in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from docker.local.layout import base_environment, service_environment
+from tests.integration.support import Stack
+
+
+@pytest_asyncio.fixture(scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Start everything; what the user's own environment says about Connect Chat or AWS counts for nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
+            patch.delenv(name)
+        async with Stack(tmp_path_factory.mktemp("stack")) as stack:
+            for name, value in service_environment(stack.layout).items():
+                if name.startswith("AWS_"):
+                    patch.setenv(name, value)
+            yield stack
+
+
+@pytest_asyncio.fixture(scope="session")
+async def small(stack: Stack) -> str:
+    """Start a second gateway with small limits and a lease that outlives a pause, and return its URL."""
+    gateway = stack.service("gateway", window=50, hello_timeout=0.5, lease=60)
+    await stack.start(gateway)
+    return gateway.url
+
+
+@pytest.fixture(autouse=True)
+def _all_parts_live(stack: Stack) -> Iterator[None]:
+    """Fail, with the end of its log, where a part of the stack died without a test's doing."""
+    stack.check()
+    yield
+    stack.check()

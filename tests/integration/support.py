@@ -1,0 +1,346 @@
+"""The stack of one test run, and what the tests talk to it with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import WSMsgType
+from redis.asyncio.cluster import RedisCluster
+
+from chat_streams.position import Position
+from chat_streams.settings import Settings
+from docker.local.layout import HOST, Layout, StackError, base_environment, service_environment
+from docker.local.part import Part, Running
+from docker.local.parts import Service, create_topics, engines
+from gateway.auth import mint
+from gateway.client import SUBPROTOCOL, Client, Message
+from tables.inbox import keys
+
+WITHIN_S = 15.0
+TOKEN_S = 3600
+INSTANCES = 3
+Frame = dict[str, Any]
+_numbers = itertools.count()
+
+
+def user(name: str = "user") -> str:
+    """Make a user id that no other test has."""
+    return f"{name}-{secrets.token_hex(5)}"
+
+
+async def eventually(condition: Callable[[], Any], within_s: float = WITHIN_S, what: str = "") -> Any:
+    """Ask until the answer, possibly awaited, is true, and return it; fails with the last answer when the time is up."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = condition()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what or inspect.getsource(condition).strip()}: {answer!r} after {within_s:g} s")
+        await asyncio.sleep(0.02)
+
+
+class Closed(Exception):
+    """The server closed a raw connection."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}")
+        self.code, self.reason = code, reason
+
+
+class Raw:
+    """A bare WebSocket: each frame by hand, with the chain of positions checked."""
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
+        self.until = ""
+        self.seen: list[Frame] = []
+        """Every object that ``next`` has returned."""
+        self._ws = ws
+        self._frames: deque[Frame] = deque()
+
+    async def hello(self, token: str, device: str = "phone", after: str | None = None) -> Frame:
+        """Say hello and return the welcome."""
+        frame = {"type": "hello", "token": token, "device": device}
+        await self.send(frame if after is None else frame | {"after": after})
+        welcome = await self.next()
+        assert welcome["type"] == "welcome", welcome
+        self.until = welcome["after"]
+        return welcome
+
+    async def send(self, *frames: Frame) -> None:
+        """Send one object, or several as an array."""
+        await self.send_text(json.dumps(frames[0] if len(frames) == 1 else frames))
+
+    async def send_text(self, text: str) -> None:
+        """Send anything."""
+        await self._ws.send_str(text)
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a binary frame."""
+        await self._ws.send_bytes(data)
+
+    async def ack(self, pos: str) -> None:
+        """Acknowledge everything up to a position."""
+        await self.send({"type": "ack", "pos": pos})
+
+    async def next(self, within_s: float = WITHIN_S) -> Frame:
+        """Return the next object; raises ``Closed`` when there is none any more."""
+        while not self._frames:
+            async with asyncio.timeout(within_s):
+                message = await self._ws.receive()
+            if message.type is not WSMsgType.TEXT:
+                assert message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR), message
+                raise Closed(self._ws.close_code or 1006, str(message.extra or ""))
+            found = json.loads(message.data)
+            self._frames.extend(found if isinstance(found, list) else [found])
+        frame = self._frames.popleft()
+        self.seen.append(frame)
+        if frame["type"] in ("messages", "missed"):
+            assert frame["after"] == self.until, f"{frame['after']} follows {self.until}"
+            self.until = frame["until"]
+        return frame
+
+    async def next_of(self, kind: str, within_s: float = WITHIN_S) -> Frame:
+        """Return the next object of a type, leaving out others."""
+        async with asyncio.timeout(within_s):
+            while (frame := await self.next(within_s))["type"] != kind:
+                pass
+        return frame
+
+    async def messages(self, count: int, within_s: float = WITHIN_S) -> list[Frame]:
+        """Return the next ``count`` messages (or more, where one delivery has more), leaving out other objects."""
+        found: list[Frame] = []
+        async with asyncio.timeout(within_s):
+            while len(found) < count:
+                found += (await self.next_of("messages", within_s))["messages"]
+        return found
+
+    async def quiet(self, seconds: float) -> list[Frame]:
+        """Return what comes until nothing has come for ``seconds``."""
+        found = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                found.append(await self.next(seconds))
+        return found
+
+    async def closed(self, within_s: float = WITHIN_S) -> Closed:
+        """Wait for the end of the connection, leaving out what comes before."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    await self.next(within_s)
+        except Closed as closed:
+            return closed
+
+    async def ping(self) -> None:
+        """Return once the gateway has worked through all frames sent so far."""
+        ref = f"ping-{next(_numbers)}"
+        await self.send({"type": "ping", "ref": ref})
+        while (await self.next_of("pong"))["ref"] != ref:
+            pass
+
+    async def close(self) -> None:
+        """Say goodbye as a client does."""
+        await self._ws.close()
+
+    def abort(self) -> None:
+        """Drop the TCP connection without a word, as a phone in a tunnel does."""
+        abort(self._ws)
+
+
+def abort(ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
+    """Drop the TCP connection of a WebSocket: no close frame, and what waits to be sent is gone."""
+    connection = ws._response.connection
+    transport: Any = connection.transport if connection is not None else None
+    if transport is not None:
+        transport.abort()
+
+
+def abort_client(client: Client) -> bool:
+    """Drop the TCP connection of a client, if it has one now."""
+    ws = client._ws
+    if ws is None:
+        return False
+    abort(ws)
+    return True
+
+
+class Received:
+    """Everything a client's ``on_messages`` was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._news = asyncio.Event()
+
+    async def __call__(self, messages: list[Message]) -> None:
+        self.messages += messages
+        self._news.set()
+
+    async def wait(self, count: int, within_s: float = WITHIN_S) -> list[Message]:
+        """Wait until there are ``count`` messages; fails saying how many there are."""
+        try:
+            async with asyncio.timeout(within_s):
+                while len(self.messages) < count:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise AssertionError(f"{len(self.messages)} of {count} messages after {within_s:g} s") from None
+        return self.messages
+
+    def bodies(self, sender: str | None = None) -> list[Any]:
+        """Return all bodies, or those of one sender, as they came."""
+        return [m.body for m in self.messages if sender in (None, m.sender)]
+
+
+class Stack:
+    """The engines and services of one test run, as children of this process."""
+
+    def __init__(self, data: Path) -> None:
+        self.layout = Layout.free(data)
+        self.environment = base_environment() | service_environment(self.layout)
+        """Of a command or another service beside the stack."""
+        self.settings = Settings(
+            kafka=f"{HOST}:{self.layout.kafka}",
+            redis=f"redis://{HOST}:{self.layout.redis}",
+            dynamodb_endpoint=f"http://{HOST}:{self.layout.dynamodb}",
+            gateway_port=self.layout.gateway,
+            jwt_secret_file=self.layout.secret_file,
+        )
+        self.redis = RedisCluster.from_url(self.settings.redis)
+        self.running: dict[str, Running] = {}
+        self._session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        try:
+            await asyncio.gather(*(self.start(part) for part in engines(self.layout)))
+            await asyncio.to_thread(create_topics, self.layout)
+            names = ("gateway", "messaging", "notification", "history")
+            await asyncio.gather(*(self.start(Service(self.layout, name)) for name in names))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._session.close()
+            await self.redis.aclose()
+        finally:
+            # The data is thrown away: nobody needs time to put it in order.
+            for running in self.running.values():
+                running.kill()
+
+    async def start(self, part: Part) -> Running:
+        """Start a part and wait until it is ready; its end is an error from now on, unless a test makes it."""
+        await asyncio.to_thread(part.prepare)
+        running = self.running[part.name] = part.start()
+        await running.wait_ready()
+        return running
+
+    def service(self, name: str, **settings: object) -> Service:
+        """Make another instance of a service, not started yet, on a port that is free; ``inbox_ttl=1`` and so on."""
+        taken = {part.name for part in (running.part for running in self.running.values())}
+        instance = next(n for n in range(1, INSTANCES + 1) if (name if n == 1 else f"{name}-{n}") not in taken)
+        service = Service(self.layout, name, instance)
+        service.environment |= {f"CHAT_{key.upper()}": str(value) for key, value in settings.items()}
+        return service
+
+    def forget(self, running: Running) -> None:
+        """Take a part out that a test has ended."""
+        running.kill()
+        del self.running[running.part.name]
+
+    def instance(self, name: str) -> Running:
+        """Return the one instance of a service that runs."""
+        (found,) = (r for n, r in self.running.items() if n.partition("-")[0] == name)
+        return found
+
+    def check(self) -> None:
+        """Raise ``StackError`` with the end of its log for a part that died."""
+        dead = [running for running in self.running.values() if not running.alive]
+        if dead:
+            raise StackError(
+                "\n".join(
+                    f"{r.part.name} has died with exit code {r.process.returncode}; the end of its log {r.part.log}:\n"
+                    f"{r.part.last_lines()}"
+                    for r in dead
+                )
+            )
+
+    @property
+    def url(self) -> str:
+        """The WebSocket of the gateway."""
+        return self.running["gateway"].part.url
+
+    def token(self, name: str, ttl_s: int = TOKEN_S) -> str:
+        """Make a token for a user."""
+        return mint(self.settings.jwt_key(), name, ttl_s)
+
+    def connect(self, name: str, received: Received | None = None, device: str = "phone", **options: Any) -> Client:
+        """Make a client of the gateway, or of another one given as ``url``, to be entered."""
+        url = options.pop("url", self.url)
+        options.setdefault("timeout_s", 30.0)
+        return Client(url, options.pop("token", self.token(name)), device, on_messages=received, **options)
+
+    @contextlib.asynccontextmanager
+    async def socket(self, url: str | None = None) -> AsyncIterator[Raw]:
+        """Open a bare WebSocket, without a hello."""
+        ws = await self._session.ws_connect(url or self.url, protocols=(SUBPROTOCOL,), max_msg_size=8 * 1024 * 1024)
+        raw = Raw(ws)
+        try:
+            yield raw
+        finally:
+            raw.abort()
+            await ws.close()
+
+    @contextlib.asynccontextmanager
+    async def raw(
+        self, name: str, device: str = "phone", after: str | None = None, url: str | None = None
+    ) -> AsyncIterator[Raw]:
+        """Open a bare WebSocket and say hello."""
+        async with self.socket(url) as raw:
+            await raw.hello(self.token(name), device, after)
+            yield raw
+
+    async def send(self, sender: str, to: str, bodies: Iterable[Any]) -> list[str]:
+        """Send messages as a user of its own connection; returns their ids once all are confirmed."""
+        async with self.connect(sender, device="sender") as client:
+            return [sent.id for sent in await client.send_many((to, body) for body in bodies)]
+
+    async def get(self, path: str, part: Part) -> tuple[int, Any]:
+        """Return status and JSON of a page of a service, or its text."""
+        async with self._session.get(f"http://{HOST}:{part.port}{path}") as response:
+            if response.content_type == "application/json":
+                return response.status, await response.json()
+            return response.status, await response.text()
+
+    async def stored(self, name: str) -> int:
+        """Count the entries of a user's inbox, in Redis itself."""
+        return int(await self.redis.xlen(keys(name)[0]))
+
+    async def top(self, name: str) -> Position:
+        """Return the highest position in a user's inbox, from Redis itself."""
+        ((entry, _),) = await self.redis.xrevrange(keys(name)[0], count=1)
+        return Position.parse(entry.decode())
+
+    async def wait_stored(self, name: str, count: int, within_s: float = WITHIN_S) -> None:
+        """Wait until a user's inbox has that many entries."""
+
+        async def is_so() -> bool:
+            return await self.stored(name) == count
+
+        await eventually(is_so, within_s, f"{count} entries in the inbox of {name}")

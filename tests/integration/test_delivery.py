@@ -1,0 +1,217 @@
+"""What was accepted arrives, in each sender's order, once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from typing import Any
+
+from gateway.client import Message
+from tests.integration.support import Received, Stack, abort_client, eventually, user
+
+BODIES = (
+    "plain",
+    "Übermorgen, Завтра, غدا, 明日, 👩🏽‍🚀👨‍👩‍👧‍👦",
+    'quotes " and \\ and \n and \t and \u2028 and \x7f',
+    {"nested": {"list": [1, -2.5, True, None, {}], "pos": "0-1", "": ""}},
+    [],
+    0,
+    False,
+    None,
+    9_007_199_254_740_993,
+    "x" * 60_000,
+)
+
+
+def by_sender(messages: list[Message]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for message in messages:
+        found.setdefault(message.sender, []).append(message.body)
+    return found
+
+
+async def test_what_was_sent_to_an_offline_user_arrives_on_connecting(stack: Stack) -> None:
+    bob, senders = user("bob"), [user("sender") for _ in range(3)]
+    bodies = {sender: [*BODIES, *(f"{sender} {n}" for n in range(90))] for sender in senders}
+    await asyncio.gather(*(stack.send(sender, bob, bodies[sender]) for sender in senders))
+    await stack.wait_stored(bob, 300)
+    received = Received()
+    async with stack.connect(bob, received) as client:
+        await client.wait_caught_up()
+        assert by_sender(received.messages) == bodies
+        await stack.wait_stored(bob, 0)
+        await stack.send(senders[0], bob, ["live"])
+        await received.wait(301)
+    assert received.messages[-1].body == "live"
+    assert len(received.messages) == 301
+
+
+async def test_a_body_reaches_the_recipient_as_the_same_text(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    body = '{"b": 1.10, "a":1e2,  "big":123456789012345678901234567890, "a":"\\u00e9"}'
+    async with stack.raw(alice) as sender, stack.socket() as raw:
+        await sender.send_text(f'{{"type":"send","id":"m","to":"{bob}","body":{body}}}')
+        await sender.next_of("sent")
+        await raw.hello(stack.token(bob))
+        frame = await raw.next_of("messages")
+    assert frame["messages"][0]["body"] == json.loads(body)
+
+
+async def test_the_unacknowledged_rest_comes_again_after_a_death(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    await stack.send(alice, bob, range(30))
+    await stack.wait_stored(bob, 30)
+    async with stack.raw(bob) as raw:
+        first = await raw.messages(30)
+        await raw.ack(first[11]["pos"])
+        await stack.wait_stored(bob, 18)
+        raw.abort()
+    # The gateway may still take the dead connection for a live one.
+    await stack.send(alice, bob, range(30, 35))
+    async with stack.raw(bob) as raw:
+        assert raw.until == first[11]["pos"]
+        again = await raw.messages(23)
+    assert [m["body"] for m in again] == list(range(12, 35))
+    assert again[:18] == first[12:]
+
+
+async def test_a_cursor_kept_by_the_client_stands_in_for_a_lost_ack(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    await stack.send(alice, bob, range(30))
+    await stack.wait_stored(bob, 30)
+    async with stack.raw(bob) as raw:
+        first = await raw.messages(30)
+        raw.abort()
+    async with stack.raw(bob, after=first[19]["pos"]) as raw:
+        assert raw.until == first[19]["pos"]
+        assert [m["body"] for m in await raw.messages(10)] == list(range(20, 30))
+
+
+async def test_an_inbox_of_100_000(stack: Stack) -> None:
+    bob, senders, count = user("bob"), [user("alice"), user("carla")], 50_000
+    start = time.perf_counter()
+    await asyncio.gather(*(stack.send(sender, bob, range(count)) for sender in senders))
+    await stack.wait_stored(bob, 2 * count, 60)
+    stored = time.perf_counter()
+    received = Received()
+    async with stack.connect(bob, received) as client:
+        await received.wait(2 * count, 60)
+        await client.wait_caught_up()
+        drained = time.perf_counter()
+        await stack.wait_stored(bob, 0)
+    assert len(received.messages) == 2 * count
+    for sender in senders:
+        assert received.bodies(sender) == list(range(count))
+    print(f"stored {2 * count / (stored - start):.0f}/s, drained {2 * count / (drained - stored):.0f}/s")  # noqa: T201
+
+
+async def test_each_sender_keeps_its_order_while_the_recipient_comes_and_goes(stack: Stack) -> None:
+    bob, senders, count = user("bob"), [user("sender") for _ in range(3)], 400
+    received = Received()
+    done = asyncio.Event()
+    turns = 0
+
+    async def write(sender: str) -> None:
+        async with stack.connect(sender) as client:
+            for start in range(0, count, 8):
+                await client.send_many((bob, n) for n in range(start, start + 8))
+                await asyncio.sleep(random.uniform(0, 0.1))
+
+    async def come_and_go() -> None:
+        # The program on the device ends each time, and keeps the position of the last message it had.
+        nonlocal turns
+        while not done.is_set():
+            after = received.messages[-1].pos if received.messages else None
+            async with stack.connect(bob, received, after=after) as client:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(random.uniform(0, 0.15)):
+                        await done.wait()
+                if turns % 2:
+                    abort_client(client)
+            turns += 1
+
+    going = asyncio.create_task(come_and_go())
+    try:
+        await asyncio.gather(*map(write, senders))
+    finally:
+        done.set()
+        await going
+    after = received.messages[-1].pos if received.messages else None
+    async with stack.connect(bob, received, after=after) as client:
+        await client.wait_caught_up()
+        await stack.wait_stored(bob, 0)
+    assert turns > 10
+    assert by_sender(received.messages) == {sender: list(range(count)) for sender in senders}
+
+
+async def test_a_client_that_loses_its_connection_gets_each_message_once(stack: Stack) -> None:
+    alice, bob, count = user("alice"), user("bob"), 300
+    received = Received()
+    async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
+        for start in range(0, count, 20):
+            await sender.send_many((bob, n) for n in range(start, start + 20))
+            abort_client(client)
+            abort_client(sender)
+        await received.wait(count)
+        await stack.wait_stored(bob, 0)
+    assert received.bodies() == list(range(count))
+
+
+async def test_a_message_sent_again_is_confirmed_again_and_delivered_once(stack: Stack) -> None:
+    alice, bob, carla = user("alice"), user("bob"), user("carla")
+    received = Received()
+    async with stack.connect(alice) as sender, stack.connect(carla) as other:
+        # While bob is offline, while he is there, and after he has acknowledged it.
+        first = await sender.send(bob, "one", id="same")
+        assert (await sender.send(bob, "one", id="same")).id == first.id
+        async with stack.connect(bob, received) as client:
+            await client.wait_caught_up()
+            await stack.wait_stored(bob, 0)
+            await sender.send(bob, "one", id="same")
+            # Of another sender, the same id is another message.
+            await other.send(bob, "other", id="same")
+            await sender.send(bob, "end")
+            await eventually(lambda: "end" in received.bodies())
+            assert received.bodies() == ["one", "other", "end"]
+        async with stack.raw(alice, "second") as raw:
+            frame = {"type": "send", "id": "twice", "to": bob, "body": "twice"}
+            await raw.send(frame, frame)
+            assert [(await raw.next_of("sent"))["id"] for _ in range(2)] == ["twice", "twice"]
+        async with stack.connect(bob, received) as client:
+            await client.wait_caught_up()
+            await stack.wait_stored(bob, 0)
+    assert received.bodies() == ["one", "other", "end", "twice"]
+
+
+async def test_a_window_that_is_never_acknowledged_stops_the_forwarding(stack: Stack, small: str) -> None:
+    alice, bob, window = user("alice"), user("bob"), 50
+    await stack.send(alice, bob, range(600))
+    await stack.wait_stored(bob, 600)
+    async with stack.raw(bob, url=small) as raw:
+        got = await raw.messages(window)
+        # Live messages must not pass the closed window either.
+        await stack.send(alice, bob, range(600, 620))
+        await stack.wait_stored(bob, 620)
+        await raw.quiet(1.0)
+        got = [m for frame in raw.seen if frame["type"] == "messages" for m in frame["messages"]]
+        assert len(got) <= 2 * window
+        assert [m["body"] for m in got] == list(range(len(got)))
+        await raw.ack(got[-1]["pos"])
+        while len(got) < 620:
+            frame = await raw.next_of("messages")
+            got += frame["messages"]
+            await raw.ack(frame["until"])
+        assert [m["body"] for m in got] == list(range(620))
+        await stack.wait_stored(bob, 0)
+
+
+async def test_a_user_may_write_to_himself(stack: Stack) -> None:
+    bob = user("bob")
+    received = Received()
+    async with stack.connect(bob, received) as client:
+        await client.send_many((bob, n) for n in range(10))
+        await received.wait(10)
+    assert received.bodies() == list(range(10))
