@@ -221,7 +221,7 @@ class Codec(Generic[T]):
             raise UnknownVersion(f"the record has version {value[2]}, this program reads {VERSION}")
         try:
             return self._decoder.decode(memoryview(value)[3:])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Undecodable(str(error)) from error
 
 

@@ -78,7 +78,7 @@ class Connection:
         self.outstanding = True
         self._attempts = 1
         self._ask_at = now + self._patience()
-        self._registered = False
+        self._registered = self._was_registered = False
         self._announcements = 1
         self._announce_at = now + self._patience()
         self._caught_up_at: Position | None = None
@@ -122,13 +122,14 @@ class Connection:
     def registered(self, top: Position) -> list[bytes]:
         """The registry names this connection; the inbox's top was ``top`` after that."""
         self.target = max(self.target, top)
-        if not self._registered:
-            self._registered = True
+        if not self._was_registered:
             self._caught_up_at = top
+        self._registered = self._was_registered = True
         return self._caught_up()
 
     def unregistered(self, now: float) -> None:
         """The registry must hear of this connection again (another slot, another keeper of the registry)."""
+        self._registered = False
         self._announcements = 1
         self._announce_at = now + self._patience(self._announcements)
 

@@ -51,6 +51,15 @@ PositionText = Annotated[str, Meta(max_length=40, pattern=r"\A(0|[1-9][0-9]{0,19
 Ref = Annotated[str, Meta(max_length=MAX_ID)]
 
 
+def _check_range(field: str, text: str | None) -> None:
+    # What the pattern lets through and is no position yet: msgspec turns this into its own error.
+    if text is not None:
+        try:
+            Position.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error} - at `$.{field}`") from error
+
+
 class _Frame(msgspec.Struct, gc=False, tag_field="type"):
     """A frame of a client. Fields it does not know are ignored: newer clients may send more."""
 
@@ -61,6 +70,9 @@ class Hello(_Frame, tag="hello"):
     token: Annotated[str, Meta(max_length=MAX_TOKEN)]
     device: Id
     after: PositionText | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("after", self.after)
 
 
 class Send(_Frame, tag="send"):
@@ -76,6 +88,9 @@ class Ack(_Frame, tag="ack"):
 
     pos: PositionText
 
+    def __post_init__(self) -> None:
+        _check_range("pos", self.pos)
+
 
 class History(_Frame, tag="history"):
     """Old messages: of the conversation ``with`` a user, or those in ``(after, until]`` of the own inbox."""
@@ -87,11 +102,20 @@ class History(_Frame, tag="history"):
     until: PositionText | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_HISTORY)] = DEFAULT_HISTORY
 
+    def __post_init__(self) -> None:
+        _check_range("after", self.after)
+        _check_range("until", self.until)
+
 
 class Ping(_Frame, tag="ping"):
     """Answered by a ``pong``."""
 
     ref: Ref
+
+
+class _Reference(msgspec.Struct, gc=False):
+    id: Any = None
+    ref: Any = None
 
 
 ClientFrame = Hello | Send | Ack | History | Ping
@@ -112,42 +136,59 @@ class NotJson(Exception):
 _one = msgspec.json.Decoder(ClientFrame)
 _many = msgspec.json.Decoder(list[ClientFrame])
 _raws = msgspec.json.Decoder(list[Raw])
-_any = msgspec.json.Decoder(dict[str, Any])
+_reference = msgspec.json.Decoder(_Reference)
 
 
 def parse(text: str, most: int) -> list[ClientFrame | Bad]:
     """The objects of a frame, each understood or not; raises ``NotJson``, or ``Bad`` for the frame as a whole."""
     try:
-        if text.lstrip()[:1] != "[":
-            return [_one.decode(text)]
-        frames: list[ClientFrame | Bad] = list(_many.decode(text))
-    except msgspec.ValidationError:
-        frames = _parse_each(text)
+        return _parse(text, most)
     except (msgspec.DecodeError, RecursionError) as failure:
         raise NotJson(str(failure)) from failure
-    if len(frames) > most:
-        raise Bad("too_many", f"a frame holds at most {most} objects, this one {len(frames)}")
+
+
+def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
+    if text.lstrip()[:1] != "[":
+        try:
+            return [_one.decode(text)]
+        except msgspec.ValidationError:
+            return [_parse_one(text.encode())]
+    try:
+        frames: list[ClientFrame | Bad] = list(_many.decode(text))
+    except msgspec.ValidationError:
+        raws = _raws.decode(text)
+        _check_count(len(raws), most)
+        return [_parse_one(bytes(raw)) for raw in raws]
+    _check_count(len(frames), most)
     return frames
 
 
-def _parse_each(text: str) -> list[ClientFrame | Bad]:
-    raws = _raws.decode(text) if text.lstrip()[:1] == "[" else [text.encode()]
-    return [_parse_one(bytes(raw)) for raw in raws]
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise Bad("too_many", f"a frame holds at most {most} objects, this one {count}")
 
 
 def _parse_one(raw: bytes) -> ClientFrame | Bad:
     try:
         frame: ClientFrame = _one.decode(raw)
     except msgspec.ValidationError as failure:
-        try:
-            fields = _any.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
-            fields = {}
-        known = {name: fields[name] for name in ("id", "ref") if is_id(fields.get(name))}
+        known = _known(raw)
         unknown = "$.type" in str(failure)
         return Bad("unknown_type" if unknown else "bad_frame", str(failure), **known)
     else:
         return frame
+
+
+def _known(raw: bytes) -> dict[str, str]:
+    """The ``id`` and ``ref`` of an object that is not understood, as far as it has them."""
+    try:
+        found = _reference.decode(raw)
+    except msgspec.ValidationError:
+        return {}
+    known = {"id": found.id} if is_id(found.id) else {}
+    if isinstance(found.ref, str) and len(found.ref) <= MAX_ID:
+        known["ref"] = found.ref
+    return known
 
 
 def at_text(at: int) -> str:

@@ -20,7 +20,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from chat_streams.position import Position
 from chat_streams.settings import Settings
-from docker.local.layout import HOST, Layout, StackError, base_environment, service_environment
+from docker.local.layout import HOST, Layout, StackError, base_environment, create_secret, service_environment
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
 from gateway.auth import mint
@@ -225,6 +225,7 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        create_secret(self.layout)
         try:
             await asyncio.gather(*(self.start(part) for part in engines(self.layout)))
             await asyncio.to_thread(create_topics, self.layout)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chat_streams import settings as module
+from chat_streams.settings import Settings, SettingsError
+
+KEY = "k" * 32
+
+
+@pytest.fixture(autouse=True)
+def _only_these(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CHAT_{name.upper()}", raising=False)
+    module.settings.cache_clear()
+    yield
+    module.settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PARTITIONS", "many"),
+        ("PARTITIONS", "0"),
+        ("SLOTS", "1.5"),
+        ("GATEWAY_PORT", "65536"),
+        ("RECORD_INTERVAL", "-0.01"),
+        ("RECORD_BYTES", "1000000"),
+        ("MAX_BODY", ""),
+        ("WINDOW", "0"),
+        ("LEASE", "0"),
+        ("MAX_DEVICES", "101"),
+        ("LOSS_WINDOW", "soon"),
+    ],
+)
+def test_a_wrong_value_is_an_error_naming_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"CHAT_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        module.settings()
+    text = str(caught.value)
+    assert f"CHAT_{name}: " in text
+    assert text.count("CHAT_") == 1
+    assert "\n" not in text
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_SLOTS", "none")
+    monkeypatch.setenv("CHAT_HEARTBEAT", "0")
+    with pytest.raises(SettingsError) as caught:
+        module.settings()
+    assert "CHAT_SLOTS: " in str(caught.value)
+    assert "CHAT_HEARTBEAT: " in str(caught.value)
+
+
+def test_variables_are_read_and_others_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_PARTITIONS", "12")
+    monkeypatch.setenv("CHAT_NO_SUCH_KNOB", "1")
+    monkeypatch.setenv("SLOTS", "3")
+    found = module.settings()
+    assert (found.partitions, found.slots) == (12, Settings().slots)
+    assert module.settings() is found
+
+
+def test_a_wrong_value_can_be_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_PARTITIONS", "x")
+    with pytest.raises(SettingsError):
+        module.settings()
+    monkeypatch.setenv("CHAT_PARTITIONS", "3")
+    assert module.settings().partitions == 3
+
+
+def test_no_key_for_tokens_says_what_to_set() -> None:
+    with pytest.raises(SettingsError, match=r"CHAT_JWT_SECRET.*CHAT_JWT_SECRET_FILE.*CHAT_JWKS_URL"):
+        Settings().jwt_key()
+
+
+@pytest.mark.parametrize("length", [0, 1, 31])
+def test_a_short_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    secret = "sesame" * 6
+    monkeypatch.setenv("CHAT_JWT_SECRET", secret[:length])
+    with pytest.raises(SettingsError, match="CHAT_JWT_SECRET is shorter than 32 bytes") as caught:
+        module.settings().jwt_key()
+    assert "sesame" not in str(caught.value)
+
+
+def test_the_length_of_a_key_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_JWT_SECRET", "\u00e4" * 16)
+    assert module.settings().jwt_key() == "\u00e4" * 16
+
+
+def test_a_key_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_JWT_SECRET", KEY)
+    assert module.settings().jwt_key() == KEY
+    assert KEY not in repr(module.settings())
+
+
+def test_the_key_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    monkeypatch.setenv("CHAT_JWT_SECRET_FILE", str(file))
+    with pytest.raises(SettingsError, match=r"CHAT_JWT_SECRET_FILE \(.*/key\) cannot be read: No such file"):
+        module.settings().jwt_key()
+    file.write_text("short\n")
+    with pytest.raises(SettingsError, match=r"CHAT_JWT_SECRET_FILE \(.*/key\) is shorter"):
+        module.settings().jwt_key()
+    file.write_text(KEY + "\n")
+    file.chmod(stat.S_IRUSR)
+    assert module.settings().jwt_key() == KEY
