@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams import topics
-from chat_streams.position import Position
+from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.settings import Settings
 from chat_streams.topics import INCOMING_MESSAGES, Log
 from gateway import protocol
@@ -123,7 +123,7 @@ class Gateway:
         return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
 
     async def log_end(self, partition: int) -> Position:
-        """The end of a partition of the log; raises ``StoreUnavailable`` when Kafka does not say."""
+        """A position above all that is in a partition of the log and below all that comes; raises ``StoreUnavailable``."""
         assert self._ends is not None
         assert self._log is not None
         tp = TopicPartition(INCOMING_MESSAGES, partition)
@@ -132,7 +132,8 @@ class Gateway:
                 end = (await self._ends.end_offsets([tp]))[tp]
         except (KafkaError, TimeoutError) as error:
             raise StoreUnavailable(f"the log's end is not known: {error!r}") from error
-        return Position.of(self._log.generation, end, 0)
+        # Not (end, 0): that is the address of the next message.
+        return Position.of(self._log.generation, end - 1, MAX_PLACE) if end else ORIGIN
 
     def at_text(self, at: int) -> str:
         """The text of a time; the same one is asked for many times in a row."""

@@ -49,6 +49,7 @@ def is_id(value: object) -> bool:
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID, pattern=rf"\A{_ID_CHARACTERS}\Z")]
 PositionText = Annotated[str, Meta(max_length=40, pattern=r"\A(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,9})\Z")]
 Ref = Annotated[str, Meta(max_length=MAX_ID)]
+Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR, pattern=r"\A[A-Za-z0-9._~@:#-]+\Z")]
 
 
 def _check_range(field: str, text: str | None) -> None:
@@ -97,7 +98,7 @@ class History(_Frame, tag="history"):
 
     ref: Ref
     with_: Id | None = msgspec.field(default=None, name="with")
-    before: Annotated[str, Meta(max_length=MAX_CURSOR)] | None = None
+    before: Cursor | None = None
     after: PositionText | None = None
     until: PositionText | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_HISTORY)] = DEFAULT_HISTORY
@@ -135,6 +136,7 @@ class NotJson(Exception):
 
 _one = msgspec.json.Decoder(ClientFrame)
 _many = msgspec.json.Decoder(list[ClientFrame])
+_raw = msgspec.json.Decoder(Raw)
 _raws = msgspec.json.Decoder(list[Raw])
 _reference = msgspec.json.Decoder(_Reference)
 
@@ -152,7 +154,7 @@ def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
         try:
             return [_one.decode(text)]
         except msgspec.ValidationError:
-            return [_parse_one(text.encode())]
+            return [_parse_one(bytes(_raw.decode(text)))]
     try:
         frames: list[ClientFrame | Bad] = list(_many.decode(text))
     except msgspec.ValidationError:

@@ -151,8 +151,8 @@ async def test_a_client_that_loses_its_connection_gets_each_message_once(stack: 
     alice, bob, count = user("alice"), user("bob"), 300
     received = Received()
     async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
-        for start in range(0, count, 20):
-            await sender.send_many((bob, n) for n in range(start, start + 20))
+        for start in range(0, count, 75):
+            await sender.send_many((bob, n) for n in range(start, start + 75))
             abort_client(client)
             abort_client(sender)
         await received.wait(count)

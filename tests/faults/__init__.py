@@ -1,0 +1,1 @@
+"""Faults on real processes: killed, paused, cut off."""

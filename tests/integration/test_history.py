@@ -1,0 +1,140 @@
+"""The history of conversations, and of what an inbox has lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.client import Client, Message
+from tables.inbox import keys
+from tests.integration.support import Received, Stack, eventually, user
+
+LAST = f"{(1 << 64) - 1}-0"
+
+
+async def all_pages(client: Client, other: str, limit: int) -> list[Message]:
+    """Read a conversation page by page, backwards."""
+    messages: list[Message] = []
+    cursor = None
+    while True:
+        page = await client.history(other, cursor, limit)
+        assert len(page.messages) <= limit
+        messages = page.messages + messages
+        if (cursor := page.before) is None:
+            return messages
+        assert len(page.messages) == limit
+
+
+async def wait_kept(client: Client, other: str, count: int) -> None:
+    async def is_so() -> bool:
+        return len(await all_pages(client, other, 200)) == count
+
+    await eventually(is_so, what=f"{count} messages with {other} in history")
+
+
+async def test_a_conversation_is_the_same_from_both_sides_page_by_page(stack: Stack) -> None:
+    alice, bob, carla = user("alice"), user("bob"), user("carla")
+    sent: list[tuple[str, int]] = []
+    async with stack.connect(alice) as a, stack.connect(bob, Received()) as b, stack.connect(carla) as c:
+        for number in range(45):
+            sender, client, to = ((alice, a, bob), (bob, b, alice))[number % 3 == 0]
+            await client.send(to, number)
+            sent.append((sender, number))
+            if number % 5 == 0:
+                await c.send(bob, number)
+        await asyncio.gather(wait_kept(a, bob, 45), wait_kept(b, carla, 9))
+        for limit in (1, 7, 9, 45, 200):
+            views = await all_pages(a, bob, limit), await all_pages(b, alice, limit)
+            assert views[0] == views[1]
+            # Those of one millisecond have no order among each other but that of their ids.
+            assert sorted((m.sender, m.body) for m in views[0]) == sorted(sent)
+            assert [m.at for m in views[0]] == sorted(m.at for m in views[0])
+        latest = await a.history(bob, limit=10)
+        assert [m.body for m in latest.messages] == list(range(35, 45))
+        assert (await all_pages(c, alice, 10)) == []
+
+
+async def test_a_message_sent_again_is_in_history_once(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    async with stack.connect(alice) as client:
+        await client.send(bob, 1, id="same")
+        await asyncio.sleep(0.05)  # the time of acceptance is another one
+        await client.send(bob, 1, id="same")
+        await client.send(bob, 2)
+        await eventually_last(client, bob, 2)
+        assert [m.body for m in await all_pages(client, bob, 10)] == [1, 2]
+
+
+async def eventually_last(client: Client, other: str, body: int) -> None:
+    async def is_so() -> bool:
+        messages = await all_pages(client, other, 200)
+        return bool(messages) and messages[-1].body == body
+
+    await eventually(is_so, what=f"{body} is the last message with {other}")
+
+
+async def test_history_by_range_of_positions(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    await stack.send(alice, bob, range(30))
+    async with stack.raw(bob) as raw:
+        got = await raw.messages(30)
+    async with stack.connect(bob) as client:
+        await wait_kept(client, alice, 30)
+        whole = await client.history_range("0-0", LAST, limit=200)
+        assert [(m.pos, m.id, m.body, m.at, m.sender) for m in whole.messages] == [
+            (m["pos"], m["id"], m["body"], m["at"], m["from"]) for m in got
+        ]
+        assert whole.before is None
+        # Half-open: (after, until].
+        some = await client.history_range(got[4]["pos"], got[9]["pos"])
+        assert [m.body for m in some.messages] == [5, 6, 7, 8, 9]
+        assert (await client.history_range(got[4]["pos"], got[4]["pos"])).messages == []
+        assert (await client.history_range(got[9]["pos"], got[4]["pos"])).messages == []
+        pages, cursor = [], None
+        while True:
+            page = await client.history_range(got[4]["pos"], got[27]["pos"], cursor, limit=5)
+            pages.append([m.body for m in page.messages])
+            if (cursor := page.before) is None:
+                break
+        assert pages == [[23, 24, 25, 26, 27], [18, 19, 20, 21, 22], [13, 14, 15, 16, 17], [8, 9, 10, 11, 12], [5, 6, 7]]
+
+
+async def expire(stack: Stack, name: str) -> None:
+    """Let the inbox of a user run out now, as Redis does when nobody touched it for 30 days."""
+    for key in keys(name):
+        await stack.redis.pexpire(key, 1)
+
+    async def is_gone() -> bool:
+        return not await stack.redis.exists(*keys(name))
+
+    await eventually(is_gone)
+
+
+async def test_what_an_expired_inbox_held_is_announced_and_in_history(stack: Stack) -> None:
+    alice, bob, received = user("alice"), user("bob"), Received()
+    async with stack.connect(alice) as sender:
+        await sender.send(bob, 0)
+        async with stack.connect(bob, received) as client:
+            await received.wait(1)
+            await stack.wait_stored(bob, 0)
+        await sender.send_many((bob, n) for n in range(1, 6))
+        await stack.wait_stored(bob, 5)
+        await wait_kept(sender, bob, 6)
+        await expire(stack, bob)
+        missed: list[tuple[str, str]] = []
+
+        async def on_missed(after: str, until: str) -> None:
+            missed.append((after, until))
+
+        kept = received.messages[0].pos
+        async with stack.connect(bob, received, after=kept, on_missed=on_missed) as client:
+            assert client.welcome is not None
+            assert client.welcome.after == kept
+            await eventually(lambda: missed)
+            assert missed[0][0] == kept
+            page = await client.history_range(*missed[0])
+            assert [m.body for m in page.messages] == [1, 2, 3, 4, 5]
+            # The very next record of the log is not among what was missed.
+            await sender.send(bob, 6)
+            await received.wait(2)
+        assert received.bodies() == [0, 6]
+        assert len(missed) == 1

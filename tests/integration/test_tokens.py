@@ -1,0 +1,107 @@
+"""Who may connect, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+
+from tests.integration.support import Received, Stack, eventually, user
+
+
+def unsigned(claims: dict[str, Any], signature: str = "") -> str:
+    def part(value: Any) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+    return f"{part({'alg': 'none', 'typ': 'JWT'})}.{part(claims)}.{signature}"
+
+
+def refused(stack: Stack) -> dict[str, str]:
+    key, other, now = stack.settings.jwt_key(), "o" * 64, int(time.time())
+    good = {"sub": "mallory", "exp": now + 600}
+    signature = stack.token("mallory").rpartition(".")[2]
+    header, claims, _ = stack.token("mallory").split(".")
+    swapped = unsigned({"sub": "bob", "exp": now + 600}).split(".")[1]
+    return {
+        "of another key": jwt.encode(good, other, "HS256"),
+        "expired": jwt.encode(good | {"exp": now - 10}, key, "HS256"),
+        "expired long ago": jwt.encode(good | {"exp": 1}, key, "HS256"),
+        "alg none": unsigned(good),
+        "alg none with a signature": unsigned(good, signature),
+        "alg NONE": unsigned(good).replace(unsigned(good).split(".")[0], "eyJhbGciOiJOT05FIn0"),
+        "HS384": jwt.encode(good, key, "HS384"),
+        "without an end": jwt.encode({"sub": "mallory"}, key, "HS256"),
+        "without a user": jwt.encode({"exp": now + 600}, key, "HS256"),
+        "end is no number": jwt.encode(good | {"exp": "never"}, key, "HS256"),
+        "not valid yet": jwt.encode(good | {"nbf": now + 600}, key, "HS256"),
+        "user out of the grammar": jwt.encode(good | {"sub": "{u:bob}:inbox"}, key, "HS256"),
+        "user is empty": jwt.encode(good | {"sub": ""}, key, "HS256"),
+        "claims of another": f"{header}.{swapped}.{signature}",
+        "cut": f"{header}.{claims}",
+        "empty": "",
+        "nonsense": "nonsense",
+        "control characters": "a\x00.b\n.c",
+    }
+
+
+async def test_bad_tokens_are_refused_and_say_nothing_of_the_key(stack: Stack) -> None:
+    async def refuse(what: str, token: str) -> None:
+        async with stack.socket() as raw:
+            await raw.send({"type": "hello", "token": token, "device": "phone"})
+            closed = await raw.closed()
+            assert closed.code == 4501, f"{what}: {closed}"
+            assert [f["type"] for f in raw.seen] == [], what
+            assert stack.settings.jwt_key() not in closed.reason
+            assert not token or token not in closed.reason or len(token) < 10
+
+    await asyncio.gather(*(refuse(what, token) for what, token in refused(stack).items()))
+
+
+@pytest.mark.parametrize("claim", [1e400, -(10**400), [1], {"a": 1}, True], ids=str)
+async def test_a_signed_token_with_an_odd_end_is_refused(stack: Stack, claim: Any) -> None:
+    token = jwt.encode({"sub": "mallory", "exp": claim}, stack.settings.jwt_key(), "HS256")
+    async with stack.socket() as raw:
+        await raw.send({"type": "hello", "token": token, "device": "phone"})
+        assert (await raw.closed()).code == 4501
+
+
+async def test_a_connection_ends_with_its_token_and_a_new_one_goes_on(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    async with stack.socket() as raw:
+        await raw.hello(stack.token(bob, 2))
+        await raw.next_of("caught_up")
+        await stack.send(alice, bob, range(3))
+        await raw.messages(3)
+        closed = await raw.closed(5)
+        assert closed.code == 4401
+    await stack.send(alice, bob, [3])
+    async with stack.raw(bob) as raw:
+        assert [m["body"] for m in await raw.messages(4)] == [0, 1, 2, 3]
+
+
+async def test_a_client_that_renews_its_token_loses_and_repeats_nothing(stack: Stack) -> None:
+    alice, bob, received = user("alice"), user("bob"), Received()
+    tokens: list[str] = []
+
+    def renew() -> str:
+        tokens.append(stack.token(bob, 2))
+        return tokens[-1]
+
+    sent = 0
+    async with stack.connect(alice) as sender, stack.connect(bob, received, token=renew) as client:
+        await client.wait_caught_up()
+
+        async def goes_on() -> bool:
+            nonlocal sent
+            await sender.send(bob, sent)
+            sent += 1
+            return len(tokens) == 2 and client.caught_up.is_set()
+
+        await eventually(goes_on)
+        await received.wait(sent)
+    assert received.bodies() == list(range(sent))
