@@ -25,6 +25,7 @@ from faust.types import TP
 
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
+from chat_streams.redrive import Redrive
 
 log = structlog.get_logger()
 
@@ -41,7 +42,7 @@ MAX_TRACEBACK: Final = 8_000
 
 
 class Record(NamedTuple, Generic[T]):
-    """A decoded record and where it is in the log."""
+    """A decoded record and where it is in the log, or was before it was redriven for ``history``."""
 
     partition: int
     offset: int
@@ -214,11 +215,14 @@ class ChatApp(faust.App):
             while under_way and (under_way[0].done() or len(under_way) > EFFECTS_UNDER_WAY):
                 await under_way.popleft()
 
-    async def rewind(self, tp: TP) -> None:
-        """Apply a partition again from where the loss window began; ``apply`` raises ``Rewound`` after it."""
-        offset = self.progress.rewind(tp, time.monotonic())
-        log.warning("applying records again", tp=f"{tp.topic}/{tp.partition}", from_offset=offset)
-        await self._seek(tp, offset)
+    async def rewind(self, offsets: Mapping[TP, int]) -> None:
+        """Apply partitions again from an offset, or what the log still has; ``apply`` raises ``Rewound`` after it."""
+        earliest = await self.consumer.earliest_offsets(*offsets)
+        starts = {tp: max(offset, earliest[tp]) for tp, offset in offsets.items()}
+        for tp, offset in starts.items():
+            log.warning("applying records again", tp=f"{tp.topic}/{tp.partition}", from_offset=offset)
+            self.progress.start(tp, Start(offset, Checkpoint()), time.monotonic())
+        await self._seek(starts)
 
     async def produce(self, topic: str, partition: int | None, key: bytes | None, value: bytes) -> None:
         """Write a record and wait until Kafka has it, for as long as it is away."""
@@ -282,22 +286,27 @@ class ChatApp(faust.App):
             self.progress.skip_to(tp, earliest)
             offset = earliest
         log.warning("a hole in a partition, going back", tp=f"{tp.topic}/{tp.partition}", to_offset=offset, why=why)
-        await self._seek(tp, offset)
+        await self._seek({tp: offset})
 
-    async def _seek(self, tp: TP, offset: int) -> None:
+    async def _seek(self, offsets: Mapping[TP, int]) -> None:
         try:
             async with asyncio.timeout(SEEK_SECONDS):
-                await self.consumer.seek_wait({tp: offset})
+                await self.consumer.seek_wait(offsets)
         except (KafkaError, TimeoutError) as error:
-            # The partition moved, or Kafka is away: the next record out of order, or the watchdog, tries again.
-            log.warning("seek failed", tp=str(tp), error=repr(error))
+            # A partition moved, or Kafka is away: the next record out of order, or the watchdog, tries again.
+            log.warning("seek failed", offsets=str(offsets), error=repr(error))
 
     async def _apply(self, events: list[faust.EventT[Any]], codec: Codec[T], apply: Apply[T]) -> list[Awaitable[Any]]:
         records: list[tuple[Record[T], Any]] = []
         for event in events:
             message = event.message
+            offset = message.offset
+            if message.headers and (redrive := Redrive.of(message.headers)):
+                if self.conf.id not in redrive.apps:
+                    continue  # It failed elsewhere; this app has applied it when it was new.
+                offset = offset if redrive.offset is None else redrive.offset
             try:
-                records.append((Record(message.partition, message.offset, codec.decode(message.value)), message))
+                records.append((Record(message.partition, offset, codec.decode(message.value)), message))
             except Undecodable as error:
                 await self._bury(message, error)
             except UnknownVersion as error:
@@ -351,16 +360,17 @@ class ChatApp(faust.App):
             "dead letter", topic=message.topic, partition=message.partition, offset=message.offset, reason=repr(error)
         )
         now = now_ms()
+        redrive = Redrive.of(message.headers) or Redrive(frozenset())
         letter = DeadLetter(
             app=self.conf.id,
             topic=message.topic,
             partition=message.partition,
-            offset=message.offset,
+            offset=message.offset if redrive.offset is None else redrive.offset,
             key=message.key,
             value=message.value,
             reason=f"{type(error).__name__}: {error}"[:1000],
             traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
-            first_at=now,
+            first_at=now if redrive.first_at is None else redrive.first_at,
             last_at=now,
         )
         await self.produce(self._dead_letters, None, message.key, DEAD_LETTERS.encode(letter))

@@ -6,8 +6,6 @@ faust -A chat_streams.messaging worker
 from __future__ import annotations
 
 import asyncio
-import random
-import secrets
 from collections import defaultdict
 from collections.abc import Awaitable
 from typing import Any, Final
@@ -15,6 +13,7 @@ from typing import Any, Final
 import structlog
 from faust.types import TP
 
+from chat_streams.adoption import Adoption
 from chat_streams.contiguous import Record, Rewound
 from chat_streams.outgoing import Outbox
 from chat_streams.position import Position
@@ -34,7 +33,7 @@ from chat_streams.records import (
 )
 from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES, SESSION_EVENTS
-from tables.cluster import Cluster, StoreUnavailable
+from tables.cluster import Cluster
 from tables.inbox import Inbox, StaleToken
 from tables.sessions import Sessions
 
@@ -48,6 +47,8 @@ incoming_messages = app.topic(INCOMING_MESSAGES)
 session_events = app.topic(SESSION_EVENTS)
 sessions = Sessions(app.Table("sessions", partitions=app.settings.partitions, key_type=bytes, value_type=bytes))
 inbox = Inbox(Cluster(app.settings), app.settings)
+adoption = Adoption(app, inbox, app.settings)
+app.task(adoption.watch)
 partitions_held: set[int] = set()
 
 
@@ -66,20 +67,21 @@ async def register(stream: Any) -> None:
 
 async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any] | None:
     """Inbox first; online or offline only decides whether a push follows (invariants 2 and 3)."""
-    tokens = {partition: await _token(partition) for partition in {r.partition for r in records}}
+    tokens = {partition: await adoption.token(partition) for partition in {r.partition for r in records}}
     recipients, batches = _by_recipient(records, tokens)
     try:
         results = await inbox.append(recipients, batches)
     except StaleToken as error:
         log.warning("redis refused to append", reason=str(error))
-        for partition in tokens:
-            await _adopt(partition)
+        for partition, token in tokens.items():
+            await adoption.adopt(partition, refused=token)
         raise Rewound from error
     outbox = Outbox(app)
     for (user, _, _), appended in zip(recipients, results, strict=True):
         for session in sessions.of(user):
-            if appended.json:
-                body = b",".join(appended.json)
+            body = b",".join(appended.json)
+            # What is too large for one delivery, or has a gap in it, is fetched in pages.
+            if body and len(body) <= app.settings.read_bytes and not appended.overflow:
                 outbox.add(
                     session.slot,
                     Delivery(
@@ -133,34 +135,6 @@ async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[
         for event, top in zip(connected, tops, strict=True):
             outbox.add(event.slot, Registered(event.user, event.connection, event.epoch, top))
     return outbox.send()
-
-
-async def _token(partition: int) -> str:
-    """The token to append with; adopted first, by a worker that is new to the partition."""
-    token = app.progress.token(TP(INCOMING_MESSAGES, partition))
-    return token or await _adopt(partition)
-
-
-async def _adopt(partition: int) -> str:
-    """Adopt a new token; where Redis may have lost writes, apply the newest records again first (``Rewound``)."""
-    tp = TP(INCOMING_MESSAGES, partition)
-    token = secrets.token_hex(8)
-    expected = app.progress.token(tp) or app.progress.committed(tp).token
-    delay = 0.1
-    while True:
-        try:
-            kept = await inbox.adopt(partition, expected, token)
-            break
-        except StoreUnavailable as error:
-            log.warning("redis is away, waiting", doing="adopt", retry_in_s=delay, error=str(error))
-        await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-        delay = min(2.0, 2 * delay)
-    if not kept and expected:
-        await app.rewind(tp)
-        app.progress.adopt(tp, token)
-        raise Rewound
-    app.progress.adopt(tp, token)
-    return token
 
 
 @app.on_partitions_assigned.connect

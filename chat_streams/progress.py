@@ -71,12 +71,9 @@ class Progress(Generic[P]):
         self._epochs += 1
         self._partitions[partition] = _Partition(start, self._epochs, now)
 
-    def rewind(self, partition: P, now: float) -> int:
-        """Begin again where the loss window began; returns that offset."""
-        state = self._partitions[partition]
-        offset = state.samples[0][1]
-        self.start(partition, Start(offset, Checkpoint()), now)
-        return offset
+    def rewind_offset(self, partition: P) -> int:
+        """Where the loss window began: what was applied from there on may be lost in a failover."""
+        return self._partitions[partition].samples[0][1]
 
     def end(self, partitions: Iterable[P]) -> None:
         """Forget partitions which are no longer ours."""
@@ -104,7 +101,7 @@ class Progress(Generic[P]):
     def reseek(self, partition: P, now: float) -> int | None:
         """The offset to seek to because of a hole, or ``None`` while an earlier seek may still work."""
         state = self._partitions[partition]
-        if now - state.sought_at < RESEEK_SECONDS and state.sought_at > state.moved_at:
+        if now - state.sought_at < RESEEK_SECONDS and state.sought_at >= state.moved_at:
             return None
         state.sought_at = now
         return state.expected

@@ -199,6 +199,17 @@ class DeadLetter(_Record, tag="dead_letter"):
     last_at: int
 
 
+class Redriven(_Record, tag="redriven"):
+    """The dead letter at the offset ``number`` of ``dead_letters`` went back to its topic, ``at`` (ms since the epoch).
+
+    There it is the record at ``offset`` now.
+    """
+
+    number: int
+    at: int
+    offset: int
+
+
 T = TypeVar("T")
 
 
@@ -229,7 +240,7 @@ INCOMING: Final[Codec[Messages]] = Codec(Messages)
 SESSIONS: Final[Codec[SessionEvents]] = Codec(SessionEvents)
 REQUESTS: Final[Codec[InboxRequests]] = Codec(InboxRequests)
 OUTGOING: Final[Codec[Outgoing]] = Codec(Outgoing)
-DEAD_LETTERS: Final[Codec[DeadLetter]] = Codec(DeadLetter)
+DEAD_LETTERS: Final[Codec[DeadLetter | Redriven]] = Codec(DeadLetter | Redriven)
 
 
 def now_ms() -> int:

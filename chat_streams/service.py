@@ -67,7 +67,8 @@ class Service(ChatApp):
             broker_commit_interval=self.settings.commit_interval,
             broker_request_timeout=REQUEST_TIMEOUT,
             producer_request_timeout=REQUEST_TIMEOUT,
-            producer_max_request_size=topics.MAX_RECORD,
+            # A dead letter holds the whole record, and why it failed.
+            producer_max_request_size=2 * topics.MAX_RECORD,
             consumer_max_fetch_size=topics.MAX_RECORD,
         )
         self.log_generation: Log | None = None

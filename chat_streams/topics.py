@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -121,10 +122,20 @@ async def create(settings: Settings) -> list[str]:
                     raise TopicsError(
                         f"topic {name} was not created: {for_code(code).__name__}: {' '.join(map(str, text))}"
                     )
-        ids = await topic_ids(admin, [INCOMING_MESSAGES])
+        ids = await _ids_of_all(admin, [t.name for t in _wanted(settings)])
     await _note_generation(settings, ids[INCOMING_MESSAGES])
     await check(settings)
     return [t.name for t in missing]
+
+
+async def _ids_of_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, str]:
+    # What the controller has made, the broker itself knows a moment later.
+    deadline = time.monotonic() + REQUEST_SECONDS
+    while len(ids := await topic_ids(admin, names)) < len(names):
+        if time.monotonic() > deadline:
+            raise TopicsError(f"not there after {REQUEST_SECONDS:g} s: topic {', '.join(set(names) - ids.keys())}")
+        await asyncio.sleep(0.05)
+    return ids
 
 
 async def check(settings: Settings) -> Log:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
@@ -59,6 +60,7 @@ class Gateway:
         self._ends = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka, enable_auto_commit=False)
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
+        running.add_done_callback(_stop_if_failed)
         yield
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -123,7 +125,7 @@ class Gateway:
         return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
 
     async def log_end(self, partition: int) -> Position:
-        """A position above all that is in a partition of the log and below all that comes; raises ``StoreUnavailable``."""
+        """A position above all in a partition of the log and below all to come; raises ``StoreUnavailable``."""
         assert self._ends is not None
         assert self._log is not None
         tp = TopicPartition(INCOMING_MESSAGES, partition)
@@ -147,6 +149,13 @@ class Gateway:
             by_owner[thing.owner].append(thing)
         for socket, accepted in by_owner.items():
             socket.confirmed(accepted, ok)
+
+
+def _stop_if_failed(running: asyncio.Task[None]) -> None:
+    """Stop the process: a gateway that no longer reads its slot would keep its clients waiting for nothing."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.critical("the gateway stops", error=repr(error))
+        signal.raise_signal(signal.SIGTERM)
 
 
 def create_app(settings: Settings) -> web.Application:

@@ -208,12 +208,13 @@ class Connection:
         return frame
 
     def _answered(self, request: int, advanced: bool, now: float) -> None:
-        if advanced:
+        content = advanced or self.forwarded >= self.target
+        if content:
             self._attempts = 0
         if self.outstanding and request == self.request:
             self.outstanding = False
             # An answer that advanced nothing is no reason to ask at once: the same would come again.
-            self._ask_at = now if advanced else now + self._patience()
+            self._ask_at = now if content else now + self._patience()
         elif advanced and not self.outstanding:
             self._ask_at = now
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
@@ -56,9 +56,9 @@ class Deliveries:
 
     async def close(self) -> None:
         """Stop reading."""
-        if self._consumer is not None:
-            await self._consumer.stop()
-            self._consumer = None
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
 
     async def run(self) -> None:
         """Hand each record to ``receive``, until cancelled."""
@@ -68,6 +68,9 @@ class Deliveries:
                 continue
             try:
                 batches = await self._consumer.getmany(timeout_ms=1000)
+            except ConsumerStoppedError:
+                # Another slot is being opened. This is no KafkaError.
+                continue
             except KafkaError as error:
                 log.warning("deliveries cannot be read, waiting", error=repr(error))
                 await asyncio.sleep(0.5)

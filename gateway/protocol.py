@@ -181,7 +181,7 @@ def _parse_one(raw: bytes) -> ClientFrame | Bad:
         return frame
 
 
-def _known(raw: bytes) -> dict[str, str]:
+def _known(raw: bytes) -> dict[str, Any]:
     """The ``id`` and ``ref`` of an object that is not understood, as far as it has them."""
     try:
         found = _reference.decode(raw)

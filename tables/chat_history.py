@@ -30,6 +30,8 @@ log = structlog.get_logger()
 INDEX: Final = "by_position"
 BATCH_ITEMS: Final = 25
 BATCHES_AT_ONCE: Final = 8
+BATCH_READS: Final = 100
+MOST_REFUSALS: Final = 10
 MAX_PAGE: Final = 500
 # What asking again does not cure: a bug, a missing table or missing rights, and each is told from the rest.
 _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
@@ -69,12 +71,17 @@ def _below(position: Position) -> Position:
     return Position(position.entry - 1, MAX_PLACE)
 
 
-def _item(entry: Entry) -> dict[str, Any]:
-    position, message = entry
+def _key(message: Message) -> dict[str, Any]:
     return {
         "conversation": {"S": conversation(message.sender, message.to)},
         # The sender too: two people may use the same id in the same millisecond.
         "at_id": {"S": f"{message.at:013d}#{message.id}#{message.sender}"},
+    }
+
+
+def _item(entry: Entry) -> dict[str, Any]:
+    position, message = entry
+    return _key(message) | {
         "recipient": {"S": message.to},
         "position": {"S": _sort_key(position)},
         "sender": {"S": message.sender},
@@ -181,6 +188,49 @@ class ChatHistory:
                 if requests:
                     await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                     delay = min(2.0, 2 * delay)
+
+    async def missing(self, messages: Sequence[Message]) -> list[int]:
+        """Which of some messages the database does not have, as indexes, in order; their JSON is not looked at.
+
+        Raises ``HistoryUnavailable``.
+        """
+        keys = [(item["conversation"]["S"], item["at_id"]["S"]) for item in map(_key, messages)]
+        unseen = set(keys)
+        # What an eventually consistent read does not have yet, a consistent one has.
+        for consistent in (False, True):
+            wanted = sorted(unseen)
+            batches = [wanted[i : i + BATCH_READS] for i in range(0, len(wanted), BATCH_READS)]
+            for found in await asyncio.gather(*(self._existing(batch, consistent) for batch in batches)):
+                unseen -= found
+        return [index for index, key in enumerate(keys) if key in unseen]
+
+    async def _existing(self, keys: Sequence[tuple[str, str]], consistent: bool) -> set[tuple[str, str]]:
+        table, delay, refused = self._settings.history_table, 0.05, 0
+        found: set[tuple[str, str]] = set()
+        unprocessed: Any = [
+            {"conversation": {"S": conversation}, "at_id": {"S": at_id}} for conversation, at_id in keys
+        ]
+        async with self._places:
+            while unprocessed:
+                request: Any = {"Keys": unprocessed, "ProjectionExpression": "conversation, at_id"}
+                try:
+                    db = await self._db()
+                    answer = await db.batch_get_item(RequestItems={table: request | {"ConsistentRead": consistent}})
+                except ClientError as error:
+                    refused += 1
+                    if error.response["Error"]["Code"] in _FINAL or refused == MOST_REFUSALS:
+                        raise HistoryUnavailable(f"table {table}: {error}") from error
+                except (BotoCoreError, OSError, TimeoutError) as error:
+                    where = self._settings.dynamodb_endpoint or "AWS"
+                    raise HistoryUnavailable(f"no DynamoDB at {where}: {error!r}") from error
+                else:
+                    found |= {(item["conversation"]["S"], item["at_id"]["S"]) for item in answer["Responses"][table]}
+                    rest = answer["UnprocessedKeys"].get(table)
+                    unprocessed = rest["Keys"] if rest else []
+                if unprocessed:
+                    await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                    delay = min(2.0, 2 * delay)
+        return found
 
     async def page(self, a: str, b: str, before: str | None, limit: int) -> Page:
         """The newest ``limit`` messages of a conversation that are older than the cursor ``before``, oldest first.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -31,7 +33,7 @@ _SOURCE: Final = files("tables").joinpath("inbox.lua").read_text()
 # Programs of two versions run side by side during a deploy: each calls the functions it was written for.
 _VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
 LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
-PIPELINE_BYTES: Final = 4 * 1024 * 1024
+SLOTS: Final = 16_384
 _RETRY: Final = (0.05, 2.0)
 _ELSEWHERE: Final = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError)
 
@@ -58,6 +60,7 @@ class Cluster:
             socket_connect_timeout=settings.engine_timeout,
         )
         self._settings = settings
+        self._tags: tuple[object, list[tuple[ClusterNode, str]]] | None = None
         # A node's pool raises when it is empty instead of letting the next one wait.
         self._places = asyncio.Semaphore(settings.redis_connections)
 
@@ -97,15 +100,15 @@ class Cluster:
             await asyncio.sleep(delay)
             delay = min(longest, 2 * delay)
 
-    async def on_primaries(self, command: Command) -> list[Any]:
-        """The answers of every primary to a command without keys; raises ``StoreUnavailable``."""
+    async def on_primaries(self, command: Callable[[str], Command]) -> list[Any]:
+        """The answers of every primary to a command made with a hash tag of its own; raises ``StoreUnavailable``."""
         try:
             async with asyncio.timeout(2 * self._settings.engine_timeout):
                 await self._initialize()
-                answers = [await self._send(node, [command]) for node in self._redis.get_primaries()]
+                answers = [await self._send(node, [command(tag)]) for node, tag in self._tagged_primaries()]
                 if any(_no_function(answer[0]) for answer in answers):
                     await self._load()
-                    answers = [await self._send(node, [command]) for node in self._redis.get_primaries()]
+                    answers = [await self._send(node, [command(tag)]) for node, tag in self._tagged_primaries()]
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             await self._forget_topology()
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
@@ -114,10 +117,22 @@ class Cluster:
                 raise StoreUnavailable(str(answer[0]))
         return [answer[0] for answer in answers]
 
+    def _tagged_primaries(self) -> list[tuple[ClusterNode, str]]:
+        slots = self._redis.nodes_manager.slots_cache
+        # The client makes this dictionary anew when it learns of another topology, and changes entries on MOVED.
+        shape = (id(slots), tuple(node.name for node in self._redis.get_primaries()))
+        if self._tags is None or self._tags[0] != shape:
+            lowest: dict[str, tuple[ClusterNode, int]] = {}
+            for slot, nodes in sorted(slots.items()):
+                lowest.setdefault(nodes[0].name, (nodes[0], slot))
+            self._tags = shape, [(node, _tag_of(slot)) for node, slot in lowest.values()]
+        return self._tags[1]
+
     async def _initialize(self) -> None:
         await self._redis.initialize()
 
     async def _forget_topology(self) -> None:
+        self._tags = None
         # The next command asks who holds which slots: after a failover the old answers lead to a dead node.
         try:
             await self._redis.aclose()
@@ -184,6 +199,12 @@ class Cluster:
             (answer,) = await self._send(node, [("FUNCTION", "LOAD", LIBRARY)])
             if isinstance(answer, ResponseError) and "already exists" not in str(answer):
                 raise answer
+
+
+@lru_cache(maxsize=SLOTS)
+def _tag_of(slot: int) -> str:
+    """A hash tag whose keys are in a slot of the cluster."""
+    return next(str(n) for n in itertools.count() if key_slot(str(n).encode()) == slot)
 
 
 def _no_function(answer: object) -> bool:

@@ -40,9 +40,10 @@ local function device_of(value)
   return cursor, tonumber(seen), tonumber(number)
 end
 
+-- What is known of the devices outlives the messages, so that an inbox that expired can be told from a new one.
 local function touch(keys, ttl_ms)
   redis.call('PEXPIRE', keys[1], ttl_ms)
-  redis.call('PEXPIRE', keys[2], ttl_ms)
+  redis.call('PEXPIRE', keys[2], 2 * ttl_ms)
 end
 
 -- How many of the bytes ever appended are no longer in the inbox.
@@ -59,24 +60,25 @@ end
 -- in its data: a server that was restarted, or promoted, may have lost its newest writes and knows no token.
 local tokens = {}
 
--- args: partition, the token expected, the new one. Returns whether it was the expected one.
+-- keys: the watermark of a partition on this server; args: partition, the token expected, the new one
+-- Returns whether it was the expected one, and the offset below which this server surely has what was applied.
 local function adopt(keys, args)
   local kept = tokens[args[1]] == args[2]
   tokens[args[1]] = args[3]
-  return kept and 1 or 0
+  return {kept and 1 or 0, tonumber(redis.call('GET', keys[1]) or '0')}
 end
 
 -- keys: inbox, devices, seen in this window, seen in the one before
 -- args: partition, token, TTL in ms, quota in messages, quota in bytes, the most digests kept of a window,
 --       the window in ms, then for each message: position, time in s, digest, JSON
--- Returns the former top, and for each message whether it was added ("1"), or not ("0", a text as long as the batch).
+-- Returns the former top, and for each message whether it was added (a text of "1", "0", or "2" past the quota).
 local function append(keys, args)
   if tokens[args[1]] ~= args[2] then
     return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
   end
   local inbox, devices = keys[1], keys[2]
-  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed')
-  local top, bytes, gap = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3]
+  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor')
+  local top, bytes, gap, floor = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3], head[5]
   local former = top
   local n = (#args - 7) / 4
   local added = {}
@@ -95,9 +97,10 @@ local function append(keys, args)
   end
   local now_seen = redis.call('SMISMEMBER', keys[3], unpack(fresh))
   local before_seen = redis.call('SMISMEMBER', keys[4], unpack(fresh))
+  local length = redis.call('XLEN', inbox)
+  -- The first write, after each key was read once: what fails leaves no digest behind, or it would be lost as a retry.
   redis.call('SADD', keys[3], unpack(fresh))
 
-  local length = redis.call('XLEN', inbox)
   local max_messages, max_bytes = tonumber(args[4]), tonumber(args[5])
   local removed = tonumber(head[4] or '0')
   local twice = {}
@@ -107,7 +110,9 @@ local function append(keys, args)
     if bytes - removed + #json > max_bytes then
       removed = removed_bytes(inbox, bytes)
     end
-    if now_seen[i - start + 1] == 1 or before_seen[i - start + 1] == 1 or twice[digest] then
+    if floor and not less(floor, args[at]) then
+      added[i] = '0'  -- acknowledged already: the log is replayed into an inbox that was lost
+    elseif now_seen[i - start + 1] == 1 or before_seen[i - start + 1] == 1 or twice[digest] then
       added[i] = '0'
     elseif length >= max_messages or bytes - removed + #json > max_bytes then
       local from = top
@@ -120,7 +125,7 @@ local function append(keys, args)
       end
       redis.call('XADD', inbox, args[at], 't', args[at + 1], 'c', digits(bytes), 'g', from)
       gap = args[at]
-      added[i] = '0'
+      added[i] = '2'
     else
       bytes = bytes + #json
       redis.call('XADD', inbox, args[at], 't', args[at + 1], 'c', digits(bytes), 'm', json)
@@ -156,6 +161,9 @@ local function read(keys, args)
   local top, floor = head[1] or ORIGIN, head[2] or ORIGIN
   if less(after, floor) then
     return {'missed', after, floor}
+  end
+  if less(after, top) and redis.call('EXISTS', inbox) == 0 then
+    return {'missed', after, top}
   end
   local parts, count, bytes, first, last, missed = {}, 0, 0, false, after, false
   while true do
@@ -251,8 +259,8 @@ local function trim(keys, living)
 end
 
 -- keys: inbox, devices; args: device, now (s), TTL in ms, the most devices, the position the client claims to have
--- or "", the highest position it may claim beyond the top
--- A client that has a position of an inbox which is gone (expired) has missed what was in it: the floor says so.
+-- or "", the highest position it may claim beyond the top, now (ms)
+-- The number is the time in ms or, if the last one is not below that, one more: it rises even if Redis lost the last.
 -- Returns {cursor, connection number, top, floor}.
 local function hello(keys, args)
   local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[2])
@@ -270,11 +278,7 @@ local function hello(keys, args)
       cursor = claim
     end
   end
-  if not head[1] and args[5] ~= '' and less(floor, args[6]) then
-    floor = args[6]
-    redis.call('HSET', devices, 'floor', floor)
-  end
-  number = number + 1
+  number = math.max(number + 1, tonumber(args[7]))
   redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
   living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]))
   touch(keys, args[3])
@@ -298,6 +302,52 @@ local function acknowledge(keys, args)
   local removed = trim(keys, living)
   touch(keys, args[4])
   return removed
+end
+
+-- keys: inbox, devices; args: TTL in ms, then for each device: device, cursor, last seen (s), connection number
+-- Bring devices back from the log; what is here and newer stays. In an inbox that was lost the floor is the lowest
+-- cursor, so that what all devices have is not appended again.
+local function restore(keys, args)
+  local devices = keys[2]
+  local lowest = false
+  for i = 2, #args, 4 do
+    local field, cursor, seen, number = 'd:' .. args[i], args[i + 1], tonumber(args[i + 2]), tonumber(args[i + 3])
+    local value = redis.call('HGET', devices, field)
+    if value then
+      local old_cursor, old_seen, old_number = device_of(value)
+      if less(cursor, old_cursor) then
+        cursor = old_cursor
+      end
+      seen, number = math.max(seen, old_seen), math.max(number, old_number)
+    end
+    redis.call('HSET', devices, field, cursor .. ' ' .. digits(seen) .. ' ' .. digits(number))
+    if not lowest or less(cursor, lowest) then
+      lowest = cursor
+    end
+  end
+  if lowest and lowest ~= ORIGIN and not redis.call('HGET', devices, 'top') then
+    redis.call('HSET', devices, 'floor', lowest)
+  end
+  touch(keys, args[1])
+  return lowest or ORIGIN
+end
+
+-- keys: the watermark of a partition on this server; args: partition, token, the offset applied so far, TTL in ms
+-- Returns 1 if the token is the one adopted, after noting the offset, else 0.
+local function mark(keys, args)
+  if tokens[args[1]] ~= args[2] then
+    return 0
+  end
+  redis.call('SET', keys[1], args[3], 'PX', args[4])
+  return 1
+end
+
+-- keys: the watermark of a partition on this server; args: partition
+-- Make the worker of the partition believe that this server has lost everything.
+local function distrust(keys, args)
+  tokens[args[1]] = nil
+  redis.call('SET', keys[1], '0')
+  return 1
 end
 
 -- Of the gateways' slots. keys: the lease of one slot; args: this boot's id, TTL in ms, now in ms
@@ -335,5 +385,8 @@ redis.register_function{function_name = 'cc_read', callback = read, flags = {'no
 redis.register_function{function_name = 'cc_top', callback = top_of, flags = {'no-writes'}}
 redis.register_function('cc_hello', hello)
 redis.register_function('cc_acknowledge', acknowledge)
+redis.register_function('cc_restore', restore)
+redis.register_function('cc_mark', mark)
+redis.register_function('cc_distrust', distrust)
 redis.register_function('cc_lease', lease)
 redis.register_function('cc_release', release)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from chat_streams.records import Message
 from chat_streams.settings import Settings
 from tables.cluster import Cluster, Command, function
 
+RESTORE_AT_ONCE = 500
 MAX_DIGESTS = 50_000
 """Of one user and retry window; past it the window is shortened."""
 
@@ -35,13 +36,25 @@ class Device(NamedTuple):
     floor: Position
 
 
+class LoggedDevice(NamedTuple):
+    """What the log says of a device: its cursor, when it was last heard of (s), its latest connection's number."""
+
+    cursor: Position
+    seen: int
+    number: int
+
+
 class Appended(NamedTuple):
-    """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it."""
+    """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it.
+
+    With ``overflow``, some messages in that range went to history only.
+    """
 
     former: Position
     until: Position
     first: Position | None
     json: list[bytes]
+    overflow: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,10 @@ class Page:
     count: int
     messages: bytes
     missed: bool
+
+
+def _watermark(tag: str, partition: int) -> str:
+    return f"{{{tag}}}:applied:{partition}"
 
 
 def keys(user: str) -> tuple[str, str]:
@@ -82,13 +99,54 @@ class Inbox:
         self._ttl_ms = settings.inbox_ttl * 1000
         self._window_ms = settings.retry_window * 1000
 
-    async def adopt(self, partition: int, expected: str, token: str) -> bool:
+    async def adopt(self, partition: int, expected: str, token: str) -> int | None:
         """Make ``token`` the one to append with for a partition of the log.
 
-        Returns whether all primaries still had the one expected, so have lost nothing since it was adopted.
+        Returns ``None`` if all primaries still had the one expected, so have lost nothing since it was adopted; else
+        the offset below which all that was applied is surely on every one of them, 0 if one was never marked. Raises
+        ``StoreUnavailable``.
         """
-        answers = await self._cluster.on_primaries(("FCALL", function("adopt"), 0, str(partition), expected, token))
+        answers = await self._cluster.on_primaries(
+            lambda tag: ("FCALL", function("adopt"), 1, _watermark(tag, partition), str(partition), expected, token)
+        )
+        return min((int(applied) for kept, applied in answers if not kept), default=None)
+
+    async def mark(self, partition: int, token: str, applied: int) -> bool:
+        """Note on every primary what was applied of a partition (all below this offset).
+
+        Returns whether all of them know the token. Raises ``StoreUnavailable``.
+        """
+        answers = await self._cluster.on_primaries(
+            lambda tag: (
+                ("FCALL", function("mark"), 1, _watermark(tag, partition), str(partition), token, applied)
+                + (2 * self._ttl_ms,)
+            )
+        )
         return all(answers)
+
+    async def applied(self, partition: int) -> int:
+        """The offset below which every primary has all of a partition; raises ``StoreUnavailable``."""
+        answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, partition)))
+        return min(int(answer or 0) for answer in answers)
+
+    async def distrust(self, partition: int) -> None:
+        """Have the worker of a partition restore its inboxes from the log; raises ``StoreUnavailable``."""
+        await self._cluster.on_primaries(
+            lambda tag: ("FCALL", function("distrust"), 1, _watermark(tag, partition), str(partition))
+        )
+
+    async def restore(self, devices: Mapping[str, Mapping[str, LoggedDevice]]) -> None:
+        """Bring the devices of users back as the log has them; what is here and newer stays."""
+        commands: list[Command] = []
+        for user, of_user in devices.items():
+            command: list[Any] = ["FCALL", function("restore"), 2, *keys(user), self._ttl_ms]
+            for name, device in of_user.items():
+                command += (name, str(device.cursor), device.seen, device.number)
+            commands.append(tuple(command))
+        for start in range(0, len(commands), RESTORE_AT_ONCE):
+            for answer in await self._cluster.patient(commands[start : start + RESTORE_AT_ONCE], "restore"):
+                if isinstance(answer, ResponseError):
+                    raise answer
 
     async def append(
         self, partition_of: Sequence[tuple[str, int, str]], batches: Sequence[Sequence[tuple[Position, Message]]]
@@ -127,7 +185,7 @@ class Inbox:
             former, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[17 + 4 * i] for i, new in enumerate(added) if new == 49]
             first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
-            results.append(Appended(former, max(former, batch[-1][0]), first, json))
+            results.append(Appended(former, max(former, batch[-1][0]), first, json, b"2" in added))
         return results
 
     async def read(self, requests: Sequence[tuple[str, Position, int, int]]) -> list[Page]:
@@ -178,7 +236,7 @@ class Inbox:
         claim = "" if after is None else str(after)
         answer = await self._cluster.call(
             ("FCALL", function("hello"), 2, *keys(user), device, int(time.time()), self._ttl_ms)
-            + (self._settings.max_devices, claim, str(log_end))
+            + (self._settings.max_devices, claim, str(log_end), time.time_ns() // 1_000_000)
         )
         if isinstance(answer, ResponseError):
             raise answer

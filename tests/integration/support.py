@@ -40,7 +40,7 @@ def user(name: str = "user") -> str:
 
 
 async def eventually(condition: Callable[[], Any], within_s: float = WITHIN_S, what: str = "") -> Any:
-    """Ask until the answer, possibly awaited, is true, and return it; fails with the last answer when the time is up."""
+    """Ask until the answer, possibly awaited, is true, and return it; fails with the last one when the time is up."""
     deadline = time.monotonic() + within_s
     while True:
         answer = condition()
@@ -335,7 +335,8 @@ class Stack:
 
     async def top(self, name: str) -> Position:
         """Return the highest position in a user's inbox, from Redis itself."""
-        ((entry, _),) = await self.redis.xrevrange(keys(name)[0], count=1)
+        answer: Any = await self.redis.xrevrange(keys(name)[0], count=1)
+        ((entry, _),) = answer
         return Position.parse(entry.decode())
 
     async def wait_stored(self, name: str, count: int, within_s: float = WITHIN_S) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from gateway.client import Message
 from tests.integration.support import Received, Stack, abort_client, eventually, user
 
-BODIES = (
+BODIES: tuple[Any, ...] = (
     "plain",
     "Übermorgen, Завтра, غدا, 明日, 👩🏽‍🚀👨‍👩‍👧‍👦",
     'quotes " and \\ and \n and \t and \u2028 and \x7f',

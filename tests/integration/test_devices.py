@@ -87,13 +87,14 @@ async def test_a_newer_connection_on_another_gateway_takes_over(stack: Stack, sm
 
 async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> None:
     bob = user("bob")
-    with pytest.raises(ClientError) as caught:
-        async with stack.connect(bob, Received()) as old, stack.connect(bob, Received()) as new:
-            try:
-                await asyncio.wait_for(old.wait_closed(), 10)
-            finally:
-                await new.ping()
-    assert caught.value.code == 4510
+    old, new = stack.connect(bob, Received()), stack.connect(bob, Received())
+    await old.__aenter__()
+    async with new:
+        with pytest.raises(ClientError) as caught:
+            await asyncio.wait_for(old.wait_closed(), 10)
+        assert caught.value.code == 4510
+        await old.close()
+        await new.ping()
 
 
 async def test_takeovers_under_fire_lose_nothing(stack: Stack, small: str) -> None:

@@ -201,7 +201,11 @@ async def test_an_ack_ahead_of_what_was_sent_is_refused(stack: Stack) -> None:
     async with stack.raw(bob) as raw:
         got = await raw.messages(5)
         last = Position.parse(got[-1]["pos"])
-        for ahead in (Position(last.entry, last.place + 1), Position(last.entry + 1, 0), Position(last.entry, MAX_PLACE)):
+        for ahead in (
+            Position(last.entry, last.place + 1),
+            Position(last.entry + 1, 0),
+            Position(last.entry, MAX_PLACE),
+        ):
             await raw.ack(str(ahead))
             assert (await raw.next_of("error"))["code"] == "bad_ack"
         await raw.ack(got[0]["pos"])

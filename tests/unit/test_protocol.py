@@ -106,7 +106,23 @@ def test_null_is_no_value_of_a_required_field(kind: str, name: str) -> None:
 @pytest.mark.parametrize(("kind", "name"), IDS)
 @pytest.mark.parametrize(
     "value",
-    ["", LONG + "x", "a b", "a\n", "\na", "a\r\n", "a\0", "a/b", "a#b", "{a}", "a,b", 'a"b', "a\\b", "\u00e4", "\uff41"],
+    [
+        "",
+        LONG + "x",
+        "a b",
+        "a\n",
+        "\na",
+        "a\r\n",
+        "a\0",
+        "a/b",
+        "a#b",
+        "{a}",
+        "a,b",
+        'a"b',
+        "a\\b",
+        "\u00e4",
+        "\uff41",
+    ],
 )
 def test_what_is_no_id_is_named(kind: str, name: str, value: str) -> None:
     assert_names(refusal(GOOD[kind] | {name: value}), name)
@@ -280,7 +296,8 @@ def test_endless_nesting_is_refused(text: str, deep: str) -> None:
 @given(
     st.text(max_size=40)
     | st.builds(
-        "".join, st.lists(st.sampled_from(['{"type":"ping"', ',"ref":"a"', "}", "[", "]", ",", "1", '"', " "]), max_size=9)
+        "".join,
+        st.lists(st.sampled_from(['{"type":"ping"', ',"ref":"a"', "}", "[", "]", ",", "1", '"', " "]), max_size=9),
     )
 )
 @settings(deadline=None, max_examples=300)
@@ -315,7 +332,17 @@ def test_a_body_is_kept_byte_for_byte(body: Any, ascii_only: bool, indent: int |
 
 @pytest.mark.parametrize(
     "text",
-    ["1e2", "1.0", "-0", "1E+2", "12345678901234567890123", "0.1000", r'"\u0041\/\ud83d\ude00"', '{"a":1,"a":2}', "[ ]"],
+    [
+        "1e2",
+        "1.0",
+        "-0",
+        "1E+2",
+        "12345678901234567890123",
+        "0.1000",
+        r'"\u0041\/\ud83d\ude00"',
+        '{"a":1,"a":2}',
+        "[ ]",
+    ],
 )
 def test_a_body_is_not_written_anew(text: str) -> None:
     found = parse_one(f'{{"type":"send","id":"a","to":"b","body":{text}}}')
@@ -352,7 +379,12 @@ def test_the_frames_of_the_server() -> None:
         "messages": [{"a": 1}, {}],
         "before": None,
     }
-    assert json.loads(protocol.history("r", [], 'c"')) == {"type": "history", "ref": "r", "messages": [], "before": 'c"'}
+    assert json.loads(protocol.history("r", [], 'c"')) == {
+        "type": "history",
+        "ref": "r",
+        "messages": [],
+        "before": 'c"',
+    }
     assert json.loads(protocol.messages(LOW, HIGH, b"")) == {
         "type": "messages",
         "after": str(LOW),

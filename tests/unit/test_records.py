@@ -29,6 +29,7 @@ from chat_streams.records import (
     Messages,
     Missed,
     Outgoing,
+    Redriven,
     Registered,
     SessionEvents,
     Target,
@@ -55,8 +56,9 @@ EXAMPLES: list[tuple[Codec[Any], Any]] = [
     (OUTGOING, (Displaced("bob", CONNECTION, 7), Announce((0, 7)), Announce(()))),
     (DEAD_LETTERS, DeadLetter("messaging", "incoming_messages", 3, 1 << 39, b"bob", b"\xc1", "why", "where", 1, 2)),
     (DEAD_LETTERS, DeadLetter("messaging", "incoming_messages", 3, 0, None, None, "", "", 0, 0)),
+    (DEAD_LETTERS, Redriven(1 << 39, 1 << 41, 0)),
 ]
-CODECS = [INCOMING, SESSIONS, REQUESTS, OUTGOING, DEAD_LETTERS]
+CODECS: list[Codec[Any]] = [INCOMING, SESSIONS, REQUESTS, OUTGOING, DEAD_LETTERS]
 
 hypothesis = settings(deadline=None, max_examples=150)
 
@@ -77,7 +79,7 @@ def test_the_examples_cover_every_type() -> None:
     found: set[type] = set()
     for _, record in EXAMPLES:
         found |= {type(item) for item in record} if isinstance(record, tuple) else {type(record)}
-    assert found == {Messages, DeadLetter} | _union(SessionEvents) | _union(InboxRequests) | _union(Outgoing)
+    assert found == {Messages, DeadLetter, Redriven} | _union(SessionEvents) | _union(InboxRequests) | _union(Outgoing)
 
 
 @pytest.mark.parametrize(("codec", "record"), EXAMPLES)

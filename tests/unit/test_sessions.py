@@ -162,7 +162,7 @@ def test_the_changelog_alone_brings_the_registry_back(sessions: Sessions, table:
     sessions.connected(connected(user="eve"))
     sessions.disconnected(UserDisconnected("bob", b"c2", 5))
     sessions.disconnected(UserDisconnected("eve", b"c1", 5))
-    restored = {}
+    restored: dict[bytes, bytes] = {}
     for key, value in table.changelog:
         if value is None:
             restored.pop(key, None)

@@ -1,0 +1,191 @@
+"""Keeps the offline store and the log in step: notices a Redis that lost writes, and applies them again from the log.
+
+``docs/architecture.md``, "A Redis that lost its newest writes" and "A Redis that lost everything".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from typing import Final
+
+import structlog
+from faust.types import TP
+
+from chat_streams.contiguous import ChatApp, Rewound
+from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.position import ORIGIN, Position
+from chat_streams.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UserConnected
+from chat_streams.settings import Settings
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS
+from tables.cluster import StoreUnavailable
+from tables.inbox import Inbox, LoggedDevice
+
+log = structlog.get_logger()
+
+MARK_SECONDS: Final = 1.0
+"""Between two looks at whether the servers still are the ones that were adopted."""
+LONGEST_DELAY: Final = 2.0
+
+Devices = dict[str, dict[str, LoggedDevice]]
+
+
+class Adoption:
+    """Adopts the partitions of ``incoming_messages`` that a messaging worker is given, on all Redis primaries.
+
+    A partition is adopted with a random token, without which nothing can be appended for it. A server that does not
+    have the token of the one before may have lost writes: then the partition is applied again, from where the loss
+    window began; or, where a server lost more than that, from the beginning, after the cursors of devices were
+    restored from the log.
+    """
+
+    def __init__(self, app: ChatApp, inbox: Inbox, settings: Settings) -> None:
+        self._app = app
+        self._inbox = inbox
+        self._settings = settings
+        self._lock = asyncio.Lock()
+
+    async def token(self, partition: int) -> str:
+        """The token to append with; raises ``Rewound`` when older records must be applied first."""
+        return self._app.progress.token(_tp(partition)) or await self.adopt(partition, refused="")
+
+    async def adopt(self, partition: int, refused: str) -> str:
+        """Adopt new tokens in place of the one that was ``refused``; raises ``Rewound`` likewise."""
+        tp, progress = _tp(partition), self._app.progress
+        async with self._lock:
+            if tp not in progress:
+                raise Rewound
+            if (current := progress.token(tp)) and current != refused:
+                return current
+            epoch = progress.epoch(tp)
+            # A server that lost one partition's writes lost those of the others, too: one seek does for all.
+            await self._adopt_all()
+            if progress.epoch(tp) != epoch:
+                raise Rewound
+            return progress.token(tp)
+
+    async def _adopt_all(self) -> None:
+        progress = self._app.progress
+        tokens = {tp: secrets.token_hex(8) for tp in self._held()}
+        epochs = {tp: progress.epoch(tp) for tp in tokens}
+        marks = await asyncio.gather(*(self._patiently(tp, token) for tp, token in tokens.items()))
+        rewinds: dict[TP, int] = {}
+        restores: list[int] = []
+        for tp, mark in zip(tokens, marks, strict=True):
+            if mark is None or not progress.committable(tp) or progress.epoch(tp) != epochs[tp]:
+                continue
+            rewinds[tp] = min(mark, progress.rewind_offset(tp))
+            # Where the loss window reaches back to offset 0, a server without a mark may have lost all as well.
+            if mark < progress.rewind_offset(tp) or not mark:
+                restores.append(tp.partition)
+        if restores:
+            log.error("redis has lost more than the loss window, restoring from the log", partitions=restores)
+            await self._restore(restores)
+        if rewinds:
+            await self._app.rewind(rewinds)
+        for tp, token in tokens.items():
+            if tp in rewinds or progress.epoch(tp) == epochs[tp]:
+                progress.adopt(tp, token)
+
+    def _held(self) -> list[TP]:
+        assigned = self._app.consumer.assignment()
+        return [tp for tp in assigned if tp.topic == INCOMING_MESSAGES and tp in self._app.progress]
+
+    async def watch(self) -> None:
+        """Look every second whether the servers still know the tokens; for as long as the app runs.
+
+        Without it, the inboxes of a partition that gets no messages would stay lost.
+        """
+        while not self._app.should_stop:
+            await self._app.sleep(MARK_SECONDS)
+            if self._app.rebalancing or self._app.in_recovery:
+                continue
+            for tp in self._held():
+                try:
+                    await self._look(tp)
+                except StoreUnavailable as error:
+                    log.warning("redis is away", doing="watch", error=str(error))
+                    break
+                except Rewound:
+                    continue
+
+    async def _look(self, tp: TP) -> None:
+        progress = self._app.progress
+        if tp not in progress:
+            return
+        token, applied = progress.token(tp), progress.committable(tp)
+        if not token or applied is None:
+            await self.adopt(tp.partition, refused="")
+        elif not await self._inbox.mark(tp.partition, token, applied) and progress.token(tp) == token:
+            log.warning("a redis server does not know this worker", partition=tp.partition)
+            await self.adopt(tp.partition, refused=token)
+
+    async def _patiently(self, tp: TP, token: str) -> int | None:
+        progress = self._app.progress
+        expected = progress.token(tp) or progress.committed(tp).token
+        delay = 0.1
+        while True:
+            try:
+                return await self._inbox.adopt(tp.partition, expected, token)
+            except StoreUnavailable as error:
+                log.warning("redis is away, waiting", doing="adopt", retry_in_s=delay, error=str(error))
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(LONGEST_DELAY, 2 * delay)
+
+    async def _restore(self, partitions: list[int]) -> None:
+        delay = 0.1
+        while True:
+            try:
+                devices = await logged_devices(self._settings, partitions)
+                break
+            except LogUnavailable as error:
+                log.warning("the log cannot be read, waiting", retry_in_s=delay, error=str(error))
+            await asyncio.sleep(delay)
+            delay = min(LONGEST_DELAY, 2 * delay)
+        await self._inbox.restore(devices)
+        log.warning("cursors are restored from the log", users=len(devices))
+
+
+async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
+    """What the log says of the devices of some partitions' users: cursor, last seen, connection number.
+
+    Devices unseen for ``inbox_ttl`` are left out. Raises ``LogUnavailable``.
+    """
+    devices: Devices = {}
+    oldest = int(time.time()) - settings.inbox_ttl
+
+    def note(user: str, device: str, cursor: Position, seen: int, number: int) -> None:
+        of_user = devices.setdefault(user, {})
+        old = of_user.get(device, LoggedDevice(ORIGIN, 0, 0))
+        of_user[device] = LoggedDevice(max(cursor, old.cursor), max(seen, old.seen), max(number, old.number))
+
+    async with LogReader(settings) as reader:
+        async for record in reader.read(await reader.spans(SESSION_EVENTS, partitions)):
+            try:
+                events = SESSIONS.decode(record.value)
+            except Undecodable:
+                continue
+            for event in events:
+                # What was forwarded on a connection so far is no acknowledgement: only the cursor it began with is.
+                if isinstance(event, UserConnected):
+                    cursor = event.after if event.drain else ORIGIN
+                    note(event.user, event.device, cursor, record.at // 1000, event.number)
+        async for record in reader.read(await reader.spans(INBOX_REQUESTS, partitions)):
+            try:
+                requests = REQUESTS.decode(record.value)
+            except Undecodable:
+                continue
+            for request in requests:
+                if isinstance(request, Acknowledge):
+                    note(request.user, request.device, request.position, record.at // 1000, 0)
+    return {
+        user: living
+        for user, of_user in devices.items()
+        if (living := {name: device for name, device in of_user.items() if device.seen >= oldest})
+    }
+
+
+def _tp(partition: int) -> TP:
+    return TP(INCOMING_MESSAGES, partition)

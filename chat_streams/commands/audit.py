@@ -1,0 +1,161 @@
+"""``faust -A chat_streams audit``: shows that each accepted message is exactly one of what it may be."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, Any
+
+import click
+from faust.cli import AppCommand, option
+from rich.table import Table
+from rich.text import Text
+
+from chat_streams.audit import Fate, Report
+from chat_streams.auditor import Options, audit
+from chat_streams.commands.output import bar, console
+from chat_streams.log_reader import LogUnavailable
+from chat_streams.records import UnknownVersion
+from chat_streams.service import Service
+from chat_streams.topics import TopicsError, partition_of
+from tables.chat_history import HistoryUnavailable
+from tables.cluster import StoreUnavailable
+
+MEANINGS = {
+    Fate.ACKNOWLEDGED: "every device of the recipient has it",
+    Fate.PENDING: "in the inbox, for a device that has not acknowledged it",
+    Fate.EXPIRED: "older than CHAT_INBOX_TTL; its recipient is told 'missed'",
+    Fate.OVERFLOWED: "past the inbox's quota, in history only; its recipient is told 'missed'",
+    Fate.RETRY: "sent again under its id within CHAT_RETRY_WINDOW",
+    Fate.DEAD_LETTERED: "in dead_letters; a redriven one counts once more",
+    Fate.IN_FLIGHT: "not applied within --wait: does messaging run?",
+}
+
+
+class EngineAway(click.ClickException):
+    """Nothing can be said of the messages."""
+
+    exit_code = 2
+
+
+class Unclean(click.ClickException):
+    """There are findings, printed already."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print nothing more."""
+
+
+def register(app: Service) -> None:
+    """Add the command to an app."""
+
+    @app.command(
+        option("--partition", type=click.IntRange(0), default=None, help="Only this partition; else all."),
+        option("--user", default=None, help="Only the messages to this user."),
+        option("--json", "as_json", is_flag=True, help="One JSON object instead of tables."),
+        option("--no-history", is_flag=True, help="Do not look whether the chat database has each message."),
+        option(
+            "--wait", "wait_s", type=click.FloatRange(0), default=30.0, help="Seconds to let the services catch up."
+        ),
+    )
+    async def audit(
+        self: AppCommand, partition: int | None, user: str | None, as_json: bool, no_history: bool, wait_s: float
+    ) -> None:
+        """Show that nothing is lost: what became of each message in the log, as of now.
+
+        Exits with 1 if a message is none of what it may be, or two of it, or not applied yet, naming it; with 2 if an
+        engine is away. The services may go on meanwhile.
+        """
+        partitions = None if partition is None else [partition]
+        if partition is not None and partition >= app.settings.partitions:
+            raise click.BadParameter(f"there are partitions 0 to {app.settings.partitions - 1}")
+        if user is not None:
+            of_user = partition_of(user, app.settings.partitions)
+            if partition not in (None, of_user):
+                raise click.BadParameter(f"user {user} is on partition {of_user}")
+            partitions = [of_user]
+        await _run(app, Options(partitions, user, not no_history, wait_s), as_json)
+
+
+async def _run(app: Service, options: Options, as_json: bool) -> None:
+    try:
+        with bar("auditing") as progress:
+            report = await audit(app.settings, options, progress)
+    except (TopicsError, LogUnavailable, StoreUnavailable, HistoryUnavailable, UnknownVersion) as error:
+        raise EngineAway(f"no audit: {error}") from error
+    if as_json:
+        click.echo(json.dumps(summary(report, options), indent=2))
+    else:
+        show(report, options)
+    if not report.clean:
+        raise Unclean("findings")
+
+
+def summary(report: Report, options: Options) -> dict[str, Any]:
+    """The report as JSON values."""
+    return {
+        "clean": report.clean,
+        "partitions": options.partitions,
+        "user": options.user,
+        "messages": report.messages,
+        **{fate.replace("-", "_").replace(" ", "_"): report.fates[fate] for fate in Fate},
+        "none": report.none,
+        "two": report.twice,
+        "other_findings": report.others,
+        "acknowledgements_in_flight": report.acks_in_flight,
+        "history": {
+            "checked": report.history_checked,
+            "missing": report.history_missing,
+            "behind": report.history_behind,
+        }
+        if options.history
+        else None,
+        "findings": [finding.as_json() for finding in report.findings],
+        "findings_left_out": report.left_out,
+    }
+
+
+def show(report: Report, options: Options) -> None:
+    """Print the report."""
+    out = console()
+    table = Table("", "messages", "meaning", title=Text(_title(options)), title_justify="left")
+    table.columns[1].justify = "right"
+    for fate in Fate:
+        if report.fates[fate] or fate is not Fate.IN_FLIGHT:
+            table.add_row(fate, f"{report.fates[fate]:,}", MEANINGS[fate])
+    for name, count, meaning in (
+        ("none of these", report.none, "lost, or removed by somebody else"),
+        ("two of these", report.twice, ""),
+    ):
+        table.add_row(name, f"{count:,}", meaning, style="bold red" if count else None)
+    table.add_section()
+    table.add_row("accepted", f"{report.messages:,}", "in the log")
+    if options.history:
+        meaning = f"{report.history_missing:,} missing, {report.history_behind:,} not reached by history yet"
+        style = "bold red" if report.history_missing else None
+        table.add_row("in history", f"{report.history_checked - report.history_missing:,}", meaning, style=style)
+    out.print(table)
+    if report.acks_in_flight:
+        out.print(f"{report.acks_in_flight:,} records of acknowledgements are in flight: does notification run?")
+    if report.findings:
+        _show_findings(report)
+    out.print("clean: each message is exactly one of these" if report.clean else "NOT clean", style="bold")
+
+
+def _title(options: Options) -> str:
+    if options.user is not None:
+        return f"messages to {options.user}"
+    return "all messages" if options.partitions is None else f"messages of partition {options.partitions[0]}"
+
+
+def _show_findings(report: Report) -> None:
+    out = console()
+    table = Table("partition", "position", "to", "from", "id", "what is wrong", title="findings", title_justify="left")
+    for found in report.findings:
+        position = "" if found.position is None else str(found.position)
+        # As texts: what users chose is no markup.
+        cells = (str(found.partition), position, found.user, found.sender or "", found.id or "", found.problem)
+        table.add_row(*map(Text, cells))
+    out.print(table)
+    if report.left_out:
+        out.print(f"and {report.left_out:,} more")

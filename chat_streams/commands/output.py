@@ -1,0 +1,74 @@
+"""What the commands have in common: times as texts and back, a console, a bar for what takes long."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from chat_streams.log_reader import Progress as Report
+
+WIDTH: Final = 200
+"""Columns of a table that goes into a file or a pipe."""
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_AGE: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
+
+
+def console() -> Console:
+    """A console on stdout, as wide as the terminal; where there is none, wide enough for any table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+@contextlib.contextmanager
+def bar(what: str) -> Iterator[Report]:
+    """A progress bar on stderr while something is read; none where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def utc(ms: int) -> str:
+    """A time in ms since the epoch as RFC 3339 in UTC, with milliseconds."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return f"{ms} ms"
+
+
+def duration(ms: int) -> str:
+    """A length of time for the eye: ``1.234 s``, ``5 min 3 s``, ``2 d 4 h``."""
+    sign, ms = ("-", -ms) if ms < 0 else ("", ms)
+    seconds = ms // 1000
+    if seconds < 60:
+        return f"{sign}{ms / 1000:.3f} s"
+    for unit, name, lower_unit, lower in ((60, "min", 1, "s"), (3600, "h", 60, "min"), (24 * 3600, "d", 3600, "h")):
+        if seconds < unit * (24 if name == "h" else 60) or name == "d":
+            return f"{sign}{seconds // unit} {name} {seconds % unit // lower_unit} {lower}"
+    raise AssertionError
+
+
+class Since(click.ParamType):
+    """A point in time, as ms since the epoch: an age as in ``30m``, or a time in RFC 3339 (UTC without an offset)."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The time a text stands for."""
+        if isinstance(value, int):
+            return value
+        now = datetime.now(UTC)
+        if match := _AGE.fullmatch(value):
+            return int(now.timestamp() * 1000) - int(match[1]) * _UNITS[match[2]] * 1000
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither an age (90s, 30m, 12h, 7d) nor a time (2026-01-31T14:02:00Z)", param, ctx)
+        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -1,0 +1,201 @@
+"""Reads a part of a topic once, from and to offsets that are fixed at the start: for commands that look at the log.
+
+    async with LogReader(settings) as reader:
+        spans = await reader.spans(INCOMING_MESSAGES, [3], since_ms=yesterday)
+        async for record in reader.read(spans, progress):
+            ...
+
+It is no consumer group, commits nothing and holds a few fetches at most, however long the topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import aiokafka
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.structs import TopicPartition
+
+from chat_streams.settings import Settings
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int], None]
+"""Is given how many offsets are done and how many there are, of all partitions together."""
+
+PATIENCE_S: Final = 30.0
+"""Without an answer from Kafka for so long, reading ends with ``LogUnavailable``."""
+POLL_S: Final = 1.0
+POLL_RECORDS: Final = 500
+PARTITION_FETCH_BYTES: Final = 1024 * 1024
+FETCH_BYTES: Final = 8 * 1024 * 1024
+"""Of one answer; a single larger record comes all the same."""
+
+
+class LogUnavailable(Exception):
+    """Kafka did not answer, or does not have the topic; the text says which."""
+
+
+class Span(NamedTuple):
+    """The offsets ``[first, end)`` of one partition; empty when they are the same."""
+
+    topic: str
+    partition: int
+    first: int
+    end: int
+
+
+class LogRecord(NamedTuple):
+    """A record as it is in the log; ``at`` is the time Kafka has for it, in ms since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    at: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class LogReader:
+    """A connection to Kafka, to read one topic after another; any number of reads, one at a time.
+
+    Every method raises ``LogUnavailable``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._kafka = settings.kafka
+        self._consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=settings.kafka,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            fetch_max_bytes=FETCH_BYTES,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._answer(self._consumer.start())
+        except LogUnavailable:
+            await self._consumer.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def spans(
+        self,
+        topic: str,
+        partitions: Sequence[int] | None = None,
+        *,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+    ) -> list[Span]:
+        """What the log has now of a topic's partitions (default: all), in order, fixed here.
+
+        With ``since_ms`` from the first record of that time (ms since the epoch) on, with ``until_ms`` to the first
+        record of that time, which is left out.
+        """
+        # AIOKafkaConsumer.topics() does this and returns the names only.
+        cluster = await self._answer(self._consumer._client.fetch_all_metadata())
+        existing = cluster.partitions_for_topic(topic)
+        if not existing:
+            raise LogUnavailable(f"there is no topic {topic} at {self._kafka}: 'faust -A chat_streams topics create'")
+        if partitions is None:
+            partitions = sorted(existing)
+        elif missing := set(partitions) - existing:
+            raise LogUnavailable(f"topic {topic} at {self._kafka} has no partition {min(missing)}")
+        tps = [TopicPartition(topic, partition) for partition in partitions]
+        if not tps:
+            return []
+        firsts = await self._answer(self._consumer.beginning_offsets(tps))
+        ends = await self._answer(self._consumer.end_offsets(tps))
+        at_since = await self._offsets_at(tps, since_ms, firsts, ends)
+        at_until = await self._offsets_at(tps, until_ms, ends, ends)
+        return [Span(topic, tp.partition, min(at_since[tp], ends[tp]), max(at_until[tp], at_since[tp])) for tp in tps]
+
+    async def read(self, spans: Iterable[Span], progress: Progress | None = None) -> AsyncGenerator[LogRecord, None]:
+        """The records of some spans: in the order of offsets within a partition, partitions mixed.
+
+        What retention removed meanwhile is left out. ``progress`` is called at the start and after each fetch. The
+        loop over it may be left at any time.
+        """
+        left = {TopicPartition(s.topic, s.partition): s for s in spans if s.first < s.end}
+        total, done = sum(s.end - s.first for s in left.values()), 0
+        if progress is not None:
+            progress(done, total)
+        if not left:
+            return
+        at = {tp: span.first for tp, span in left.items()}
+        self._consumer.assign(list(left))
+        for tp, offset in at.items():
+            self._consumer.seek(tp, offset)
+        silent_s = 0.0
+        while left:
+            fetched: dict[TopicPartition, list[Any]] = {}
+            try:
+                fetched = await self._answer(
+                    self._consumer.getmany(*left, timeout_ms=int(POLL_S * 1000), max_records=POLL_RECORDS)
+                )
+            except OffsetOutOfRangeError:
+                await self._skip_what_is_gone(list(left))
+            for tp, records in fetched.items():
+                for record in records:
+                    if record.offset >= left[tp].end:
+                        break
+                    yield LogRecord(
+                        tp.topic,
+                        tp.partition,
+                        record.offset,
+                        record.timestamp,
+                        record.key,
+                        record.value,
+                        record.headers,
+                    )
+            silent_s = 0.0 if fetched else silent_s + POLL_S
+            for tp in list(left):
+                # Not the last record's offset: there may be none left in the span.
+                position = min(await self._answer(self._consumer.position(tp)), left[tp].end)
+                if position > at[tp]:
+                    done, silent_s = done + position - at[tp], 0.0
+                    at[tp] = position
+                if position >= left[tp].end:
+                    self._consumer.pause(tp)
+                    del left[tp]
+            if progress is not None:
+                progress(done, total)
+            if silent_s >= PATIENCE_S:
+                waiting = ", ".join(f"{tp.topic}/{tp.partition} at offset {at[tp]}" for tp in left)
+                raise LogUnavailable(f"nothing came from Kafka at {self._kafka} for {PATIENCE_S:g} s: {waiting}")
+
+    async def _skip_what_is_gone(self, tps: list[TopicPartition]) -> None:
+        firsts = await self._answer(self._consumer.beginning_offsets(tps))
+        for tp, first in firsts.items():
+            if first > await self._answer(self._consumer.position(tp)):
+                self._consumer.seek(tp, first)
+
+    async def _offsets_at(
+        self,
+        tps: list[TopicPartition],
+        time_ms: int | None,
+        without: dict[TopicPartition, int],
+        ends: dict[TopicPartition, int],
+    ) -> dict[TopicPartition, int]:
+        if time_ms is None:
+            return without
+        found = await self._answer(self._consumer.offsets_for_times(dict.fromkeys(tps, max(0, time_ms))))
+        return {tp: min(found[tp].offset if found[tp] else ends[tp], ends[tp]) for tp in tps}
+
+    async def _answer(self, question: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await question
+        except OffsetOutOfRangeError:
+            raise
+        except TimeoutError as error:
+            raise LogUnavailable(f"no answer from Kafka at {self._kafka} within {PATIENCE_S:g} s") from error
+        except KafkaError as error:
+            raise LogUnavailable(f"Kafka at {self._kafka} (CHAT_KAFKA): {error!r}") from error

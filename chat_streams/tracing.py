@@ -1,0 +1,427 @@
+"""One message's way through the system, put together from what the log and the stores say: pure, no I/O.
+
+Times are in ms since the epoch: those of records are Kafka's, which its writer sets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from chat_streams.position import Position
+from chat_streams.records import (
+    FIRST_REQUEST,
+    PUSH,
+    Acknowledge,
+    DeadLetter,
+    Delivery,
+    Displaced,
+    InboxRequests,
+    Message,
+    Missed,
+    Outgoing,
+    Redriven,
+    Registered,
+    SessionEvents,
+    Target,
+    UserConnected,
+)
+from chat_streams.redrive import Redrive
+
+MESSAGING: Final = "messaging"
+MAX_HOPS: Final = 500
+"""Of each kind: a client that connects again and again is sent a message again and again."""
+
+
+class Copy(NamedTuple):
+    """The message as it is in one record: accepted and logged ``at``; ``size`` is that of its JSON in bytes."""
+
+    position: Position
+    partition: int
+    accepted_at: int
+    logged_at: int
+    size: int
+    redrive: Redrive | None
+
+    @classmethod
+    def of(cls, position: Position, partition: int, logged_at: int, message: Message, redrive: Redrive | None) -> Copy:
+        """What is kept of a message that was found."""
+        return cls(position, partition, message.at, logged_at, len(message.json), redrive)
+
+    @property
+    def for_messaging(self) -> bool:
+        """Whether it is to be delivered at all."""
+        return self.redrive is None or MESSAGING in self.redrive.apps
+
+
+class Name(NamedTuple):
+    """What makes a message one message: who wrote to whom under which id."""
+
+    sender: str
+    to: str
+    id: str
+
+
+class Letter(NamedTuple):
+    """A dead letter of one of the copies, and where it went back to, if it did."""
+
+    number: int
+    app: str
+    reason: str
+    offset: int
+    first_at: int
+    last_at: int
+    redriven_at: int | None
+
+
+@dataclass
+class Connection:
+    """A connection of the recipient; ``heard_at`` is the latest announcement of it."""
+
+    device: str
+    number: int
+    slot: int
+    epoch: int
+    since: int
+    heard_at: int
+    gone_at: int | None = None
+
+
+@dataclass
+class Inbox:
+    """The inbox as it is now; ``gap`` is where the range begins that the entry at or above the position stands for."""
+
+    top: Position | None = None
+    floor: Position | None = None
+    cursors: dict[str, Position] = field(default_factory=dict)
+    stored: bool = False
+    gap: Position | None = None
+    before: int = 0
+
+
+class Hop(NamedTuple):
+    """A stage of the way; ``detail`` is for the eye."""
+
+    at: int
+    what: str
+    detail: str
+
+
+class Verdict(NamedTuple):
+    """What became of the message: ``fate`` is a word for programs, ``text`` a sentence."""
+
+    fate: str
+    text: str
+
+
+@dataclass
+class Trail:
+    """All that was found of one message, in one or more copies."""
+
+    name: Name
+    copies: list[Copy]
+    letters: list[Letter] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list)
+    connections: dict[bytes, Connection] = field(default_factory=dict)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    """When each device acknowledged it."""
+    sent: dict[bytes, int] = field(default_factory=dict)
+    """When it was last sent towards each connection."""
+    inbox: Inbox = field(default_factory=Inbox)
+    in_history: bool | None = None
+    """``None`` where the database did not answer."""
+    _counts: Counter[str] = field(default_factory=Counter)
+    next_offsets: dict[str, int | None] = field(default_factory=dict)
+    """The offset that each app applies next on the message's partition; ``None`` where it never ran."""
+
+    @property
+    def applied(self) -> Copy | None:
+        """The copy that counts: it is in the inbox, was, or will be. ``None`` where messaging could not apply any."""
+        return next((c for c in self.copies if c.for_messaging and not self._is_dead(c)), None)
+
+    @property
+    def first(self) -> Copy:
+        """The copy that was accepted first."""
+        return self.copies[0]
+
+    def _is_dead(self, copy: Copy) -> bool:
+        return any(letter.app == MESSAGING and letter.offset == copy.position.offset for letter in self.letters)
+
+    def add_hop(self, at: int, what: str, detail: str) -> None:
+        """Add a stage, unless there are very many of the kind."""
+        self._counts[what] += 1
+        if self._counts[what] <= MAX_HOPS:
+            self.hops.append(Hop(at, what, detail))
+
+    def add_copies(self) -> None:
+        """Add what is known of the copies and dead letters to the stages."""
+        applied = self.applied
+        for copy in self.copies:
+            where = f"partition {copy.partition}, offset {copy.position.offset}, position {copy.position}"
+            if copy.redrive is not None:
+                self.add_hop(copy.logged_at, "redriven", f"for {', '.join(sorted(copy.redrive.apps))}: {where}")
+                continue
+            self.add_hop(copy.accepted_at, "accepted", f"by a gateway, {copy.size} bytes")
+            retry = " (a retry, dropped)" if copy != applied and copy != self.first else ""
+            self.add_hop(copy.logged_at, "logged", f"{where}{retry}")
+        for letter in self.letters:
+            self.add_hop(letter.last_at, "dead letter", f"number {letter.number} of {letter.app}: {letter.reason}")
+
+    def add_sessions(self, events: SessionEvents, at: int) -> None:
+        """Note who of the recipient was connected."""
+        for event in events:
+            if event.user != self.name.to:
+                continue
+            known = self.connections.get(event.connection)
+            if not isinstance(event, UserConnected):
+                if known is not None and known.epoch == event.epoch and known.gone_at is None:
+                    known.gone_at = at
+                continue
+            if known is not None:
+                known.heard_at = at
+                continue
+            for other in self.connections.values():
+                if other.device == event.device and other.number < event.number and other.gone_at is None:
+                    other.gone_at = at
+            self.connections[event.connection] = Connection(event.device, event.number, event.slot, event.epoch, at, at)
+
+    def add_connections(self) -> None:
+        """Add the comings and goings since the message was accepted to the stages."""
+        for key, connection in self.connections.items():
+            if connection.since >= self.first.accepted_at:
+                self.add_hop(connection.since, "connected", self._line(key))
+            if connection.gone_at is not None and connection.gone_at >= self.first.accepted_at:
+                self.add_hop(connection.gone_at, "disconnected", self._line(key))
+
+    def add_requests(self, requests: InboxRequests, at: int) -> None:
+        """Note what the recipient asked for and acknowledged."""
+        applied = self.applied
+        for request in requests:
+            if request.user != self.name.to or applied is None:
+                continue
+            if isinstance(request, Acknowledge):
+                if request.position >= applied.position and request.device not in self.acknowledged:
+                    self.acknowledged[request.device] = at
+                    self.add_hop(at, "acknowledged", f"by device {request.device}, up to {request.position}")
+            elif request.after < applied.position:
+                self.add_hop(at, "asked for", f"what is above {request.after}, {self._line(request.connection)}")
+
+    def add_outgoing(self, items: Outgoing, slot: int, at: int) -> None:
+        """Note what was sent towards the recipient's connections."""
+        applied = self.applied
+        if applied is None:
+            return
+        position = applied.position
+        for item in items:
+            if isinstance(item, Delivery | Missed | Registered | Target | Displaced) and item.user == self.name.to:
+                line = self._line(item.connection, slot)
+                if isinstance(item, Delivery):
+                    if item.after < position <= item.until and b'"pos":"%b"' % str(position).encode() in item.messages:
+                        what = {PUSH: "pushed", FIRST_REQUEST: "first page"}.get(item.request, "fetched")
+                        self.sent[item.connection] = at
+                        self.add_hop(at, what, f"with {item.count} in ({item.after}, {item.until}], {line}")
+                elif isinstance(item, Missed):
+                    if item.after < position <= item.until:
+                        self.add_hop(at, "missed", f"told that ({item.after}, {item.until}] is in history only, {line}")
+                elif isinstance(item, Target) and item.until >= position:
+                    self.add_hop(at, "announced", f"something up to {item.until}, {line}")
+
+    def ordered(self) -> list[Hop]:
+        """The stages in the order of time."""
+        return sorted(self.hops, key=lambda hop: hop.at)
+
+    def _line(self, connection: bytes, slot: int | None = None) -> str:
+        known = self.connections.get(connection)
+        device = f"device {known.device}, " if known is not None else ""
+        slot = known.slot if slot is None and known is not None else slot
+        return f"{device}connection {connection.hex()[:8]}" + (f", gateway slot {slot}" if slot is not None else "")
+
+
+def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window_ms: int) -> list[Trail]:
+    """The copies of one name, in the order of their positions, as one trail for each time that it is delivered.
+
+    A copy is dropped as a retry where one before it was accepted in the same retry window or the one before that
+    (``append`` in ``inbox.lua``). What messaging could not apply left nothing to compare with.
+    """
+    found: list[Trail] = []
+    windows: set[int] = set()
+    dead = {letter.offset for letter in letters if letter.app == MESSAGING}
+    for copy in sorted(copies, key=lambda c: c.position):
+        window = copy.accepted_at // window_ms
+        again = not copy.for_messaging or copy.position.offset in dead
+        dropped = bool(windows & {window, window - 1})
+        if not found or (not again and not dropped and found[-1].applied is not None):
+            found.append(Trail(name, []))
+        if not again:
+            windows.add(window)
+        found[-1].copies.append(copy)
+        found[-1].letters += [letter for letter in letters if letter.offset == copy.position.offset]
+    return found
+
+
+def letter_of(number: int, letter: DeadLetter, redriven: Redriven | None) -> Letter:
+    """What a trail says of a dead letter."""
+    return Letter(
+        number,
+        letter.app,
+        letter.reason,
+        letter.offset,
+        letter.first_at,
+        letter.last_at,
+        None if redriven is None else redriven.at,
+    )
+
+
+class Rules(NamedTuple):
+    """What the verdict depends on: now (ms), in which time (ms) a living connection is announced again, the TTL (ms).
+
+    ``heard_from`` is since when connections are known, ``sent_from`` since when deliveries are.
+    """
+
+    now: int
+    sweep_ms: int
+    ttl_ms: int
+    heard_from: int
+    sent_from: int
+
+
+def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
+    """What became of the message, and why it is not delivered, if so; ``utc`` makes a text of a time."""
+    to, copy = trail.name.to, trail.applied
+    if copy is None:
+        letter = next((letter for letter in reversed(trail.letters) if letter.app == MESSAGING), None)
+        if letter is None:
+            return Verdict("missing", "in the part of the log that was read it is only as redriven for history")
+        return Verdict(
+            "dead-lettered",
+            f"messaging could not apply it: {letter.reason}; it is dead letter {letter.number},"
+            f" and 'dead-letters redrive {letter.number}' brings it back once the cause is mended",
+        )
+    inbox, position = trail.inbox, copy.position
+    if trail.acknowledged:
+        device, at = min(trail.acknowledged.items(), key=lambda item: item[1])
+        others = sorted(d for d, cursor in inbox.cursors.items() if cursor < position and d not in trail.acknowledged)
+        rest = f"; not yet by {', '.join(others)}, for which it is kept" if others and inbox.stored else ""
+        return Verdict("acknowledged", f"{to}'s device {device} acknowledged it at {utc(at)}{rest}")
+    if inbox.gap is not None:
+        return Verdict(
+            "overflowed",
+            f"{to}'s inbox was full: it is in history only; {to}'s devices are told that they missed"
+            f" ({inbox.gap}, …] and can ask for that range",
+        )
+    if inbox.stored:
+        if rules.now - copy.accepted_at > rules.ttl_ms:
+            return Verdict("expired", f"it was in {to}'s inbox for too long and is in history only")
+        return Verdict("pending", _why_pending(trail, copy, rules, utc))
+    if inbox.top is None or inbox.top < position:
+        following = trail.next_offsets.get(MESSAGING)
+        if following is None or following <= position.offset:
+            behind = f"its next is offset {following}" if following is not None else "it never ran on this partition"
+            return Verdict(
+                "in flight",
+                f"messaging has not applied it: {behind}, the message is at offset {position.offset}"
+                f" of partition {copy.partition}; does it run?",
+            )
+        if inbox.top is None and rules.now - copy.accepted_at > rules.ttl_ms:
+            return Verdict("expired", f"{to}'s inbox expired, untouched for too long; it is in history only")
+        return Verdict(
+            "missing",
+            f"messaging is past it, and it is not in {to}'s inbox, whose top is {inbox.top}: Redis lost it;"
+            " 'faust -A chat_streams replay' brings it back",
+        )
+    past = sorted(device for device, cursor in inbox.cursors.items() if cursor >= position)
+    if past:
+        return Verdict(
+            "acknowledged",
+            f"{to}'s device {past[0]} has it: its cursor is past it, though no acknowledgement in the log is;"
+            " the device said so when it connected",
+        )
+    if rules.now - copy.accepted_at > rules.ttl_ms:
+        return Verdict("expired", f"it was in {to}'s inbox for too long and is in history only")
+    return Verdict(
+        "missing",
+        f"it is no longer in {to}'s inbox, and no device of {to} that is known has acknowledged it;"
+        " 'faust -A chat_streams audit' shows whether that is so for others",
+    )
+
+
+def _why_pending(trail: Trail, copy: Copy, rules: Rules, utc: Callable[[int], str]) -> str:
+    to = trail.name.to
+    waits = f"it waits in the inbox at position {copy.position}, {trail.inbox.before} before it"
+    living = {
+        key: c
+        for key, c in trail.connections.items()
+        if c.gone_at is None and rules.now - c.heard_at <= 2 * rules.sweep_ms
+    }
+    if not living:
+        last = max((c.gone_at or c.heard_at for c in trail.connections.values()), default=None)
+        since = f"since {utc(last)}" if last is not None else f"and had none since {utc(rules.heard_from)}, at least"
+        sent = max(trail.sent.values(), default=None)
+        was_sent = "" if sent is None else f"; it was sent at {utc(sent)}, and not acknowledged"
+        return f"{to} has no connection {since}; {waits}{was_sent}"
+    reached = {key: at for key, at in trail.sent.items() if key in living}
+    if reached:
+        key, at = max(reached.items(), key=lambda item: item[1])
+        return (
+            f"it was sent to {to}'s device {living[key].device} at {utc(at)}, and no device of {to} has acknowledged"
+            f" it; {waits}"
+        )
+    devices = ", ".join(f"{c.device} since {utc(c.since)}" for c in living.values())
+    unknown = (
+        f" (what was sent before {utc(rules.sent_from)} is no longer known)"
+        if rules.sent_from > copy.accepted_at
+        else ""
+    )
+    return (
+        f"{to} is connected ({devices}), but nothing was sent that holds it{unknown}; {waits}: it is not sent while"
+        " too much is sent and not acknowledged"
+    )
+
+
+def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str, Any]:
+    """All of a trail as JSON values; times in RFC 3339, lengths of time in ms."""
+    hops, start, before = [], trail.first.accepted_at, trail.first.accepted_at
+    for hop in trail.ordered():
+        hops.append(
+            {
+                "at": utc(hop.at),
+                "what": hop.what,
+                "detail": hop.detail,
+                "ms": hop.at - start,
+                "step_ms": hop.at - before,
+            }
+        )
+        before = hop.at
+    applied, inbox = trail.applied, trail.inbox
+    return {
+        **trail.name._asdict(),
+        "fate": found.fate,
+        "verdict": found.text,
+        "position": str(applied.position) if applied else None,
+        "copies": [
+            {
+                "position": str(c.position),
+                "partition": c.partition,
+                "offset": c.position.offset,
+                "accepted_at": utc(c.accepted_at),
+                "logged_at": utc(c.logged_at),
+                "redriven_for": sorted(c.redrive.apps) if c.redrive else None,
+                "dropped": c is not applied,
+            }
+            for c in trail.copies
+        ],
+        "hops": hops,
+        "inbox": {
+            "stored": inbox.stored,
+            "before": inbox.before,
+            "top": str(inbox.top) if inbox.top else None,
+            "floor": str(inbox.floor) if inbox.floor else None,
+            "cursors": {device: str(cursor) for device, cursor in inbox.cursors.items()},
+        },
+        "in_history": trail.in_history,
+        "acknowledged": {device: utc(at) for device, at in trail.acknowledged.items()},
+        "dead_letters": [letter.number for letter in trail.letters],
+        "next_offsets": trail.next_offsets,
+    }

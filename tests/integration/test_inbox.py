@@ -1,0 +1,353 @@
+"""The inbox itself: the functions of ``inbox.lua`` on the real Redis, through ``tables.inbox``."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from chat_streams.position import ORIGIN, Position
+from chat_streams.records import Message, now_ms
+from gateway.protocol import at_text, message_tail
+from tables.cluster import Cluster
+from tables.inbox import Appended, Inbox, Page, StaleToken
+from tests.integration.support import Stack, eventually, user
+
+# Not those of the messaging worker, which would take a strange token for a lost Redis.
+_partitions = itertools.count(1_000)
+MUCH = 1 << 30
+
+
+def at(offset: int, place: int = 0, generation: int = 1) -> Position:
+    return Position.of(generation, offset, place)
+
+
+def message(to: str, id_: str, sender: str = "alice", body: Any = None, when: int | None = None) -> Message:
+    accepted = now_ms() if when is None else when
+    data = json.dumps(id_ if body is None else body).encode()
+    return Message(to, sender, id_, accepted, message_tail(id_, sender, at_text(accepted), data))
+
+
+class Box:
+    """The inbox of one user, with the token of a partition that nobody else has."""
+
+    def __init__(self, cluster: Cluster, stack: Stack, **settings: Any) -> None:
+        self.inbox = Inbox(cluster, stack.settings.model_copy(update=settings))
+        self.user = user()
+        self.partition = next(_partitions)
+        self.token = "t"
+
+    async def append(self, *messages: tuple[Position, str] | tuple[Position, Message]) -> Appended:
+        batch = [(p, m if isinstance(m, Message) else message(self.user, m)) for p, m in messages]
+        (appended,) = await self.inbox.append([(self.user, self.partition, self.token)], [batch])
+        return appended
+
+    async def read(self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH) -> Page:
+        (page,) = await self.inbox.read([(self.user, after, limit, limit_bytes)])
+        return page
+
+    async def ids(self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH) -> list[str]:
+        page = await self.read(after, limit, limit_bytes)
+        assert not page.missed
+        found = json.loads(b"[%b]" % page.messages)
+        assert len(found) == page.count
+        return [m["id"] for m in found]
+
+    async def ack(self, position: Position, device: str = "phone") -> None:
+        await self.inbox.acknowledge([(self.user, device, position)])
+
+
+NewBox = Callable[..., Any]
+
+
+@pytest_asyncio.fixture
+async def new_box(stack: Stack) -> AsyncIterator[NewBox]:
+    cluster = Cluster(stack.settings)
+
+    async def new(**settings: Any) -> Box:
+        box = Box(cluster, stack, **settings)
+        await box.inbox.adopt(box.partition, "", box.token)
+        return box
+
+    yield new
+    await cluster.close()
+
+
+async def test_appending_again_adds_nothing(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box()
+    records = [(at(1), "a"), (at(1, 1), "b"), (at(2), "c")]
+    first = await box.append(*records)
+    assert (first.former, first.until, first.first, len(first.json)) == (ORIGIN, at(2), at(1), 3)
+    assert json.loads(first.json[1])["pos"] == str(at(1, 1))
+    again = await box.append(*records)
+    assert (again.former, again.until, again.first, again.json) == (at(2), at(2), None, [])
+    # A replay that overlaps what is new.
+    more = await box.append(*records[1:], (at(3), "d"))
+    assert (more.former, more.until, more.first, len(more.json)) == (at(2), at(3), at(3), 1)
+    assert await box.ids() == ["a", "b", "c", "d"]
+    assert await stack.stored(box.user) == 4
+
+
+@pytest.mark.parametrize(
+    ("higher", "lower"),
+    [
+        (at(2), at(1)),
+        (at(10), at(9)),
+        (at(1, 10), at(1, 9)),
+        (at(5, 0), at(4, 999)),
+        (at(0, 0, 100), at((1 << 40) - 1, 0, 99)),
+        # Beyond 2^53, where Lua's numbers are no longer exact.
+        (at(2, 0, 1 << 23), at(1, 0, 1 << 23)),
+        (at(1, 1, (1 << 24) - 1), at(1, 0, (1 << 24) - 1)),
+    ],
+    ids=str,
+)
+async def test_a_lower_position_after_a_higher_one_adds_nothing(
+    new_box: NewBox, higher: Position, lower: Position
+) -> None:
+    box = await new_box()
+    await box.append((higher, "new"))
+    late = await box.append((lower, "late"))
+    assert (late.former, late.until, late.json) == (higher, higher, [])
+    assert await box.ids() == ["new"]
+    # The other way round both are there.
+    box = await new_box()
+    await box.append((lower, "first"))
+    await box.append((higher, "second"))
+    assert await box.ids() == ["first", "second"]
+    assert await box.ids(after=lower) == ["second"]
+
+
+async def test_a_retry_is_dropped_and_moves_the_top(new_box: NewBox) -> None:
+    box = await new_box()
+    await box.append((at(1), "a"), (at(1, 1), "a"), (at(1, 2), "b"))
+    retried = await box.append((at(2), "a"), (at(2, 1), "c"), (at(3), "b"))
+    assert (retried.former, retried.until, retried.first, len(retried.json)) == (at(1, 2), at(3), at(2, 1), 1)
+    assert await box.ids() == ["a", "b", "c"]
+    assert (await box.read()).until == at(3)
+    # Acknowledged or not, it stays known.
+    await box.ack(at(3))
+    assert (await box.append((at(4), "a"))).json == []
+    # The same id of another sender is another message.
+    assert len((await box.append((at(5), message(box.user, "a", sender="carla")))).json) == 1
+
+
+async def test_a_retry_across_the_edge_of_a_window_is_dropped(new_box: NewBox) -> None:
+    box = await new_box(retry_window=60)
+    edge = now_ms() // 60_000 * 60_000
+    await box.append((at(1), message(box.user, "a", when=edge - 1)))
+    assert (await box.append((at(2), message(box.user, "a", when=edge)))).json == []
+    assert (await box.append((at(3), message(box.user, "a", when=edge + 59_999)))).json == []
+
+
+async def test_past_the_quota_a_gap_takes_the_place_of_the_newest(new_box: NewBox) -> None:
+    box = await new_box(inbox_messages=3)
+    appended = await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
+    assert len(appended.json) == 3
+    await box.append((at(6), "m6"))
+    page = await box.read()
+    assert (page.missed, page.count, page.until) == (False, 3, at(3))
+    page = await box.read(page.until)
+    assert (page.missed, page.after, page.until) == (True, at(3), at(6))
+    page = await box.read(page.until)
+    assert (page.missed, page.count, page.until) == (False, 0, at(6))
+    # There is room again: what comes now is behind the gap.
+    await box.ack(at(2))
+    await box.append((at(7), "m7"))
+    assert await box.ids(at(2)) == ["m3"]
+    assert await box.ids(at(6)) == ["m7"]
+    page = await box.read(at(3))
+    assert (page.missed, page.until) == (True, at(6))
+
+
+async def test_the_quota_in_bytes(new_box: NewBox) -> None:
+    box = await new_box(inbox_bytes=10_000)
+    large = [(at(n), message(box.user, f"m{n}", body="x" * 3_000)) for n in range(1, 6)]
+    assert len((await box.append(*large)).json) == 3
+    assert (await box.read(at(3))).missed
+    # Acknowledged bytes are free again, however often.
+    for n in range(6, 60):
+        await box.ack(at(n - 1))
+        assert len((await box.append((at(n), message(box.user, f"m{n}", body="x" * 3_000)))).json) == 1
+
+
+async def test_a_read_from_below_the_floor_says_what_is_missed(new_box: NewBox) -> None:
+    box = await new_box()
+    await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
+    await box.inbox.hello(box.user, "phone", None)
+    await box.ack(at(3))
+    page = await box.read(at(1))
+    assert (page.missed, page.after, page.until) == (True, at(1), at(3))
+    assert await box.ids(at(3)) == ["m4", "m5"]
+    device = await box.inbox.hello(box.user, "laptop", None)
+    assert (device.cursor, device.floor, device.top) == (at(3), at(3), at(5))
+
+
+async def test_only_what_all_devices_have_is_removed(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box()
+    await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
+    for device in ("phone", "laptop"):
+        await box.inbox.hello(box.user, device, None)
+    await box.ack(at(4))
+    assert await stack.stored(box.user) == 5
+    await box.ack(at(2), "laptop")
+    assert await box.ids(at(2)) == ["m3", "m4", "m5"]
+    assert await stack.stored(box.user) == 3
+    # Late and repeated acknowledgements take nothing back.
+    await box.ack(at(1))
+    await box.ack(at(2), "laptop")
+    assert (await box.inbox.hello(box.user, "phone", None)).cursor == at(4)
+    await box.ack(at(5), "laptop")
+    assert await box.ids(at(4)) == ["m5"]
+
+
+async def test_the_longest_unseen_device_is_forgotten(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(max_devices=2)
+    await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
+    await box.inbox.hello(box.user, "old", None)
+    await box.ack(at(1), "old")
+    await asyncio.sleep(1.1)  # devices are told apart by the second
+    await box.inbox.hello(box.user, "phone", None)
+    await box.inbox.hello(box.user, "laptop", None)
+    # It no longer keeps anything from being removed, and is told what it missed when it comes back.
+    await box.ack(at(5), "phone")
+    await box.ack(at(4), "laptop")
+    assert await stack.stored(box.user) == 1
+    page = await box.read(at(1))
+    assert (page.missed, page.until) == (True, at(4))
+
+
+async def test_a_new_device_is_never_the_one_that_is_forgotten(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(max_devices=2)
+    await box.append(*((at(n), f"m{n}") for n in range(1, 4)))
+    # All within a second, and the new one's name comes first.
+    for device in ("y", "z", "a"):
+        await box.inbox.hello(box.user, device, None)
+    await box.ack(at(3), "y")
+    await box.ack(at(3), "z")
+    assert await box.ids() == ["m1", "m2", "m3"]
+
+
+async def test_hello_numbers_the_connections_and_moves_the_cursor_forward_only(new_box: NewBox) -> None:
+    box = await new_box()
+    await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
+    first = await box.inbox.hello(box.user, "phone", None)
+    second = await box.inbox.hello(box.user, "phone", at(3))
+    third = await box.inbox.hello(box.user, "phone", at(2))
+    beyond = await box.inbox.hello(box.user, "phone", at(9))
+    log_end = await box.inbox.hello(box.user, "phone", at(9), at(7))
+    assert [d.cursor for d in (first, second, third, beyond, log_end)] == [ORIGIN, at(3), at(3), at(5), at(7)]
+    numbers = [d.number for d in (first, second, third, beyond, log_end)]
+    assert numbers == sorted(set(numbers))
+
+
+async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box()
+    await box.append((at(1), "a"))
+    box.token = "zombie"
+    with pytest.raises(StaleToken):
+        await box.append((at(2), "b"))
+    assert await stack.stored(box.user) == 1
+    # A partition nobody adopted has no token at all.
+    box.partition = next(_partitions)
+    with pytest.raises(StaleToken):
+        await box.append((at(2), "b"))
+    assert await stack.stored(box.user) == 1
+
+
+async def test_adopting_says_whether_the_token_was_kept(new_box: NewBox) -> None:
+    box = await new_box()
+    kept = await box.inbox.adopt(box.partition, "t", "u")
+    lost = await box.inbox.adopt(box.partition, "t", "v")
+    assert (kept is None, lost is None) == (True, False)
+    for box.token in ("t", "u"):
+        with pytest.raises(StaleToken):
+            await box.append((at(1), "a"))
+    box.token = "v"
+    await box.append((at(1), "a"))
+    # Each partition has its own.
+    other = await new_box()
+    await other.append((at(1), "a"))
+    await box.append((at(2), "b"))
+
+
+async def test_a_page_ends_at_its_limits(new_box: NewBox) -> None:
+    box = await new_box()
+    await box.append(*((at(n), message(box.user, f"m{n}", body="x" * 1_000)) for n in range(1, 11)))
+    page = await box.read(limit=4)
+    assert (page.count, page.first, page.until) == (4, at(1), at(4))
+    size = len((await box.read(limit=1)).messages)
+    assert (await box.read(limit_bytes=3 * size)).until == at(3)
+    # One message is returned however large it is: there would be no progress without it.
+    assert (await box.read(at(4), limit_bytes=1)).until == at(5)
+    assert (await box.read(at(9))).until == at(10)
+
+
+async def test_long_inboxes_are_read_whole(new_box: NewBox) -> None:
+    box = await new_box()
+    ids = [f"m{n}" for n in range(1_000)]
+    for start in range(0, 1_000, 250):
+        await box.append(*((at(1 + start, n), ids[start + n]) for n in range(250)))
+    for limit in (1, 249, 250, 251, 500, 1_000):
+        assert await box.ids(limit=limit) == ids[:limit]
+
+
+async def test_messages_past_their_age_are_missed_and_newer_ones_are_not(new_box: NewBox) -> None:
+    box = await new_box(inbox_ttl=100)
+    old, now = now_ms() - 200_000, now_ms()
+    await box.append(
+        *((at(n), message(box.user, f"m{n}", when=old)) for n in (1, 2)),
+        *((at(n), message(box.user, f"m{n}", when=now)) for n in (3, 4)),
+    )
+    page = await box.read()
+    assert (page.missed, page.after, page.until) == (True, ORIGIN, at(2))
+    assert await box.ids(page.until) == ["m3", "m4"]
+
+
+async def test_an_inbox_nobody_touches_expires_with_all_its_keys(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(inbox_ttl=1, retry_window=1)
+    await box.append((at(1), "a"), (at(2), "b"))
+    await box.inbox.hello(box.user, "phone", None)
+    assert await stack.stored(box.user) == 2
+
+    async def left() -> list[Any]:
+        return [key async for key in stack.redis.scan_iter(match=f"{{u:{box.user}}}*")]
+
+    async def all_gone() -> bool:
+        return not await left()
+
+    assert len(await left()) == 3
+    start = time.monotonic()
+    await eventually(all_gone, 10)
+    assert time.monotonic() - start > 0.5
+
+
+async def test_a_device_whose_inbox_expired_is_told_what_it_missed(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(inbox_ttl=2)
+    await box.inbox.hello(box.user, "phone", None)
+    await box.append((at(1), "a"), (at(2), "b"))
+
+    async def is_gone() -> bool:
+        return await stack.stored(box.user) == 0
+
+    await eventually(is_gone)
+    device = await box.inbox.hello(box.user, "phone", None)
+    page = await box.read(device.cursor)
+    assert (page.missed, page.after, page.until) == (True, ORIGIN, at(2))
+    await box.append((at(3), "c"))
+    assert await box.ids(at(2)) == ["c"]
+
+
+async def test_an_inbox_in_use_does_not_expire(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(inbox_ttl=1)
+    await box.append((at(1), "a"))
+    for _ in range(6):
+        await asyncio.sleep(0.4)
+        await box.inbox.hello(box.user, "phone", None)
+    assert await stack.stored(box.user) == 1

@@ -1,0 +1,100 @@
+"""The registry of connections outlives its worker."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from chat_streams.position import ORIGIN
+from chat_streams.records import OUTGOING, Delivery
+from chat_streams.topics import OUTGOING_MESSAGES
+from tests.integration.support import Received, Stack, eventually, user
+
+FAILOVER_S = 30.0
+USERS = 24
+
+
+async def test_messages_go_on_after_a_sigkill_of_messaging(stack: Stack) -> None:
+    alice, bobs = user("alice"), [user("bob") for _ in range(USERS)]
+    offline = user("carla")
+    received = {bob: Received() for bob in bobs}
+    sent = 0
+    async with AsyncExitStack() as connections:
+        for bob in bobs:
+            client = await connections.enter_async_context(stack.connect(bob, received[bob]))
+            await client.wait_caught_up()
+        sender = await connections.enter_async_context(stack.connect(alice))
+
+        async def send_to_all() -> None:
+            nonlocal sent
+            await sender.send_many((name, sent) for name in [*bobs, offline])
+            sent += 1
+
+        async def write() -> None:
+            while not restarted.done():
+                await send_to_all()
+                await asyncio.sleep(0.05)
+
+        await send_to_all()
+        old = stack.instance("messaging")
+        another = stack.service("messaging")
+        old.kill()
+        del stack.running[old.part.name]
+        restarted = asyncio.create_task(stack.start(another))
+        await asyncio.gather(write(), restarted)
+        await send_to_all()
+        await asyncio.gather(*(r.wait(sent, FAILOVER_S) for r in received.values()))
+        # Now it is live again: no one waits for a request of his own.
+        for bob in bobs:
+            await sender.send(bob, "live")
+        await asyncio.gather(*(r.wait(sent + 1, FAILOVER_S) for r in received.values()))
+        await asyncio.gather(*(stack.wait_stored(bob, 0) for bob in bobs))
+    assert {bob: r.bodies() for bob, r in received.items()} == {bob: [*range(sent), "live"] for bob in bobs}
+    received[offline] = Received()
+    async with stack.connect(offline, received[offline]) as client:
+        await client.wait_caught_up()
+    assert received[offline].bodies() == list(range(sent))
+
+
+async def test_the_sessions_come_from_the_changelog(stack: Stack, small: str) -> None:
+    """A gateway that says nothing still gets the pushes for its connections: the new worker knows them."""
+    alice, bobs = user("alice"), [user("bob") for _ in range(USERS)]
+    gateway = stack.running[next(name for name, r in stack.running.items() if r.part.url == small)]
+    consumer = AIOKafkaConsumer(bootstrap_servers=stack.settings.kafka, enable_auto_commit=False)
+    await consumer.start()
+    consumer.assign([TopicPartition(OUTGOING_MESSAGES, slot) for slot in range(stack.settings.slots)])
+    await consumer.seek_to_end()
+    pushed: dict[str, Delivery] = {}
+
+    async def all_pushed() -> bool:
+        for records in (await consumer.getmany(timeout_ms=100)).values():
+            for record in records:
+                pushed.update({i.user: i for i in OUTGOING.decode(record.value) if isinstance(i, Delivery) and i.count})
+        return pushed.keys() >= set(bobs)
+
+    async with AsyncExitStack() as connections:
+        sockets = [await connections.enter_async_context(stack.raw(bob, url=small)) for bob in bobs]
+        for raw in sockets:
+            await raw.next_of("caught_up")
+        try:
+            gateway.pause()
+            old = stack.instance("messaging")
+            another = stack.service("messaging")
+            old.kill()
+            del stack.running[old.part.name]
+            await stack.start(another)
+            async with stack.connect(alice) as sender:
+                await sender.send_many((bob, "hello") for bob in bobs)
+            await eventually(all_pushed, FAILOVER_S, "pushes for all connections of the paused gateway")
+        finally:
+            gateway.resume()
+            await consumer.stop()
+        for bob, raw in zip(bobs, sockets, strict=True):
+            (message,) = await raw.messages(1)
+            assert message["body"] == "hello"
+            assert pushed[bob].after == ORIGIN
+            await raw.ack(message["pos"])
+            await stack.wait_stored(bob, 0)

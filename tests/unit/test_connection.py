@@ -1,0 +1,756 @@
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from chat_streams.position import ORIGIN, Position
+from chat_streams.records import FIRST_REQUEST, PUSH, Delivery, Missed
+from gateway.connection import (
+    FIRST_PATIENCE,
+    LONGEST_PATIENCE,
+    AckRefused,
+    Announce,
+    Ask,
+    Connection,
+    Limits,
+)
+
+CONNECTION = b"c" * 16
+LIMITS = Limits(window=8, window_bytes=100_000, page=4, page_bytes=50_000)
+
+
+def at(offset: int, place: int = 0) -> Position:
+    return Position.of(1, offset, place)
+
+
+def json_of(position: Position, size: int = 0) -> bytes:
+    return b'{"pos":"%b","body":"%b"}' % (str(position).encode(), b"x" * size)
+
+
+def delivery(after: Position, until: Position, *held: Position, request: int = PUSH) -> Delivery:
+    objects = b",".join(json_of(p) for p in held)
+    first = held[0] if held else None
+    return Delivery("bob", CONNECTION, 7, request, after, until, first, len(held), objects)
+
+
+def missed(after: Position, until: Position, request: int = PUSH) -> Missed:
+    return Missed("bob", CONNECTION, 7, request, after, until)
+
+
+def connection(cursor: Position = ORIGIN, limits: Limits = LIMITS, jitter: float = 1.0) -> Connection:
+    return Connection(cursor, limits, 0.0, lambda: jitter)
+
+
+def registered(cursor: Position = ORIGIN, limits: Limits = LIMITS, jitter: float = 1.0) -> Connection:
+    """A connection whose first page has come, empty, and which is registered."""
+    state = connection(cursor, limits, jitter)
+    state.deliver(delivery(cursor, cursor, request=FIRST_REQUEST), 0.0)
+    state.registered(cursor)
+    return state
+
+
+def told(frames: list[bytes]) -> list[Any]:
+    return [json.loads(frame) for frame in frames]
+
+
+def ask_of(state: Connection, now: float) -> Ask:
+    due = state.due(now)
+    assert isinstance(due, Ask)
+    assert state.due(now) is None
+    return due
+
+
+def next_due(state: Connection) -> float:
+    found = state.next_due()
+    assert found is not None
+    return found
+
+
+# Forwarding: the contiguous continuation and nothing else
+
+
+def test_the_continuation_is_forwarded_as_it_is() -> None:
+    state = connection(at(3))
+    frames = told(state.deliver(delivery(at(2), at(9), at(4), at(7)), 0.0))
+    assert frames == [
+        {
+            "type": "messages",
+            "after": str(at(3)),
+            "until": str(at(9)),
+            "messages": [{"pos": str(at(p)), "body": ""} for p in (4, 7)],
+        }
+    ]
+    assert state.forwarded == at(9)
+
+
+@pytest.mark.parametrize(
+    ("after", "until", "held"),
+    [
+        (2, 5, [4, 5]),  # there already
+        (2, 9, [4, 8]),  # overlaps
+        (6, 9, [8]),  # leaves a gap
+    ],
+)
+def test_anything_else_is_news_only(after: int, until: int, held: list[int]) -> None:
+    state = connection(at(5))
+    assert state.deliver(delivery(at(after), at(until), *map(at, held)), 0.0) == []
+    assert state.forwarded == at(5)
+    assert state.target == max(ORIGIN, at(until) if until > 5 else ORIGIN)
+
+
+def test_positions_are_not_compared_as_texts() -> None:
+    state = connection(Position(9, 0))
+    assert len(state.deliver(delivery(Position(9, 0), Position(10, 0), Position(10, 0)), 0.0)) == 1
+    assert state.deliver(delivery(Position(8, 0), Position(9, 5), Position(9, 5)), 0.0) == []
+
+
+def test_an_empty_range_moves_on_without_a_frame_and_the_chain_still_fits() -> None:
+    state = connection(at(3))
+    assert state.deliver(delivery(at(3), at(6)), 0.0) == []
+    (frame,) = told(state.deliver(delivery(at(6), at(8), at(7)), 0.0))
+    assert (frame["after"], frame["until"]) == (str(at(3)), str(at(8)))
+
+
+def test_an_empty_range_behind_a_gap_moves_nothing() -> None:
+    state = connection(at(3))
+    assert state.deliver(delivery(at(4), at(6)), 0.0) == []
+    assert (state.forwarded, state.target) == (at(3), at(6))
+
+
+def test_a_missed_range_is_told_once_and_in_the_chain() -> None:
+    state = connection(at(3))
+    assert state.missed(missed(at(4), at(6)), 0.0) == []
+    assert told(state.missed(missed(at(2), at(6)), 0.0)) == [
+        {"type": "missed", "after": str(at(3)), "until": str(at(6))}
+    ]
+    assert state.missed(missed(at(3), at(6)), 0.0) == []
+    (frame,) = told(state.deliver(delivery(at(6), at(8), at(7)), 0.0))
+    assert frame["after"] == str(at(6))
+
+
+# The window
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(2, 10_000, 10, 10_000), Limits(10, 2 * len(json_of(at(1))), 10, 10_000)], ids=["count", "bytes"]
+)
+def test_a_closed_window_stops_everything_until_an_acknowledgement(limits: Limits) -> None:
+    state = registered(limits=limits)
+    assert len(state.deliver(delivery(ORIGIN, at(1), at(1)), 0.0)) == 1
+    assert len(state.deliver(delivery(at(1), at(2), at(2)), 0.0)) == 1
+    assert state.deliver(delivery(at(2), at(3), at(3)), 0.0) == []
+    assert state.missed(missed(at(2), at(4)), 0.0) == []
+    assert (state.forwarded, state.target) == (at(2), at(4))
+    assert state.due(1_000.0) is None
+    assert state.next_due() is None
+    assert state.acknowledge(at(2))
+    assert ask_of(state, 1_000.0).after == at(2)
+
+
+def test_one_delivery_may_overshoot_the_window() -> None:
+    state = registered(limits=Limits(2, 10_000, 10, 10_000))
+    assert len(state.deliver(delivery(ORIGIN, at(1), at(1)), 0.0)) == 1
+    assert len(state.deliver(delivery(at(1), at(5), *map(at, range(2, 6))), 0.0)) == 1
+    state.heard_of(at(9))
+    assert state.due(1_000.0) is None
+    state.acknowledge(at(5))
+    assert ask_of(state, 1_000.0).limit == 2
+
+
+def test_a_partial_acknowledgement_frees_what_it_covers_whole() -> None:
+    state = registered(limits=Limits(4, 10_000, 4, 10_000))
+    state.deliver(delivery(ORIGIN, at(2), at(1), at(2)), 0.0)
+    state.deliver(delivery(at(2), at(4), at(3), at(4)), 0.0)
+    assert not state.window_open
+    state.acknowledge(at(1))
+    assert not state.window_open
+    state.acknowledge(at(3))
+    assert state.window_open
+    assert state.unacknowledged_bytes == len(json_of(at(3))) * 2 + 1
+    state.acknowledge(at(4))
+    assert state.unacknowledged_bytes == 0
+
+
+def test_an_ask_is_limited_by_what_is_left_of_the_window() -> None:
+    state = registered(limits=Limits(6, 1_000, 4, 900))
+    state.deliver(delivery(ORIGIN, at(4), *map(at, range(1, 5))), 0.0)
+    state.heard_of(at(9))
+    ask = ask_of(state, 0.0)
+    assert (ask.after, ask.limit) == (at(4), 2)
+    assert ask.limit_bytes == min(900, 1_000 - state.unacknowledged_bytes)
+
+
+def test_the_inbox_is_not_asked_for_a_message_at_a_time() -> None:
+    state = registered(limits=Limits(8, 100_000, 8, 100_000))
+    for i in range(8):
+        state.deliver(delivery(at(i) if i else ORIGIN, at(i + 1), at(i + 1)), 0.0)
+    state.heard_of(at(20))
+    state.acknowledge(at(1))
+    assert state.due(1_000.0) is None
+    state.acknowledge(at(2))
+    assert ask_of(state, 1_000.0).limit == 2
+
+
+def test_an_acknowledgement_above_what_was_forwarded_is_refused() -> None:
+    state = connection(at(3))
+    state.deliver(delivery(at(3), at(5), at(5)), 0.0)
+    with pytest.raises(AckRefused, match=str(at(5, 1))):
+        state.acknowledge(at(5, 1))
+    assert state.acked == at(3)
+    assert state.acknowledge(at(5))
+    assert not state.acknowledge(at(5))
+    assert not state.acknowledge(at(4))
+    assert state.acked == at(5)
+
+
+def test_an_acknowledgement_travels_at_once_when_half_the_window_is_used() -> None:
+    state = registered(limits=Limits(8, 100_000, 8, 100_000))
+    state.deliver(delivery(ORIGIN, at(3), *map(at, range(1, 4))), 0.0)
+    assert not state.half_unreported
+    state.deliver(delivery(at(3), at(4), at(4)), 0.0)
+    assert state.half_unreported
+
+
+# Asking
+
+
+def test_nothing_is_asked_while_all_is_forwarded() -> None:
+    state = registered(at(3))
+    assert state.due(1_000.0) is None
+    assert state.next_due() is None
+    state.heard_of(at(3))
+    assert state.due(1_000.0) is None
+
+
+def test_the_first_page_is_waited_for_and_then_asked_for() -> None:
+    state = connection(at(3))
+    state.registered(at(9))
+    assert state.due(FIRST_PATIENCE - 0.01) is None
+    assert next_due(state) == FIRST_PATIENCE
+    ask = ask_of(state, FIRST_PATIENCE)
+    assert (ask.after, ask.limit) == (at(3), LIMITS.page)
+    assert ask.request > FIRST_REQUEST
+
+
+def test_an_answer_that_advanced_is_followed_by_the_next_ask_at_once() -> None:
+    state = connection()
+    state.registered(at(9))
+    state.deliver(delivery(ORIGIN, at(2), at(1), at(2), request=FIRST_REQUEST), 0.1)
+    assert ask_of(state, 0.1).after == at(2)
+
+
+def test_an_answer_that_advanced_nothing_is_not_followed_by_an_ask_at_once() -> None:
+    state = registered()
+    state.heard_of(at(9))
+    first = ask_of(state, 0.0)
+    state.deliver(delivery(ORIGIN, ORIGIN, request=first.request), 0.1)
+    assert state.due(0.1) is None
+    assert next_due(state) >= 0.1 + FIRST_PATIENCE
+    second = ask_of(state, next_due(state))
+    assert second.request > first.request
+
+
+def test_a_message_stored_right_behind_the_first_page_is_asked_for_at_once() -> None:
+    state = connection(at(3))
+    state.deliver(delivery(at(3), at(3), request=FIRST_REQUEST), 0.1)
+    state.registered(at(4))
+    assert ask_of(state, 0.1).after == at(3)
+
+
+def test_one_request_at_a_time_whatever_else_arrives() -> None:
+    state = registered()
+    state.heard_of(at(20))
+    first = ask_of(state, 0.0)
+    # A push and a late page of an earlier request, both of which advance.
+    state.deliver(delivery(ORIGIN, at(1), at(1), request=PUSH), 0.1)
+    state.deliver(delivery(at(1), at(2), at(2), request=FIRST_REQUEST), 0.2)
+    assert state.due(0.2) is None
+    assert state.outstanding
+    state.deliver(delivery(at(2), at(3), at(3), request=first.request), 0.3)
+    assert ask_of(state, 0.3).after == at(3)
+
+
+def test_asking_backs_off_within_bounds_and_begins_anew_after_an_advance() -> None:
+    state = registered()
+    state.heard_of(at(9))
+    now, waits = 0.0, []
+    for _ in range(12):
+        ask = ask_of(state, now)
+        assert next_due(state) == now + ask.patience
+        waits.append(ask.patience)
+        now += ask.patience
+    assert waits[0] == FIRST_PATIENCE
+    assert all(b == min(LONGEST_PATIENCE, 2 * a) for a, b in itertools.pairwise(waits))
+    assert waits[-1] == LONGEST_PATIENCE
+    state.deliver(delivery(ORIGIN, at(1), at(1), request=state.request), now - 1)
+    assert ask_of(state, now).patience == FIRST_PATIENCE
+
+
+def test_asking_is_jittered() -> None:
+    waits = []
+    for jitter in (0.5, 1.0):
+        state = registered(jitter=jitter)
+        state.heard_of(at(9))
+        waits.append(ask_of(state, 0.0).patience)
+    assert waits == [FIRST_PATIENCE / 2, FIRST_PATIENCE]
+
+
+# Announcing
+
+
+def announcements(state: Connection, now: float, count: int) -> list[float]:
+    times = []
+    for _ in range(count):
+        now = max(now, next_due(state))
+        assert state.due(now) == Announce()
+        assert state.due(now) is None
+        times.append(now)
+    return times
+
+
+def assert_backs_off(times: list[float]) -> None:
+    waits = [b - a for a, b in itertools.pairwise(times)]
+    assert all(b == min(LONGEST_PATIENCE, 2 * a) for a, b in itertools.pairwise(waits))
+    assert waits[-1] == LONGEST_PATIENCE
+
+
+def test_without_an_answer_of_the_registry_it_is_told_again_with_backoff() -> None:
+    state = connection()
+    assert state.due(FIRST_PATIENCE - 0.01) is None
+    times = announcements(state, 0.0, 10)
+    assert times[0] == FIRST_PATIENCE
+    assert_backs_off(times)
+    state.registered(ORIGIN)
+    assert state.next_due() is None
+    assert state.due(1e9) is None
+
+
+def test_a_registry_that_must_hear_again_is_told_until_it_answers() -> None:
+    state = registered()
+    state.unregistered(1_000.0)
+    times = announcements(state, 1_000.0, 10)
+    assert times[0] == 1_000.0 + FIRST_PATIENCE
+    assert_backs_off(times)
+    state.registered(ORIGIN)
+    assert state.next_due() is None
+
+
+def test_announcing_does_not_wait_for_the_window_nor_hold_up_asking() -> None:
+    state = connection(limits=Limits(1, 10_000, 1, 10_000))
+    state.deliver(delivery(ORIGIN, at(1), at(1), request=FIRST_REQUEST), 0.0)
+    state.heard_of(at(9))
+    assert not state.window_open
+    assert state.due(FIRST_PATIENCE) == Announce()
+    state.acknowledge(at(1))
+    assert ask_of(state, FIRST_PATIENCE).after == at(1)
+
+
+# Caught up
+
+
+def caught_up(position: Position) -> dict[str, str]:
+    return {"type": "caught_up", "pos": str(position)}
+
+
+def test_an_empty_inbox_is_caught_up_at_once() -> None:
+    assert told(connection(at(3)).registered(at(3))) == [caught_up(at(3))]
+    assert told(connection(at(3)).registered(ORIGIN)) == [caught_up(at(3))]
+
+
+def test_caught_up_comes_behind_the_last_message_of_before_and_once() -> None:
+    state = connection()
+    assert state.registered(at(4)) == []
+    assert len(state.deliver(delivery(ORIGIN, at(2), at(2), request=FIRST_REQUEST), 0.0)) == 1
+    frames = told(state.deliver(delivery(at(2), at(6), at(4), at(6)), 0.0))
+    assert [f["type"] for f in frames] == ["messages", "caught_up"]
+    assert frames[1] == caught_up(at(6))
+    assert [f["type"] for f in told(state.deliver(delivery(at(6), at(7), at(7)), 0.0))] == ["messages"]
+    assert state.registered(at(9)) == []
+    state.unregistered(1.0)
+    assert state.registered(at(9)) == []
+    assert state.registered(at(7)) == []
+
+
+def test_what_comes_later_does_not_put_caught_up_off() -> None:
+    state = connection()
+    state.registered(at(2))
+    state.registered(at(9))
+    state.heard_of(at(12))
+    frames = told(state.deliver(delivery(ORIGIN, at(2), at(2), request=FIRST_REQUEST), 0.0))
+    assert [f["type"] for f in frames] == ["messages", "caught_up"]
+
+
+def test_caught_up_also_by_an_empty_or_a_missed_range() -> None:
+    state = connection()
+    state.registered(at(2))
+    assert told(state.deliver(delivery(ORIGIN, at(3), request=FIRST_REQUEST), 0.0)) == [caught_up(at(3))]
+    state = connection()
+    state.registered(at(2))
+    frames = told(state.missed(missed(ORIGIN, at(2), request=FIRST_REQUEST), 0.0))
+    assert [f["type"] for f in frames] == ["missed", "caught_up"]
+
+
+def test_nothing_is_caught_up_before_the_registry_answered() -> None:
+    state = connection()
+    assert [f["type"] for f in told(state.deliver(delivery(ORIGIN, at(2), at(2)), 0.0))] == ["messages"]
+    assert told(state.registered(at(2))) == [caught_up(at(2))]
+
+
+# Everything at once
+
+
+class Kept(NamedTuple):
+    """A message in the model's inbox."""
+
+    position: Position
+    json: bytes
+
+
+class Inbox:
+    """What the offline store holds, and what it answers: the model beside ``tables/inbox.lua``."""
+
+    def __init__(self) -> None:
+        self.top = self.floor = ORIGIN
+        self.log: list[Kept] = []
+        self.gone: set[Position] = set()
+        self._offset = 0
+
+    def append(self, gap: int, sizes: list[int], behind: int) -> tuple[Position, list[Kept]]:
+        """Append messages; ``behind`` more of the record were for others or sent again."""
+        former = self.top
+        self._offset += 1 + gap
+        added = [Kept(p := at(self._offset, gap + i), json_of(p, size)) for i, size in enumerate(sizes)]
+        self.log += added
+        self.top = at(self._offset, gap + len(sizes) + behind)
+        return former, added
+
+    def expire(self, until: Position) -> None:
+        self.gone.update(m.position for m in self.log if m.position <= until)
+        self.floor = max(self.floor, until)
+
+    def read(self, after: Position, limit: int, limit_bytes: int) -> tuple[Position, list[Kept] | None]:
+        """The end of a page and its messages, ``None`` for a missed range."""
+        if after < self.floor:
+            return self.floor, None
+        page: list[Kept] = []
+        lost: Position | None = None
+        for kept in self.log:
+            if kept.position <= after:
+                continue
+            if kept.position in self.gone:
+                if page:
+                    return page[-1].position, page
+                lost = kept.position
+            elif lost is not None:
+                return lost, None
+            elif page and sum(len(m.json) for m in page) + len(kept.json) > limit_bytes:
+                return page[-1].position, page
+            else:
+                page.append(kept)
+                if len(page) == limit:
+                    return kept.position, page
+        if lost is not None:
+            return lost, None
+        return max(after, self.top), page
+
+
+class Unacknowledged(NamedTuple):
+    until: Position
+    messages: int
+    size: int
+
+
+indexes = st.integers(0, 1 << 16)
+
+
+class TwoProducers(RuleBasedStateMachine):
+    """A connection between an inbox, messaging and notification that may lose, repeat, delay and swap, and a client."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inbox = Inbox()
+        self.now = 0.0
+        self.state: Connection
+        self.limits: Limits
+        self.flying: list[Delivery | Missed | Position] = []
+        self.asks: list[Ask] = []
+        self.names = 0
+        # What the client knows:
+        self.until = ORIGIN
+        self.seen: list[Position] = []
+        self.held: list[Unacknowledged] = []
+        self.acked = ORIGIN
+        self.caught_up: Position | None = None
+        self.wanted_caught_up: Position | None = None
+
+    @initialize(
+        stored=st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 40), max_size=3)), max_size=4),
+        cursor=indexes,
+        window=st.integers(1, 6),
+        page=st.integers(1, 4),
+        window_bytes=st.sampled_from([60, 200, 10_000]),
+        jitter=st.sampled_from([0.5, 1.0]),
+    )
+    def connect(
+        self,
+        stored: list[tuple[int, list[int]]],
+        cursor: int,
+        window: int,
+        page: int,
+        window_bytes: int,
+        jitter: float,
+    ) -> None:
+        for gap, sizes in stored:
+            self.inbox.append(gap, sizes, gap)
+        self.until = self.acked = self._pick(cursor)
+        self.limits = Limits(window, window_bytes, page, window_bytes // 2)
+        self.state = Connection(self.until, self.limits, self.now, lambda: jitter)
+        self.asks = [Ask(FIRST_REQUEST, self.until, page, window_bytes // 2, FIRST_PATIENCE)]
+
+    def _pick(self, index: int) -> Position:
+        """Some position up to the top: of a message, right before or behind one."""
+        places = {ORIGIN, self.inbox.floor, self.inbox.top}
+        for kept in self.inbox.log:
+            entry, place = kept.position
+            places |= {kept.position, Position(entry, place + 1), Position(entry - 1, 99)}
+        ordered = sorted(p for p in places if p <= self.inbox.top)
+        return ordered[index % len(ordered)]
+
+    # The producers
+
+    @rule(gap=st.integers(0, 2), sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), behind=st.integers(0, 2))
+    def a_push(self, gap: int, sizes: list[int], behind: int) -> None:
+        former, added = self.inbox.append(gap, sizes, behind)
+        self._fly(former, self.inbox.top, added, PUSH)
+
+    @rule(gap=st.integers(0, 2))
+    def nothing_new_in_a_record(self, gap: int) -> None:
+        self.inbox.append(gap, [], 1)
+        self.flying.append(self.inbox.top)
+
+    @rule(ask=indexes)
+    def a_page_for_some_request(self, ask: int) -> None:
+        self._answer(self.asks[ask % len(self.asks)])
+
+    @rule(a=indexes, b=indexes, request=indexes)
+    def any_part_of_the_inbox(self, a: int, b: int, request: int) -> None:
+        after, until = sorted((self._pick(a), self._pick(b)))
+        held = [m for m in self.inbox.log if after < m.position <= until]
+        if not any(m.position in self.inbox.gone for m in held):
+            self._fly(after, until, held, request % (self.state.request + 1))
+
+    @precondition(lambda self: self.inbox.log)
+    @rule(which=indexes, request=indexes)
+    def a_part_without_messages(self, which: int, request: int) -> None:
+        index = which % len(self.inbox.log)
+        after, _ = self.inbox.log[index]
+        following = self.inbox.log[index + 1].position if index + 1 < len(self.inbox.log) else self.inbox.top
+        until = min(Position(after.entry, after.place + 1), following)
+        self._fly(after, until, [m for m in self.inbox.log if m.position == until], request % (self.state.request + 1))
+
+    @rule(until=indexes)
+    def some_leave_the_inbox(self, until: int) -> None:
+        self.inbox.expire(self._pick(until))
+
+    @rule(which=indexes)
+    def one_goes_to_history_only(self, which: int) -> None:
+        if self.inbox.log:
+            self.inbox.gone.add(self.inbox.log[which % len(self.inbox.log)].position)
+
+    def _answer(self, ask: Ask) -> None:
+        until, held = self.inbox.read(ask.after, ask.limit, ask.limit_bytes)
+        self._fly(ask.after, until, held, ask.request)
+
+    def _fly(self, after: Position, until: Position, held: list[Kept] | None, request: int) -> None:
+        if held is None:
+            self.flying.append(missed(after, until, request))
+        else:
+            objects = b",".join(m.json for m in held)
+            first = held[0].position if held else None
+            self.flying.append(Delivery("bob", CONNECTION, 7, request, after, until, first, len(held), objects))
+
+    # The way to the gateway
+
+    @precondition(lambda self: self.flying)
+    @rule(which=indexes, again=st.booleans())
+    def one_arrives(self, which: int, again: bool) -> None:
+        index = which % len(self.flying)
+        self._receive(self.flying[index] if again else self.flying.pop(index))
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def the_oldest_arrives(self) -> None:
+        self._receive(self.flying.pop(0))
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def the_newest_arrives(self) -> None:
+        self._receive(self.flying.pop())
+
+    @precondition(lambda self: self.flying)
+    @rule(which=indexes)
+    def one_is_lost(self, which: int) -> None:
+        del self.flying[which % len(self.flying)]
+
+    @rule(top=indexes)
+    def the_registry_answers(self, top: int) -> None:
+        position = self._pick(top)
+        if self.wanted_caught_up is None:
+            self.wanted_caught_up = position
+        self._show(self.state.registered(position))
+        self._drain()
+
+    @rule()
+    def another_keeper_of_the_registry(self) -> None:
+        self.state.unregistered(self.now)
+        self._drain()
+
+    def _receive(self, item: Delivery | Missed | Position) -> None:
+        is_open = self._open()
+        before = self.state.forwarded
+        if isinstance(item, Position):
+            self.state.heard_of(item)
+            frames = []
+        elif isinstance(item, Missed):
+            frames = self.state.missed(item, self.now)
+        else:
+            frames = self.state.deliver(item, self.now)
+        kinds = [f["type"] for f in told(frames)]
+        assert is_open or ("messages" not in kinds and "missed" not in kinds), "forwarded with a closed window"
+        assert self.state.forwarded >= before
+        until = item if isinstance(item, Position) else item.until
+        assert max(self.state.target, self.state.forwarded) >= until, "news are forgotten"
+        self._show(frames)
+        self._drain()
+
+    def _drain(self) -> None:
+        for _ in range(3):
+            due = self.state.due(self.now)
+            if due is None:
+                break
+            if isinstance(due, Ask):
+                self._check_ask(due)
+                self.asks.append(due)
+            else:
+                self.names += 1
+        else:
+            raise AssertionError("it never has enough")
+        following = self.state.next_due()
+        assert following is None or self.now < following <= self.now + LONGEST_PATIENCE
+
+    def _check_ask(self, ask: Ask) -> None:
+        assert self._open()
+        assert ask.after == self.state.forwarded < self.state.target
+        assert 1 <= ask.limit <= min(self.limits.page, self.limits.window - sum(u.messages for u in self.held))
+        assert 1 <= ask.limit_bytes <= self.limits.window_bytes - sum(u.size for u in self.held)
+        assert ask.request > max(a.request for a in self.asks)
+        assert 0 < ask.patience <= LONGEST_PATIENCE
+
+    # The client
+
+    def _open(self) -> bool:
+        count, size = sum(u.messages for u in self.held), sum(u.size for u in self.held)
+        return count < self.limits.window and size < self.limits.window_bytes
+
+    def _show(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            fields = json.loads(frame)
+            if fields["type"] == "caught_up":
+                assert self.caught_up is None, "caught up twice"
+                assert self.wanted_caught_up is not None
+                self.caught_up = Position.parse(fields["pos"])
+                assert self.caught_up >= self.wanted_caught_up
+                missing = [m for m in self.inbox.log if self.until < m.position <= self.wanted_caught_up]
+                assert not missing, "caught up before the last message"
+                continue
+            after, until = Position.parse(fields["after"]), Position.parse(fields["until"])
+            assert after == self.until < until, "the chain is broken"
+            stored = [m for m in self.inbox.log if after < m.position <= until]
+            if fields["type"] == "missed":
+                assert not stored or any(m.position in self.inbox.gone or m.position <= self.acked for m in stored)
+            else:
+                shown = [Position.parse(m["pos"]) for m in fields["messages"]]
+                assert shown == [m.position for m in stored], "not all of the range, in order, once"
+                self.seen += shown
+                self.held.append(Unacknowledged(until, len(stored), len(b",".join(m.json for m in stored))))
+            self.until = until
+
+    @rule(which=indexes)
+    def acknowledge(self, which: int) -> None:
+        self._acknowledge(min(self.until, self._pick(which)))
+
+    @rule()
+    def acknowledge_all(self) -> None:
+        self._acknowledge(self.until)
+
+    @rule(which=indexes)
+    def acknowledge_too_much(self, which: int) -> None:
+        position = self._pick(which)
+        if position > self.state.forwarded:
+            with pytest.raises(AckRefused):
+                self.state.acknowledge(position)
+
+    def _acknowledge(self, position: Position) -> None:
+        assert self.state.acknowledge(position) == (position > self.acked)
+        self.acked = max(self.acked, position)
+        self.held = [u for u in self.held if u.until > self.acked]
+        self._drain()
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, FIRST_PATIENCE, LONGEST_PATIENCE]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self._drain()
+
+    @precondition(lambda self: self.state.next_due() is not None)
+    @rule()
+    def time_passes_until_something_is_due(self) -> None:
+        asks, names = len(self.asks), self.names
+        self.now = next_due(self.state)
+        self._drain()
+        assert (len(self.asks), self.names) != (asks, names), "woken for nothing"
+
+    @invariant()
+    def positions_are_seen_once_and_in_order(self) -> None:
+        assert all(a < b for a, b in itertools.pairwise(self.seen))
+
+    @invariant()
+    def nothing_waits_for_ever(self) -> None:
+        if self.state.forwarded < self.state.target and not self.held:
+            assert self.state.next_due() is not None
+
+    def teardown(self) -> None:
+        # From here on the client acknowledges and the store answers; the pushes are lost for good.
+        if not self.asks:
+            return
+        self.flying.clear()
+        self.acknowledge_all()
+        target = max(self.state.target, self.state.forwarded)
+        rounds = 2 * len(self.inbox.log) + 8
+        while self.state.next_due() is not None:
+            rounds -= 1
+            assert rounds, "it does not get there"
+            before, names = len(self.asks), self.names
+            self.time_passes_until_something_is_due()
+            while len(self.asks) > before:
+                before = len(self.asks)
+                self._answer(self.asks[-1])
+                self._receive(self.flying.pop())
+                self.acknowledge_all()
+            if self.names > names:
+                self.the_registry_answers(0)
+        assert self.state.forwarded >= target
+        waiting = [m.position for m in self.inbox.log if self.until < m.position <= self.state.forwarded]
+        assert not waiting, "skipped without a word"
+        if self.wanted_caught_up is not None:
+            assert self.caught_up is not None
+        self.positions_are_seen_once_and_in_order()
+
+
+TestTwoProducers = TwoProducers.TestCase
+TestTwoProducers.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
