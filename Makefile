@@ -47,6 +47,8 @@ lint: setup ## Check style, types and the container files
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
+	@$(VENV)/bin/hadolint docker/Dockerfile
+	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
 	@$(VENV)/bin/yamllint --strict -d '{extends: default, rules: {line-length: {max: 120}}}' docker/compose.yaml
 	@! grep -v '^ *#' docker/requirements.lock | grep -vxFf requirements.lock \
 		|| { echo "docker/requirements.lock differs from requirements.lock: run 'make lock'" >&2; exit 1; }

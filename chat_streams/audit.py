@@ -322,7 +322,7 @@ def _evidence(position: int, head: Head, claims: Claims) -> str:
 
 
 def check_head(head: Head, claims: Claims, rules: Rules, log_end: int) -> list[str]:
-    """What is wrong with the state of an inbox; ``log_end`` is a position (packed) which the log had not reached yet."""
+    """What is wrong with the state of an inbox; ``log_end`` is a position (packed) that the log had not reached."""
     problems = []
     if max(head.top, head.last) >= log_end:
         highest = unpack(max(head.top, head.last))

@@ -219,6 +219,10 @@ class _Auditor:
         return Rules(now_ms(), s.inbox_ttl, s.retry_window, s.max_devices, s.retention)
 
     async def run(self) -> Report:
+        # Who is away is said before anything is waited for.
+        await self._index.look([("", Position(0, 0), 1)])
+        if self._options.history:
+            await self._history.page("a", "b", None, 1)
         until = time.monotonic() + self._options.wait_s
         partitions = self._options.partitions
         spans = await self._messages.spans(INCOMING_MESSAGES, partitions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 
 import uvloop
@@ -19,6 +20,9 @@ SHUTDOWN_SECONDS = 15.0
 def main() -> None:
     """Run until SIGTERM or SIGINT; exit code 1 with one line on stderr when it can't start."""
     configure_logging()
+    # A shell's soft limit, often 1,024, is less than a gateway has connections.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         s = settings()
         web.run_app(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import IO, Any
 
 import click
-from faust.cli import AppCommand, option
+from faust.cli.base import cli
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,7 @@ from chat_streams.commands.output import bar, console
 from chat_streams.log_reader import LogUnavailable
 from chat_streams.records import UnknownVersion
 from chat_streams.service import Service
+from chat_streams.settings import Settings
 from chat_streams.topics import TopicsError, partition_of
 from tables.chat_history import HistoryUnavailable
 from tables.cluster import StoreUnavailable
@@ -47,40 +49,48 @@ class Unclean(click.ClickException):
 
 
 def register(app: Service) -> None:
-    """Add the command to an app."""
+    """Add the command to Faust's command line."""
+    # Faust's own kind of command runs in a worker, which reports an exit code as an error, with a traceback.
+    cli.add_command(_command(app.settings))
 
-    @app.command(
-        option("--partition", type=click.IntRange(0), default=None, help="Only this partition; else all."),
-        option("--user", default=None, help="Only the messages to this user."),
-        option("--json", "as_json", is_flag=True, help="One JSON object instead of tables."),
-        option("--no-history", is_flag=True, help="Do not look whether the chat database has each message."),
-        option(
-            "--wait", "wait_s", type=click.FloatRange(0), default=30.0, help="Seconds to let the services catch up."
-        ),
+
+def _command(settings: Settings) -> click.Command:
+    @click.command("audit")
+    @click.option("--partition", type=click.IntRange(0), default=None, help="Only this partition; else all.")
+    @click.option("--user", default=None, help="Only the messages to this user.")
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+    @click.option("--no-history", is_flag=True, help="Do not look whether the chat database has each message.")
+    @click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(0),
+        default=30.0,
+        show_default=True,
+        help="Seconds to let the services catch up with the log.",
     )
-    async def audit(
-        self: AppCommand, partition: int | None, user: str | None, as_json: bool, no_history: bool, wait_s: float
-    ) -> None:
+    def command(partition: int | None, user: str | None, as_json: bool, no_history: bool, wait_s: float) -> None:
         """Show that nothing is lost: what became of each message in the log, as of now.
 
         Exits with 1 if a message is none of what it may be, or two of it, or not applied yet, naming it; with 2 if an
         engine is away. The services may go on meanwhile.
         """
         partitions = None if partition is None else [partition]
-        if partition is not None and partition >= app.settings.partitions:
-            raise click.BadParameter(f"there are partitions 0 to {app.settings.partitions - 1}")
+        if partition is not None and partition >= settings.partitions:
+            raise click.BadParameter(f"there are partitions 0 to {settings.partitions - 1}")
         if user is not None:
-            of_user = partition_of(user, app.settings.partitions)
+            of_user = partition_of(user, settings.partitions)
             if partition not in (None, of_user):
                 raise click.BadParameter(f"user {user} is on partition {of_user}")
             partitions = [of_user]
-        await _run(app, Options(partitions, user, not no_history, wait_s), as_json)
+        asyncio.run(_run(settings, Options(partitions, user, not no_history, wait_s), as_json))
+
+    return command
 
 
-async def _run(app: Service, options: Options, as_json: bool) -> None:
+async def _run(settings: Settings, options: Options, as_json: bool) -> None:
     try:
         with bar("auditing") as progress:
-            report = await audit(app.settings, options, progress)
+            report = await audit(settings, options, progress)
     except (TopicsError, LogUnavailable, StoreUnavailable, HistoryUnavailable, UnknownVersion) as error:
         raise EngineAway(f"no audit: {error}") from error
     if as_json:
