@@ -155,6 +155,9 @@ async def check(settings: Settings) -> Log:
                     f"topic {topic.name} has {found} partitions, {topic.partitions} are wanted ({setting}):"
                     " a topic is never grown in place; correct the setting"
                 )
+            replicas = min(len(p["replicas"]) for p in described[topic.name]["partitions"])
+            if replicas < settings.replication:
+                wrong.append(f"topic {topic.name} has {replicas} replicas, {settings.replication} are wanted")
             for name, value in topic.config.items():
                 if name in ("min.insync.replicas", "unclean.leader.election.enable", "cleanup.policy"):
                     actual = configs[topic.name].get(name)

@@ -12,25 +12,29 @@ from typing import Final
 import structlog
 from aiohttp import web
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams import topics
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.settings import Settings
-from chat_streams.topics import INCOMING_MESSAGES, Log
+from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
 from gateway.auth import Authenticator
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher
 from gateway.slots import Slots
 from gateway.websocket import WebSocket
-from tables.chat_history import ChatHistory
+from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.cluster import Cluster, StoreUnavailable
 from tables.inbox import Inbox
 
 log = structlog.get_logger()
 
+HISTORY: Final = "history"
+"""The consumer group of the history service."""
+HISTORY_LOOK_SECONDS: Final = 0.2
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
@@ -136,6 +140,23 @@ class Gateway:
             raise StoreUnavailable(f"the log's end is not known: {error!r}") from error
         # Not (end, 0): that is the address of the next message.
         return Position.of(self._log.generation, end - 1, MAX_PLACE) if end else ORIGIN
+
+    async def wait_for_history(self, user: str, until: Position) -> None:
+        """Return once the chat database has all up to ``until`` of a user's inbox.
+
+        Raises ``HistoryUnavailable`` when it has not after ``engine_timeout``.
+        """
+        tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self.settings.partitions))
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka)
+        try:
+            async with asyncio.timeout(self.settings.engine_timeout):
+                await admin.start()
+                while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= until.offset:
+                    await asyncio.sleep(HISTORY_LOOK_SECONDS)
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error
+        finally:
+            await admin.close()
 
     def at_text(self, at: int) -> str:
         """The text of a time; the same one is asked for many times in a row."""

@@ -21,6 +21,10 @@ class BadToken(Exception):
     """The token does not say who this is; the text says why and holds nothing of the token."""
 
 
+class ExpiredToken(BadToken):
+    """The token was good once: a new one will do."""
+
+
 class Identity(NamedTuple):
     """The user a token names, and when it ends, in seconds since the epoch."""
 
@@ -38,13 +42,15 @@ class Authenticator:
         self._key = "" if self._jwks else settings.jwt_key()
 
     async def identify(self, token: str) -> Identity:
-        """The identity a token proves; raises ``BadToken``."""
+        """The identity a token proves; raises ``BadToken``, ``ExpiredToken`` if only its time is over."""
         try:
             if self._jwks is None:
                 claims = self._decode(token, self._key, [ALGORITHM])
             else:
                 key = await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)
                 claims = self._decode(token, key.key, list(JWKS_ALGORITHMS))
+        except jwt.ExpiredSignatureError as error:
+            raise ExpiredToken("it has expired") from error
         except jwt.PyJWTError as error:
             raise BadToken(f"{type(error).__name__}: {error}") from error
         if not is_id(claims["sub"]):

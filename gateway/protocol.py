@@ -29,14 +29,12 @@ class Close(enum.IntEnum):
     """Close codes: 4000-4499 reconnect, 4500-4999 don't."""
 
     GOING_AWAY = 4000
-    OVERLOADED = 4001
     HELLO_TIMEOUT = 4008
     STORE_AWAY = 4010
     TOKEN_EXPIRED = 4401
     BAD_TOKEN = 4501
     BAD_SEQUENCE = 4502
     NOT_JSON = 4503
-    TOO_LARGE = 4504
     TAKEN_OVER = 4510
 
 

@@ -139,7 +139,7 @@ class Publisher:
         self._room = settings.produce_buffer
         self._has_room = asyncio.Event()
         self._has_room.set()
-        self._renewing = asyncio.Lock()
+        self._renewal: asyncio.Task[None] | None = None
         self.healthy = False
 
     async def start(self) -> None:
@@ -156,6 +156,8 @@ class Publisher:
             if not self._tasks:
                 break
             await asyncio.wait(self._tasks)
+        if self._renewal is not None:
+            self._renewal.cancel()
         if self._producer is not None:
             await self._producer.stop()
 
@@ -215,7 +217,7 @@ class Publisher:
             log.warning("not written", topic=topic, count=len(things))
 
     async def produce(self, topic: str, partition: int, value: bytes) -> bool:
-        """Write one record; whether Kafka has it for sure."""
+        """Write one record; whether Kafka has it for sure. At once ``False`` while there is no connection to it."""
         producer = self._producer
         if producer is None:
             return False
@@ -225,28 +227,29 @@ class Publisher:
         except (KafkaError, TimeoutError, OSError) as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False
-            await self._renew(producer)
+            self._renew(producer)
             return False
         self.healthy = True
         return True
 
-    async def _renew(self, broken: AIOKafkaProducer) -> None:
+    def _renew(self, broken: AIOKafkaProducer) -> None:
         # A record that timed out leaves a gap in the idempotent producer's sequence: everything behind it would fail.
-        async with self._renewing:
-            if self._producer is not broken:
-                return
+        if self._producer is broken:
             self._producer = None
             self.spawn(_stop(broken))
-            delay = 0.1
-            while True:
-                try:
-                    self._producer = await self._new_producer()
-                except (KafkaError, OSError, TimeoutError) as error:
-                    log.warning("kafka is away, waiting", retry_in_s=delay, error=repr(error))
-                else:
-                    return
-                await asyncio.sleep(delay)
-                delay = min(2.0, 2 * delay)
+            self._renewal = asyncio.create_task(self._connect_again())
+
+    async def _connect_again(self) -> None:
+        delay = 0.1
+        while True:
+            try:
+                self._producer = await self._new_producer()
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("kafka is away, waiting", retry_in_s=delay, error=repr(error))
+            else:
+                return
+            await asyncio.sleep(delay)
+            delay = min(2.0, 2 * delay)
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(

@@ -16,7 +16,7 @@ from chat_streams.position import Position
 from chat_streams.records import Delivery, Message, Missed, now_ms
 from chat_streams.topics import partition_of
 from gateway import protocol
-from gateway.auth import BadToken, Identity
+from gateway.auth import BadToken, ExpiredToken, Identity
 from gateway.connection import AckRefused, Ask, Connection, Limits
 from gateway.protocol import Ack, Bad, ClientFrame, Close, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
@@ -193,6 +193,8 @@ class WebSocket:
     async def _identify(self, hello: Hello) -> Identity:
         try:
             return await self._gateway.authenticator.identify(hello.token)
+        except ExpiredToken as error:
+            raise Ended(Close.TOKEN_EXPIRED, "the token has expired") from error
         except BadToken as error:
             raise Ended(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
 
@@ -329,8 +331,8 @@ class WebSocket:
     # History
 
     def _start_history(self, frame: History) -> None:
-        ranged = frame.after is not None and frame.until is not None
-        if ranged == (frame.with_ is not None):
+        wants = frame.with_ is not None, frame.after is not None, frame.until is not None
+        if wants not in ((True, False, False), (False, True, True)):
             text = "either $.with, or $.after and $.until"
             self._put(protocol.error("bad_frame", text, ref=frame.ref))
         elif self._histories >= HISTORY_AT_ONCE:
@@ -352,6 +354,9 @@ class WebSocket:
                 assert frame.until is not None
                 before = Position.parse(frame.before) if frame.before is not None else None
                 after, until = Position.parse(frame.after), Position.parse(frame.until)
+                # What has only just overflowed is not in the chat database yet, and an empty page would read as
+                # "nothing was missed".
+                await self._gateway.wait_for_history(self.user, until)
                 page = await store.range(self.user, after, until, before, frame.limit)
         except ValueError as error:
             self._put(protocol.error("bad_frame", f"{error} - at `$.before`", ref=frame.ref))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -32,7 +33,8 @@ BATCH_ITEMS: Final = 25
 BATCHES_AT_ONCE: Final = 8
 BATCH_READS: Final = 100
 MOST_REFUSALS: Final = 10
-MAX_PAGE: Final = 500
+PAGE_BYTES: Final = 1024 * 1024
+CURSOR: Final = re.compile(r"[0-9]{13}#[^#]+#[^#]+", re.ASCII)
 # What asking again does not cure: a bug, a missing table or missing rights, and each is told from the rest.
 _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
 
@@ -87,6 +89,26 @@ def _item(entry: Entry) -> dict[str, Any]:
         "sender": {"S": message.sender},
         "json": {"B": b'{"pos":"%b"%b' % (str(position).encode(), message.json)},
     }
+
+
+def _within_bytes(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many of the first items as fit into one frame, at least one."""
+    size = 0
+    for count, item in enumerate(items):
+        size += len(item["json"]["B"])
+        if count and size > PAGE_BYTES:
+            return items[:count]
+    return items
+
+
+def _once(newest_first: list[dict[str, Any]]) -> list[bytes]:
+    """The messages, oldest first; of one that was sent again under its id, the first."""
+    first = {_identity(item): item for item in newest_first}
+    return [item["json"]["B"] for item in newest_first[::-1] if first[_identity(item)] is item]
+
+
+def _identity(item: dict[str, Any]) -> tuple[str, str]:
+    return item["at_id"]["S"].split("#", 1)[1], item["conversation"]["S"]
 
 
 class ChatHistory:
@@ -235,8 +257,11 @@ class ChatHistory:
     async def page(self, a: str, b: str, before: str | None, limit: int) -> Page:
         """The newest ``limit`` messages of a conversation that are older than the cursor ``before``, oldest first.
 
-        Raises ``HistoryUnavailable``.
+        A page holds at most 1 MiB, but one message at least. Raises ``HistoryUnavailable``, and ``ValueError`` for a
+        cursor that is none.
         """
+        if before is not None and CURSOR.fullmatch(before) is None:
+            raise ValueError(f"{before[:60]!r} is no cursor")
         condition, values = "conversation = :c", {":c": {"S": conversation(a, b)}}
         if before is not None:
             condition += " AND at_id < :b"
@@ -247,9 +272,9 @@ class ChatHistory:
             ScanIndexForward=False,
             Limit=limit + 1,
         )
-        page = items[:limit]
-        cursor = page[-1]["at_id"]["S"] if len(items) > limit else None
-        return Page([item["json"]["B"] for item in reversed(page)], cursor)
+        page = _within_bytes(items[:limit])
+        cursor = page[-1]["at_id"]["S"] if len(items) > len(page) else None
+        return Page(_once(page), cursor)
 
     async def range(
         self, recipient: str, after: Position, until: Position, before: Position | None, limit: int
@@ -275,12 +300,12 @@ class ChatHistory:
             ScanIndexForward=False,
             Limit=limit + 1,
         )
-        page = items[:limit]
+        page = _within_bytes(items[:limit])
         cursor = None
-        if len(items) > limit:
+        if len(items) > len(page):
             entry, _, index = page[-1]["position"]["S"].partition("-")
             cursor = str(Position(int(entry), int(index)))
-        return Page([item["json"]["B"] for item in reversed(page)], cursor)
+        return Page(_once(page), cursor)
 
     async def _query(self, **arguments: Any) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []

@@ -91,7 +91,9 @@ async def _run(settings: Settings, options: Options, as_json: bool) -> None:
     try:
         with bar("auditing") as progress:
             report = await audit(settings, options, progress)
-    except (TopicsError, LogUnavailable, StoreUnavailable, HistoryUnavailable, UnknownVersion) as error:
+    except HistoryUnavailable as error:
+        raise EngineAway(f"no audit: DynamoDB (CHAT_DYNAMODB_ENDPOINT): {error}; --no-history goes without") from error
+    except (TopicsError, LogUnavailable, StoreUnavailable, UnknownVersion) as error:
         raise EngineAway(f"no audit: {error}") from error
     if as_json:
         click.echo(json.dumps(summary(report, options), indent=2))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
+from faust.cli import AppCommand
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -24,6 +26,27 @@ _AGE: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 def console() -> Console:
     """A console on stdout, as wide as the terminal; where there is none, wide enough for any table."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+class Command(AppCommand):
+    """A base for ``app.command``: an error is its one line and its exit code, as click has it.
+
+    Faust by itself runs a command as a service, and an exception that ends it is logged with two tracebacks.
+    """
+
+    abstract = True
+
+    def run_using_worker(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command and end the process."""
+        try:
+            asyncio.run(self.execute(*self.args, *args, **(self.kwargs | kwargs)))
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("Aborted!", err=True)
+            sys.exit(1)
+        sys.exit(0)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,13 @@ import click
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
-from faust.cli import AppCommand, argument, option
+from faust.cli import argument, option
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from chat_streams import topics, tracing
-from chat_streams.commands.output import Since, bar, console, duration, utc
+from chat_streams.commands.output import Command, Since, bar, console, duration, utc
 from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Span
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.records import (
@@ -65,15 +65,11 @@ def register(app: Service) -> None:
         option("--sender", help="Only a message of this user."),
         option("--to", help="Only a message to this user; only that partition of the log is read then."),
         option("--since", type=Since(), help="Accepted since: 30m, 7d or 2026-01-31T14:02:00Z; else all of the log."),
-        option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="A line with an object for each message; times in RFC 3339, lengths in ms.",
-        ),
+        option("--json", "as_json", is_flag=True, help="A line with an object for each message; RFC 3339, ms."),
+        base=Command,
     )
     async def trace(
-        self: AppCommand, message_id: str, sender: str | None, to: str | None, since: int | None, as_json: bool
+        self: Command, message_id: str, sender: str | None, to: str | None, since: int | None, as_json: bool
     ) -> None:
         """Show the way of one message, with the time at each stage, and why it is not delivered, if it is not.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -27,6 +28,8 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
             patch.delenv(name)
+        # A run that is told to end ends its stack, too.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         async with Stack(tmp_path_factory.mktemp("stack")) as stack:
             for name, value in service_environment(stack.layout).items():
                 if name.startswith("AWS_"):

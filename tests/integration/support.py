@@ -20,6 +20,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from chat_streams.position import Position
 from chat_streams.settings import Settings
+from docker.local.engines import DynamoDB
 from docker.local.layout import HOST, Layout, StackError, base_environment, create_secret, service_environment
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
@@ -205,6 +206,15 @@ class Received:
         return [m.body for m in self.messages if sender in (None, m.sender)]
 
 
+def _quick(parts: list[Part]) -> list[Part]:
+    # On disk, DynamoDB Local stores a hundred messages a second, and whatever waits for history waits for that.
+    for part in parts:
+        if isinstance(part, DynamoDB):
+            place = part.command.index("-dbPath")
+            part.command[place : place + 2] = ["-inMemory"]
+    return parts
+
+
 class Stack:
     """The engines and services of one test run, as children of this process."""
 
@@ -227,7 +237,7 @@ class Stack:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         create_secret(self.layout)
         try:
-            await asyncio.gather(*(self.start(part) for part in engines(self.layout)))
+            await asyncio.gather(*(self.start(part) for part in _quick(engines(self.layout))))
             await asyncio.to_thread(create_topics, self.layout)
             names = ("gateway", "messaging", "notification", "history")
             await asyncio.gather(*(self.start(Service(self.layout, name)) for name in names))
