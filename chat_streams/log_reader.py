@@ -67,18 +67,19 @@ class LogReader:
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = settings.kafka
+        self._consumer: aiokafka.AIOKafkaConsumer
+
+    async def __aenter__(self) -> Self:
         self._consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=settings.kafka,
+            bootstrap_servers=self._kafka,
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
             fetch_max_bytes=FETCH_BYTES,
         )
-
-    async def __aenter__(self) -> Self:
         try:
             await self._answer(self._consumer.start())
-        except LogUnavailable:
+        except BaseException:
             await self._consumer.stop()
             raise
         return self

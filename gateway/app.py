@@ -142,18 +142,19 @@ class Gateway:
         return Position.of(self._log.generation, end - 1, MAX_PLACE) if end else ORIGIN
 
     async def wait_for_history(self, user: str, until: Position) -> None:
-        """Return once the chat database has all up to ``until`` of a user's inbox.
+        """Return once the chat database has all up to ``until`` of a user's inbox that is in the log by now.
 
         Raises ``HistoryUnavailable`` when it has not after ``engine_timeout``.
         """
         tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self.settings.partitions))
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka)
         try:
+            last = min(until, await self.log_end(tp.partition))
             async with asyncio.timeout(self.settings.engine_timeout):
                 await admin.start()
-                while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= until.offset:
+                while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= last.offset:
                     await asyncio.sleep(HISTORY_LOOK_SECONDS)
-        except (KafkaError, TimeoutError, OSError) as error:
+        except (StoreUnavailable, KafkaError, TimeoutError, OSError) as error:
             raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error
         finally:
             await admin.close()

@@ -26,6 +26,7 @@ from aiohttp import WSMsgType
 SUBPROTOCOL = "chat.v1"
 MAX_FRAME_BYTES = 8 * 1024 * 1024  # what is taken from the server, whose frames stay below 4 MiB
 FRAME_SENDS, FRAME_BYTES = 500, 256 * 1024  # a frame to the server ends at whichever comes first
+FRAME_OVERHEAD = 1024  # of a send over its body: two ids, and the names of its fields
 QUEUED_FRAMES = 10_000  # between socket and callback; the server's window should keep it far below
 HANDSHAKE_S, CLOSE_S, HEARTBEAT_S = 10.0, 5.0, 30.0
 BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 10.0
@@ -98,6 +99,7 @@ class Welcome(_Frame, frozen=True):
     connection: str
     after: str
     heartbeat_s: float = HEARTBEAT_S
+    max_body_bytes: int = 64 * 1024
 
 
 class _Missed(_Frame, frozen=True, tag="missed"):
@@ -419,6 +421,9 @@ class Client:
         for index, (to, body) in enumerate(messages):
             name = id_ or f"{self._id_prefix}-{next(self._numbers)}"
             frame = _encode(_SendFrame(name, to, body))
+            if self.welcome is not None and len(frame) > self.welcome.max_body_bytes + FRAME_OVERHEAD:
+                # The gateway might end the connection for it, and each one on which it is sent again.
+                raise ServerError("too_large", f"message {name} has {len(frame)} bytes", retry=False)
             await self._slots.acquire()
             if self._end is not None or name in self._outbox.sends:
                 self._slots.release()

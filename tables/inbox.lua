@@ -212,8 +212,8 @@ local function top_of(keys)
   return redis.call('HGET', keys[1], 'top') or ORIGIN
 end
 
--- Forget the devices unseen since `oldest`, then, down to `most`, the longest unseen. Returns device -> value.
-local function living_devices(devices, oldest, most)
+-- Forget the devices unseen since `oldest`, then, down to `most`, the longest unseen but `keep`. Returns device -> value.
+local function living_devices(devices, oldest, most, keep)
   local living, order = {}, {}
   local all = redis.call('HGETALL', devices)
   for i = 1, #all, 2 do
@@ -223,7 +223,7 @@ local function living_devices(devices, oldest, most)
         redis.call('HDEL', devices, all[i])
       else
         living[all[i]] = all[i + 1]
-        order[#order + 1] = {seen, all[i]}
+        order[#order + 1] = {all[i] == keep and math.huge or seen, all[i]}
       end
     end
   end
@@ -280,7 +280,7 @@ local function hello(keys, args)
   end
   number = math.max(number + 1, tonumber(args[7]))
   redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
-  living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]))
+  living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]), field)
   touch(keys, args[3])
   return {cursor, number, top, floor}
 end
@@ -298,7 +298,7 @@ local function acknowledge(keys, args)
     cursor = args[2]
   end
   redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
-  local living = living_devices(devices, now - math.floor(tonumber(args[4]) / 1000), tonumber(args[5]))
+  local living = living_devices(devices, now - math.floor(tonumber(args[4]) / 1000), tonumber(args[5]), field)
   local removed = trim(keys, living)
   touch(keys, args[4])
   return removed

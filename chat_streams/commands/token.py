@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from faust.cli import AppCommand, argument, option
 
+from chat_streams.commands.output import Command
 from chat_streams.service import Service
 from chat_streams.settings import SettingsError
 from gateway.auth import mint
@@ -18,6 +19,7 @@ def register(app: Service) -> None:
     @app.command(
         argument("user"),
         option("--ttl", "ttl_s", type=click.IntRange(1, 365 * DAY), default=DAY, help="Seconds until it expires."),
+        base=Command,
     )
     async def token(self: AppCommand, user: str, ttl_s: int) -> None:
         """Print a token for a user, signed with the HS256 key of the settings."""

@@ -8,6 +8,7 @@ import click
 from faust.cli import AppCommand, argument
 
 from chat_streams import topics
+from chat_streams.commands.output import Command
 from chat_streams.service import Service
 from tables.chat_history import ChatHistory, HistoryUnavailable
 
@@ -15,7 +16,7 @@ from tables.chat_history import ChatHistory, HistoryUnavailable
 def register(app: Service) -> None:
     """Add the command to an app."""
 
-    @app.command(argument("action", type=click.Choice(["create", "check"])))
+    @app.command(argument("action", type=click.Choice(["create", "check"])), base=Command)
     async def topics(self: AppCommand, action: str) -> None:
         """Create what is missing (topics, the table of the chat database), or check what is there."""
         await _run(app, action)

