@@ -154,28 +154,32 @@ class ChatHistory:
                 pass
             else:
                 return False
-            await db.create_table(
-                TableName=self._settings.history_table,
-                BillingMode="PAY_PER_REQUEST",
-                AttributeDefinitions=[
-                    {"AttributeName": name, "AttributeType": "S"}
-                    for name in ("conversation", "at_id", "recipient", "position")
-                ],
-                KeySchema=[
-                    {"AttributeName": "conversation", "KeyType": "HASH"},
-                    {"AttributeName": "at_id", "KeyType": "RANGE"},
-                ],
-                GlobalSecondaryIndexes=[
-                    {
-                        "IndexName": INDEX,
-                        "KeySchema": [
-                            {"AttributeName": "recipient", "KeyType": "HASH"},
-                            {"AttributeName": "position", "KeyType": "RANGE"},
-                        ],
-                        "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["json"]},
-                    }
-                ],
-            )
+            try:
+                await db.create_table(
+                    TableName=self._settings.history_table,
+                    BillingMode="PAY_PER_REQUEST",
+                    AttributeDefinitions=[
+                        {"AttributeName": name, "AttributeType": "S"}
+                        for name in ("conversation", "at_id", "recipient", "position")
+                    ],
+                    KeySchema=[
+                        {"AttributeName": "conversation", "KeyType": "HASH"},
+                        {"AttributeName": "at_id", "KeyType": "RANGE"},
+                    ],
+                    GlobalSecondaryIndexes=[
+                        {
+                            "IndexName": INDEX,
+                            "KeySchema": [
+                                {"AttributeName": "recipient", "KeyType": "HASH"},
+                                {"AttributeName": "position", "KeyType": "RANGE"},
+                            ],
+                            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["json"]},
+                        }
+                    ],
+                )
+            except db.exceptions.ResourceInUseException:
+                # An answer that came too late was asked for again, or someone else makes it.
+                log.info("the table is being made already", table=self._settings.history_table)
             await db.get_waiter("table_exists").wait(TableName=self._settings.history_table)
         except (ClientError, BotoCoreError) as error:
             raise HistoryUnavailable(

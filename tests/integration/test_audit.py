@@ -15,7 +15,7 @@ from chat_streams.position import Position
 from chat_streams.topics import partition_of
 from tables.inbox import keys
 from tests.integration.commands import run
-from tests.integration.support import Received, Stack, eventually, user
+from tests.integration.support import Received, Stack, abort_client, eventually, user
 
 FATES = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "none", "two")
 
@@ -288,10 +288,9 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
     async def read(bob: str, device: str) -> None:
         while not stop.is_set():
             # Comes, acknowledges as it goes, vanishes.
-            received = Received()
-            async with stack.connect(bob, received, device=device):
-                await received.wait(1)
+            async with stack.connect(bob, Received(), device=device) as client:
                 await asyncio.wait([stopped], timeout=1.5)
+                abort_client(client)
 
     readers = [read(bob, device) for bob in bobs for device in ("phone", "laptop")[: 1 + bobs.index(bob) % 2]]
     load = asyncio.gather(write(), *readers)
