@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final
 
 import structlog
@@ -112,10 +112,24 @@ def _by_recipient(
             by_user[message.to, record.partition].append((Position(entry, index), message))
     recipients, batches = [], []
     for (user, partition), messages in by_user.items():
-        for start in range(0, len(messages), APPEND_MESSAGES):
+        for batch in _within_window(messages):
             recipients.append((user, partition, tokens[partition]))
-            batches.append(messages[start : start + APPEND_MESSAGES])
+            batches.append(batch)
     return recipients, batches
+
+
+def _within_window(messages: list[tuple[Position, Message]]) -> Iterator[list[tuple[Position, Message]]]:
+    """Split, in order, so that a part has one retry window and ``APPEND_MESSAGES`` at most."""
+    window_ms = 1000 * app.settings.retry_window
+    start = 0
+    for end in range(1, len(messages) + 1):
+        if (
+            end == len(messages)
+            or end - start == APPEND_MESSAGES
+            or messages[end][1].at // window_ms != messages[start][1].at // window_ms
+        ):
+            yield messages[start:end]
+            start = end
 
 
 async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:

@@ -41,6 +41,7 @@ class Wanted(NamedTuple):
     """A page of an inbox, and the connection it is for."""
 
     user: str
+    device: str
     connection: bytes
     slot: int
     epoch: int
@@ -66,7 +67,7 @@ async def send_first_pages(records: list[Record[SessionEvents]]) -> Awaitable[An
     """The join: each new connection with what is stored for its user."""
     now = now_ms()
     return await _send_pages(
-        Wanted(e.user, e.connection, e.slot, e.epoch, FIRST_REQUEST, e.after, e.limit, e.limit_bytes)
+        Wanted(e.user, e.device, e.connection, e.slot, e.epoch, FIRST_REQUEST, e.after, e.limit, e.limit_bytes)
         for record in records
         for e in record.value
         if isinstance(e, UserConnected) and e.drain and e.deadline > now
@@ -88,7 +89,7 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
     if acks:
         await inbox.acknowledge([(user, device, position) for (user, device), position in acks.items()])
     return await _send_pages(
-        Wanted(f.user, f.connection, f.slot, f.epoch, f.request, f.after, f.limit, f.limit_bytes)
+        Wanted(f.user, f.device, f.connection, f.slot, f.epoch, f.request, f.after, f.limit, f.limit_bytes)
         for f in fetches.values()
     )
 
@@ -96,7 +97,7 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
 async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
     sent: list[Awaitable[Any]] = []
     for some in _rounds(wanted):
-        pages = await inbox.read([(w.user, w.after, w.limit, w.limit_bytes) for w in some])
+        pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in some])
         outbox = Outbox(app)
         for w, page in zip(some, pages, strict=True):
             outbox.page(w.slot, w.user, w.connection, w.epoch, w.request, page)

@@ -112,6 +112,7 @@ class Fetch(_Record, tag="fetch"):
     limit: int
     limit_bytes: int
     deadline: int
+    device: str = ""
 
 
 InboxRequests = tuple[Acknowledge | Fetch, ...]

@@ -132,6 +132,7 @@ class Hub:
                 limit=ask.limit,
                 limit_bytes=ask.limit_bytes,
                 deadline=now_ms() + int(ask.patience * 1000),
+                device=socket.device,
             )
         )
 

@@ -70,7 +70,7 @@ class Cluster:
 
     async def ping(self) -> None:
         """Raise ``StoreUnavailable`` when the cluster can't take a command."""
-        await self.call(("FCALL_RO", function("read"), 2, "{ping}:inbox", "{ping}:devices", "0-0", 1, 1, 0))
+        await self.call(("FCALL_RO", function("read"), 2, "{ping}:inbox", "{ping}:devices", "0-0", 1, 1, 0, ""))
 
     async def call(self, command: Command) -> Any:
         """The answer to one command; see ``pipeline``."""

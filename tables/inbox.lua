@@ -152,20 +152,29 @@ local function append(keys, args)
   return {former, table.concat(added)}
 end
 
--- keys: inbox, devices; args: after, the most messages, the most bytes, messages accepted before this are too old (s)
+-- keys: inbox, devices; args: after, the most messages, the most bytes, messages accepted before this are too old (s),
+-- the device that reads, or "". What the device itself has acknowledged is not read again: an acknowledgement of its
+-- earlier connection may arrive after it began this one.
 -- Returns {"messages", after, until, first, count, JSON objects joined by commas} or {"missed", after, until}.
 local function read(keys, args)
   local inbox, devices, after = keys[1], keys[2], args[1]
   local limit, limit_bytes, oldest = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
-  local head = redis.call('HMGET', devices, 'top', 'floor')
+  local head = redis.call('HMGET', devices, 'top', 'floor', 'd:' .. args[5])
   local top, floor = head[1] or ORIGIN, head[2] or ORIGIN
-  if less(after, floor) then
+  local begin = after
+  if head[3] then
+    local cursor = device_of(head[3])
+    if less(begin, cursor) then
+      begin = cursor
+    end
+  end
+  if less(begin, floor) then
     return {'missed', after, floor}
   end
-  if less(after, top) and redis.call('EXISTS', inbox) == 0 then
+  if less(begin, top) and redis.call('EXISTS', inbox) == 0 then
     return {'missed', after, top}
   end
-  local parts, count, bytes, first, last, missed = {}, 0, 0, false, after, false
+  local parts, count, bytes, first, last, missed = {}, 0, 0, false, begin, false
   while true do
     local want = math.min(CHUNK, limit - count)
     local entries = redis.call('XRANGE', inbox, '(' .. last, '+', 'COUNT', want)

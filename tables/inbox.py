@@ -188,15 +188,17 @@ class Inbox:
             results.append(Appended(former, max(former, batch[-1][0]), first, json, b"2" in added))
         return results
 
-    async def read(self, requests: Sequence[tuple[str, Position, int, int]]) -> list[Page]:
-        """One page for each (user, after, most messages, most bytes): what is stored above ``after``.
+    async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[Page]:
+        """One page for each (user, device, after, most messages, most bytes): what is stored above ``after``.
+
+        What the device has acknowledged meanwhile is left out: the page is complete without it.
 
         At least one message is returned where there is one, however large.
         """
         oldest = int(time.time()) - self._settings.inbox_ttl
         commands = [
-            ("FCALL_RO", function("read"), 2, *keys(user), str(after), limit, limit_bytes, oldest)
-            for user, after, limit, limit_bytes in requests
+            ("FCALL_RO", function("read"), 2, *keys(user), str(after), limit, limit_bytes, oldest, device)
+            for user, device, after, limit, limit_bytes in requests
         ]
         pages = []
         for answer in await self._cluster.patient(commands, "read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import inspect
 import itertools
@@ -206,6 +207,13 @@ class Received:
         return [m.body for m in self.messages if sender in (None, m.sender)]
 
 
+def start_process(part: Part) -> Running:
+    """Start a part that is gone when this process is, also after Ctrl-C, when pytest finalizes nothing."""
+    running = part.start()
+    atexit.register(running.kill)
+    return running
+
+
 def _quick(parts: list[Part]) -> list[Part]:
     # On disk, DynamoDB Local stores a hundred messages a second, and whatever waits for history waits for that.
     for part in parts:
@@ -258,7 +266,7 @@ class Stack:
     async def start(self, part: Part) -> Running:
         """Start a part and wait until it is ready; its end is an error from now on, unless a test makes it."""
         await asyncio.to_thread(part.prepare)
-        running = self.running[part.name] = part.start()
+        running = self.running[part.name] = start_process(part)
         await running.wait_ready()
         return running
 

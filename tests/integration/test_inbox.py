@@ -48,8 +48,10 @@ class Box:
         (appended,) = await self.inbox.append([(self.user, self.partition, self.token)], [batch])
         return appended
 
-    async def read(self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH) -> Page:
-        (page,) = await self.inbox.read([(self.user, after, limit, limit_bytes)])
+    async def read(
+        self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH, device: str = ""
+    ) -> Page:
+        (page,) = await self.inbox.read([(self.user, device, after, limit, limit_bytes)])
         return page
 
     async def ids(self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH) -> list[str]:
@@ -246,6 +248,19 @@ async def test_hello_numbers_the_connections_and_moves_the_cursor_forward_only(n
     assert [d.cursor for d in (first, second, third, beyond, log_end)] == [ORIGIN, at(3), at(3), at(5), at(7)]
     numbers = [d.number for d in (first, second, third, beyond, log_end)]
     assert numbers == sorted(set(numbers))
+
+
+async def test_what_a_device_acknowledged_late_is_neither_missed_nor_read_again(new_box: NewBox) -> None:
+    box = await new_box()
+    await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
+    again = await box.inbox.hello(box.user, "phone", None)
+    # The acknowledgement of the phone's earlier connection was still on its way.
+    await box.ack(at(3))
+    page = await box.read(again.cursor, device="phone")
+    assert (page.missed, page.after, page.until) == (False, again.cursor, at(5))
+    assert [m["id"] for m in json.loads(b"[%b]" % page.messages)] == ["m4", "m5"]
+    # Another device, which is at the same place and has not acknowledged it, is told.
+    assert (await box.read(again.cursor, device="laptop")).missed
 
 
 async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> None:

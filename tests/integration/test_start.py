@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from chat_streams.topics import INCOMING_MESSAGES
 from docker.local.engines import Kafka
 from docker.local.layout import HOST, ROOT, Layout
-from tests.integration.support import Stack, eventually
+from tests.integration.support import Stack, eventually, start_process
 
 AT_MOST_S = 15.0
 _places = asyncio.Semaphore(2)  # more at once only make each of them slow
@@ -115,7 +115,7 @@ async def test_a_gateway_without_redis_waits_and_says_so(stack: Stack, closed_po
     """Redis may come later, and a gateway must not die of it; it takes no connections meanwhile."""
     gateway = stack.service("gateway", redis=f"redis://{HOST}:{closed_port}")
     gateway.prepare()
-    running = gateway.start()
+    running = start_process(gateway)
     try:
 
         async def missing() -> list[str] | None:
@@ -142,7 +142,7 @@ async def empty_kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     """A Kafka without topics."""
     part = Kafka(Layout.free(tmp_path_factory.mktemp("kafka")))
     await asyncio.to_thread(part.prepare)
-    running = part.start()
+    running = start_process(part)
     try:
         await running.wait_ready()
         yield part.url
