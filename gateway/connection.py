@@ -76,6 +76,7 @@ class Connection:
         self._bytes = 0
         # The first page is on its way: the notification service sends it when it hears of the connection.
         self.outstanding = True
+        self._asked_for = ORIGIN
         self._attempts = 1
         self._ask_at = now + self._patience()
         self._registered = self._was_registered = False
@@ -171,6 +172,7 @@ class Connection:
         if now < self._ask_at:
             return None
         self.request += 1
+        self._asked_for = self.target
         self.outstanding = True
         self._attempts += 1
         patience = self._patience()
@@ -214,7 +216,7 @@ class Connection:
         if self.outstanding and request == self.request:
             self.outstanding = False
             # An answer that advanced nothing is no reason to ask at once: the same would come again.
-            self._ask_at = now if content else now + self._patience()
+            self._ask_at = now if content or self.target > self._asked_for else now + self._patience()
         elif advanced and not self.outstanding:
             self._ask_at = now
 

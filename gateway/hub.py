@@ -250,6 +250,10 @@ class Hub:
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2.0, 2 * delay)
                 continue
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # What it awaited has swallowed the cancellation.
+                raise asyncio.CancelledError
             delay = 0.1
             self._lease = lease
             log.info("slot taken", slot=lease.slot, epoch=lease.epoch)

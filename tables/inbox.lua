@@ -10,13 +10,16 @@
 --   {u:<user>}:devices  hash: "top" the highest position ever applied, "floor" the highest one removed,
 --                       "bytes" ever appended, "removed" how many of them are gone (a lower bound, made exact when
 --                       the quota seems used up), "gap" the id of the newest entry if that is a gap,
+--                       "crowded" while there is an extra,
 --                       "d:<device>" -> "<cursor> <last seen, s> <connection number>"
+--   {u:<user>}:extra    hash "n:<sender>", "b:<sender>": the messages and bytes it was granted past the quota
 --   {u:<user>}:seen:<n> set of digests of (sender, message id), of the n-th retry window
 --
 -- Positions are compared as texts: Lua's numbers are doubles, which are exact up to 2^53 only.
 
 local ORIGIN = '0-0'
 local CHUNK = 250
+local SHARES = 100
 
 local function less_digits(a, b)
   return #a < #b or (#a == #b and a < b)
@@ -68,7 +71,11 @@ local function adopt(keys, args)
   return {kept and 1 or 0, tonumber(redis.call('GET', keys[1]) or '0')}
 end
 
--- keys: inbox, devices, seen in this window, seen in the one before
+local function sender_of(json)
+  return string.match(json, '^{"pos":"[^"]*","id":"[^"]*","from":"([^"]*)"') or ''
+end
+
+-- keys: inbox, devices, seen in this window, seen in the one before, extra
 -- args: partition, token, TTL in ms, quota in messages, quota in bytes, the most digests kept of a window,
 --       the window in ms, then for each message: position, time in s, digest, JSON
 -- Returns the former top, and for each message whether it was added (a text of "1", "0", or "2" past the quota).
@@ -77,7 +84,7 @@ local function append(keys, args)
     return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
   end
   local inbox, devices = keys[1], keys[2]
-  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor')
+  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor', 'crowded')
   local top, bytes, gap, floor = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3], head[5]
   local former = top
   local n = (#args - 7) / 4
@@ -103,18 +110,43 @@ local function append(keys, args)
 
   local max_messages, max_bytes = tonumber(args[4]), tonumber(args[5])
   local removed = tonumber(head[4] or '0')
+  local crowded = head[6]
+  local function is_full(json)
+    if bytes - removed + #json > max_bytes then
+      removed = removed_bytes(inbox, bytes)
+    end
+    return length >= max_messages or bytes - removed + #json > max_bytes
+  end
+  -- One noisy conversation must not push out the others: past the quota each sender still has a small share.
+  local function is_granted(json)
+    if length >= 2 * max_messages or bytes - removed + #json > 2 * max_bytes then
+      return false
+    end
+    local sender = sender_of(json)
+    local granted = redis.call('HMGET', keys[5], 'n:' .. sender, 'b:' .. sender)
+    local messages, size = tonumber(granted[1] or '0') + 1, tonumber(granted[2] or '0') + #json
+    if messages > max_messages / SHARES or size > max_bytes / SHARES then
+      return false
+    end
+    redis.call('HSET', keys[5], 'n:' .. sender, messages, 'b:' .. sender, size)
+    redis.call('PEXPIRE', keys[5], args[3])
+    crowded = '1'
+    return true
+  end
+  if crowded and not is_full('') then
+    redis.call('DEL', keys[5])
+    redis.call('HDEL', devices, 'crowded')
+    crowded = false
+  end
   local twice = {}
   for i = start, n do
     local at = 4 + i * 4
     local digest, json = args[at + 2], args[at + 3]
-    if bytes - removed + #json > max_bytes then
-      removed = removed_bytes(inbox, bytes)
-    end
     if floor and not less(floor, args[at]) then
       added[i] = '0'  -- acknowledged already: the log is replayed into an inbox that was lost
     elseif now_seen[i - start + 1] == 1 or before_seen[i - start + 1] == 1 or twice[digest] then
       added[i] = '0'
-    elseif length >= max_messages or bytes - removed + #json > max_bytes then
+    elseif is_full(json) and not is_granted(json) then
       local from = top
       if gap then
         local entry = redis.call('XRANGE', inbox, gap, gap)[1]
@@ -137,6 +169,9 @@ local function append(keys, args)
     top = args[at]
   end
   redis.call('HSET', devices, 'top', top, 'bytes', digits(bytes), 'removed', digits(removed))
+  if crowded then
+    redis.call('HSET', devices, 'crowded', '1')
+  end
   if gap then
     redis.call('HSET', devices, 'gap', gap)
   elseif head[3] then

@@ -162,7 +162,8 @@ class Inbox:
             window = batch[0][1].at // self._window_ms
             seen = f"{{u:{user}}}:seen:"
             command: list[Any] = [
-                *("FCALL", function("append"), 4, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
+                *("FCALL", function("append"), 5, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
+                f"{{u:{user}}}:extra",
                 *(str(partition), token, self._ttl_ms, self._settings.inbox_messages, self._settings.inbox_bytes),
                 *(MAX_DIGESTS, self._window_ms),
             ]
@@ -183,7 +184,7 @@ class Inbox:
                     raise StaleToken(str(answer))
                 raise answer
             former, added = Position.parse(answer[0].decode()), answer[1]
-            json: list[bytes] = [sent[17 + 4 * i] for i, new in enumerate(added) if new == 49]
+            json: list[bytes] = [sent[18 + 4 * i] for i, new in enumerate(added) if new == 49]
             first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
             results.append(Appended(former, max(former, batch[-1][0]), first, json, b"2" in added))
         return results

@@ -250,6 +250,30 @@ async def test_hello_numbers_the_connections_and_moves_the_cursor_forward_only(n
     assert numbers == sorted(set(numbers))
 
 
+async def test_a_noisy_sender_does_not_push_out_the_others(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(inbox_messages=100)
+    noisy = [(at(n), message(box.user, f"n{n}", sender="noisy")) for n in range(1, 151)]
+    await box.append(*noisy)
+    # 100, and the share of one that each sender has past the quota; the rest is one gap.
+    assert await stack.stored(box.user) == 102
+    await box.append(
+        (at(151), message(box.user, "q1", sender="quiet")), (at(152), message(box.user, "q2", sender="quiet"))
+    )
+    ids = [m["id"] for page in await pages(box) for m in json.loads(b"[%b]" % page.messages)]
+    assert ids == [*(f"n{n}" for n in range(1, 102)), "q1"]
+
+
+async def pages(box: Box) -> list[Page]:
+    found: list[Page] = []
+    after = ORIGIN
+    while True:
+        page = await box.read(after)
+        if page.until == after:
+            return found
+        found.append(page)
+        after = page.until
+
+
 async def test_what_a_device_acknowledged_late_is_neither_missed_nor_read_again(new_box: NewBox) -> None:
     box = await new_box()
     await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
