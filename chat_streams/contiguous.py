@@ -205,11 +205,16 @@ class ChatApp(faust.App):
         """
         under_way: deque[asyncio.Task[None]] = deque()
         async for events in self._waiting(stream, most_records):
-            admitted = [event for event in events if await self._admit(event)]
+            admitted: list[faust.EventT[Any]] = []
+            epochs: dict[TP, int | None] = {}
+            for event in events:
+                if await self._admit(event):
+                    admitted.append(event)
+                    # Read now: a rebalance during one of the next awaits begins another run.
+                    epochs[event.message.tp] = self.progress.epoch(event.message.tp)
             if not admitted:
                 continue
-            epochs = {event.message.tp: self.progress.epoch(event.message.tp) for event in admitted}
-            effects = await self._apply(admitted, codec, apply)
+            effects = await self._apply(admitted, codec, apply, epochs)
             before = under_way[-1] if under_way else None
             under_way.append(asyncio.create_task(self._settle(before, effects, admitted, epochs)))
             while under_way and (under_way[0].done() or len(under_way) > EFFECTS_UNDER_WAY):
@@ -296,7 +301,9 @@ class ChatApp(faust.App):
             # A partition moved, or Kafka is away: the next record out of order, or the watchdog, tries again.
             log.warning("seek failed", offsets=str(offsets), error=repr(error))
 
-    async def _apply(self, events: list[faust.EventT[Any]], codec: Codec[T], apply: Apply[T]) -> list[Awaitable[Any]]:
+    async def _apply(
+        self, events: list[faust.EventT[Any]], codec: Codec[T], apply: Apply[T], epochs: Mapping[TP, int | None]
+    ) -> list[Awaitable[Any]]:
         records: list[tuple[Record[T], Any]] = []
         for event in events:
             message = event.message
@@ -313,21 +320,23 @@ class ChatApp(faust.App):
                 log.critical("stopping", topic=message.topic, offset=message.offset, reason=str(error))
                 await self.crash(error)
                 raise
-        return await self._apply_some(records, apply)
+        return await self._apply_some(records, apply, epochs)
 
-    async def _apply_some(self, records: list[tuple[Record[T], Any]], apply: Apply[T]) -> list[Awaitable[Any]]:
+    async def _apply_some(
+        self, records: list[tuple[Record[T], Any]], apply: Apply[T], epochs: Mapping[TP, int | None]
+    ) -> list[Awaitable[Any]]:
         attempt = 0
-        while records:
-            epochs = {message.tp: self.progress.epoch(message.tp) for _, message in records}
+        while records := [r for r in records if self.progress.epoch(r[1].tp) == epochs[r[1].tp]]:
             try:
                 effect = await apply([record for record, _ in records])
             except Rewound:
-                records = [r for r in records if self.progress.epoch(r[1].tp) == epochs[r[1].tp]]
+                # Those partitions have begun another run.
+                continue
             except Exception as error:  # noqa: BLE001 - nothing escapes an agent's loop: Faust would skip the record
                 attempt += 1
                 if len(records) > 1:
                     halves = records[: len(records) // 2], records[len(records) // 2 :]
-                    return [e for half in halves for e in await self._apply_some(half, apply)]
+                    return [e for half in halves for e in await self._apply_some(half, apply, epochs)]
                 if attempt == ATTEMPTS:
                     await self._bury(records[0][1], error)
                     return []

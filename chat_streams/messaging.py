@@ -45,7 +45,10 @@ APPEND_MESSAGES: Final = 500
 app = Service("messaging")
 incoming_messages = app.topic(INCOMING_MESSAGES)
 session_events = app.topic(SESSION_EVENTS)
-sessions = Sessions(app.Table("sessions", partitions=app.settings.partitions, key_type=bytes, value_type=bytes))
+sessions = Sessions(
+    app.Table("sessions", partitions=app.settings.partitions, key_type=bytes, value_type=bytes),
+    most=app.settings.max_devices,
+)
 inbox = Inbox(Cluster(app.settings), app.settings)
 adoption = Adoption(app, inbox, app.settings)
 app.task(adoption.watch)

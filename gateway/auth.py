@@ -7,6 +7,7 @@ import time
 from typing import Any, Final, NamedTuple
 
 import jwt
+from jwt.exceptions import PyJWKClientConnectionError
 
 from chat_streams.settings import Settings
 from gateway.protocol import is_id
@@ -19,6 +20,10 @@ JWKS_TIMEOUT_S: Final = 5
 
 class BadToken(Exception):
     """The token does not say who this is; the text says why and holds nothing of the token."""
+
+
+class KeysUnavailable(Exception):
+    """The JWKS URL does not answer: nothing is known of the token."""
 
 
 class ExpiredToken(BadToken):
@@ -42,13 +47,15 @@ class Authenticator:
         self._key = "" if self._jwks else settings.jwt_key()
 
     async def identify(self, token: str) -> Identity:
-        """The identity a token proves; raises ``BadToken``, ``ExpiredToken`` if only its time is over."""
+        """The identity a token proves; raises ``BadToken``, ``ExpiredToken``, ``KeysUnavailable``."""
         try:
             if self._jwks is None:
                 claims = self._decode(token, self._key, [ALGORITHM])
             else:
                 key = await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)
                 claims = self._decode(token, key.key, list(JWKS_ALGORITHMS))
+        except PyJWKClientConnectionError as error:
+            raise KeysUnavailable(str(error)) from error
         except jwt.ExpiredSignatureError as error:
             raise ExpiredToken("it has expired") from error
         except jwt.PyJWTError as error:

@@ -185,6 +185,16 @@ class Connection:
             patience,
         )
 
+    def not_asked(self) -> None:
+        """Take back what ``due`` last wanted asked: there was no room for the answer. It is wanted again when due."""
+        self.outstanding = False
+        self._attempts = max(0, self._attempts - 1)
+
+    def room_again(self, now: float) -> None:
+        """There is room for an answer: ask at once what was not asked."""
+        if not self.outstanding:
+            self._ask_at = now
+
     def next_due(self) -> float | None:
         """When ``due`` has something to do if nothing else happens; ``None`` for never."""
         times = []

@@ -155,8 +155,7 @@ class Hub:
         while self._waiting_for_budget and self._budget >= self.settings.read_bytes:
             socket = self._waiting_for_budget.popleft()
             if socket.id in self._connections:
-                socket.progress()
-                return
+                socket.room_again()
 
     def _tell(self, socket: WebSocket, drain: bool) -> None:
         if self._lease is None:
@@ -212,8 +211,11 @@ class Hub:
 
     def _announce_partitions(self, partitions: set[int]) -> None:
         count = self.settings.partitions
-        chosen = [s.id for s in self if partition_of(s.user, count) in partitions]
-        self._queue(chosen)
+        chosen = [s for s in self if partition_of(s.user, count) in partitions]
+        for socket in chosen:
+            # Until the new keeper answers, it is told again.
+            socket.unregistered()
+        self._queue(socket.id for socket in chosen)
 
     def _queue(self, connections: Iterable[bytes]) -> None:
         queued = set(self._to_announce)

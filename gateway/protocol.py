@@ -31,6 +31,7 @@ class Close(enum.IntEnum):
     GOING_AWAY = 4000
     HELLO_TIMEOUT = 4008
     STORE_AWAY = 4010
+    KEYS_AWAY = 4011
     TOKEN_EXPIRED = 4401
     BAD_TOKEN = 4501
     BAD_SEQUENCE = 4502
@@ -194,6 +195,29 @@ def _known(raw: bytes) -> dict[str, Any]:
 def at_text(at: int) -> str:
     """RFC 3339 in UTC with milliseconds, of ms since the epoch."""
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_body = msgspec.json.Decoder()
+SPARE_DEPTH: Final = 100
+"""So many levels deeper than a body is here it may be read by its recipient."""
+
+
+def why_no_body(body: bytes) -> str | None:
+    """What a recipient's parser would stumble over, or ``None``.
+
+    A number out of range, or nesting past a parser's limit, would end the recipient's client on each connection anew.
+    """
+    try:
+        if body.count(b"[") + body.count(b"{") > SPARE_DEPTH:
+            # Deeper in the stack than we are, a parser still gets through what gets through this.
+            _body.decode(b"[" * SPARE_DEPTH + body + b"]" * SPARE_DEPTH)
+        else:
+            _body.decode(body)
+    except RecursionError:
+        return "nested too deep"
+    except msgspec.DecodeError as failure:
+        return str(failure)
+    return None
 
 
 _encode = msgspec.json.Encoder().encode

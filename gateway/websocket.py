@@ -16,7 +16,7 @@ from chat_streams.position import Position
 from chat_streams.records import Delivery, Message, Missed, now_ms
 from chat_streams.topics import partition_of
 from gateway import protocol
-from gateway.auth import BadToken, ExpiredToken, Identity
+from gateway.auth import BadToken, ExpiredToken, Identity, KeysUnavailable
 from gateway.connection import AckRefused, Ask, Connection, Limits
 from gateway.protocol import Ack, Bad, ClientFrame, Close, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
@@ -169,6 +169,11 @@ class WebSocket:
         if at is not None and self._ended is None:
             self._timer = asyncio.get_running_loop().call_at(max(at, now + 0.001), self.progress)
 
+    def room_again(self) -> None:
+        """There is room for a page: go on asking."""
+        self.state.room_again(self._now())
+        self.progress()
+
     # From hello to welcome
 
     async def _hello(self) -> Identity:
@@ -193,6 +198,8 @@ class WebSocket:
     async def _identify(self, hello: Hello) -> Identity:
         try:
             return await self._gateway.authenticator.identify(hello.token)
+        except KeysUnavailable as error:
+            raise Ended(Close.KEYS_AWAY, "the keys to check tokens with are away, try again") from error
         except ExpiredToken as error:
             raise Ended(Close.TOKEN_EXPIRED, "the token has expired") from error
         except BadToken as error:
@@ -298,6 +305,9 @@ class WebSocket:
     def _send(self, frame: Send) -> None:
         settings = self._gateway.settings
         body = bytes(frame.body)
+        if (wrong := protocol.why_no_body(body)) is not None:
+            self._put(protocol.error("bad_frame", f"{wrong} - at `$.body`", id=frame.id))
+            return
         if len(body) > settings.max_body:
             text = f"$.body has {len(body)} bytes, {settings.max_body} are allowed"
             self._put(protocol.error("too_large", text, id=frame.id))
@@ -384,10 +394,12 @@ class WebSocket:
         if self._reserved:
             self._hub.give_back(self._reserved)
             self._reserved = 0
-        # Without room it is as if the request was lost: it will be made again, at the latest when it is due.
+        # Without room the hub says when there is some again.
         if self._hub.reserve(self, ask.limit_bytes):
             self._reserved = ask.limit_bytes
             self._hub.ask(self, ask)
+        else:
+            self.state.not_asked()
 
     # Writing
 

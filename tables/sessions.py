@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Final
 
 import msgspec
 
 from chat_streams.records import UserConnected, UserDisconnected
-
-MAX_SESSIONS: Final = 16
-"""Of one user; the oldest goes first."""
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -33,8 +29,10 @@ class Sessions:
     It is an index that can be rebuilt: gateways announce their connections again.
     """
 
-    def __init__(self, table: MutableMapping[bytes, bytes]) -> None:
+    def __init__(self, table: MutableMapping[bytes, bytes], most: int) -> None:
         self._table = table
+        self._most = most
+        """Connections of one user; the oldest goes first."""
 
     def of(self, user: str) -> list[Session]:
         """The connections of a user."""
@@ -55,8 +53,8 @@ class Sessions:
             return []
         others = [s for s in sessions if s.device != event.device]
         lost = [] if current is None or current.connection == new.connection else [current]
-        lost += others[: max(0, len(others) + 1 - MAX_SESSIONS)]
-        self._put(event.user, [*others[-(MAX_SESSIONS - 1) :], new])
+        lost += others[: max(0, len(others) + 1 - self._most)]
+        self._put(event.user, [*others[max(0, len(others) + 1 - self._most) :], new])
         return lost
 
     def disconnected(self, event: UserDisconnected) -> None:

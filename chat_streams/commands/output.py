@@ -89,7 +89,7 @@ class Since(click.ParamType):
             return value
         now = datetime.now(UTC)
         if match := _AGE.fullmatch(value):
-            return int(now.timestamp() * 1000) - int(match[1]) * _UNITS[match[2]] * 1000
+            return max(0, int(now.timestamp() * 1000) - int(match[1]) * _UNITS[match[2]] * 1000)
         try:
             found = datetime.fromisoformat(value)
         except ValueError:

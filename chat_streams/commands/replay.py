@@ -7,10 +7,11 @@ import time
 from typing import Final
 
 import click
-from faust.cli import AppCommand, option
+from faust.cli import option
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from chat_streams.commands.output import Command
 from chat_streams.log_reader import LogReader, LogUnavailable
 from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES
@@ -26,8 +27,9 @@ def register(app: Service) -> None:
     @app.command(
         option("--partition", type=click.IntRange(0), default=None, help="Only this partition; else all."),
         option("--wait", "wait_s", type=click.IntRange(1), default=600, help="Seconds to wait for the workers."),
+        base=Command,
     )
-    async def replay(self: AppCommand, partition: int | None, wait_s: int) -> None:
+    async def replay(self: Command, partition: int | None, wait_s: int) -> None:
         """Restore inboxes from the log: cursors first, then all messages above them.
 
         The messaging workers do it by themselves when they find a Redis that is empty or was not theirs; this makes

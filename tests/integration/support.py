@@ -245,14 +245,17 @@ class Stack:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         create_secret(self.layout)
         try:
-            await asyncio.gather(*(self.start(part) for part in _quick(engines(self.layout))))
-            await asyncio.to_thread(create_topics, self.layout)
-            names = ("gateway", "messaging", "notification", "history")
-            await asyncio.gather(*(self.start(Service(self.layout, name)) for name in names))
+            await self._start_all()
         except BaseException:
             await self.__aexit__()
             raise
         return self
+
+    async def _start_all(self) -> None:
+        await asyncio.gather(*(self.start(part) for part in _quick(engines(self.layout))))
+        await asyncio.to_thread(create_topics, self.layout)
+        names = ("gateway", "messaging", "notification", "history")
+        await asyncio.gather(*(self.start(Service(self.layout, name)) for name in names))
 
     async def __aexit__(self, *_: object) -> None:
         try:

@@ -759,3 +759,16 @@ class TwoProducers(RuleBasedStateMachine):
 
 TestTwoProducers = TwoProducers.TestCase
 TestTwoProducers.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)
+
+
+def test_a_page_there_was_no_room_for_is_asked_for_as_soon_as_there_is() -> None:
+    state = connection(ORIGIN)
+    state.registered(at(9))
+    state.deliver(delivery(ORIGIN, at(1), at(1), request=state.request), 0.0)
+    assert isinstance(state.due(1.0), Ask)
+    state.not_asked()
+    assert state.due(1.1) is None
+    state.room_again(1.2)
+    assert isinstance(state.due(1.2), Ask)
+    # Nothing was asked in vain, so the patience has not grown.
+    assert state.next_due() == pytest.approx(1.2 + FIRST_PATIENCE)

@@ -428,7 +428,21 @@ def test_times_sort_as_texts(at: int) -> None:
 
 
 def test_close_codes_say_whether_to_come_back() -> None:
-    again = {Close.GOING_AWAY, Close.HELLO_TIMEOUT, Close.STORE_AWAY, Close.TOKEN_EXPIRED}
+    again = {Close.GOING_AWAY, Close.HELLO_TIMEOUT, Close.STORE_AWAY, Close.KEYS_AWAY, Close.TOKEN_EXPIRED}
     assert {c for c in Close if 4000 <= c < 4500} == again
     assert all(4500 <= c < 5000 for c in Close if c not in again)
     assert (Close.TOKEN_EXPIRED, Close.BAD_TOKEN, Close.BAD_SEQUENCE, Close.TAKEN_OVER) == (4401, 4501, 4502, 4510)
+
+
+@pytest.mark.parametrize(
+    "body", [b"1e400", b"9" * 5_000, b"[" * 5_000 + b"]" * 5_000, b'{"a":' * 2_000 + b"1" + b"}" * 2_000]
+)
+def test_a_body_that_would_end_each_client_that_receives_it_is_refused(body: bytes) -> None:
+    assert protocol.why_no_body(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b'"text"', b"null", b"-1.5e300", b"[" * 90 + b"]" * 90, b"[" + b",".join([b"[1]"] * 500) + b"]"]
+)
+def test_other_bodies_are_taken(body: bytes) -> None:
+    assert protocol.why_no_body(body) is None

@@ -6,7 +6,9 @@ import pytest
 
 from chat_streams.position import ORIGIN
 from chat_streams.records import UserConnected, UserDisconnected
-from tables.sessions import MAX_SESSIONS, Session, Sessions
+from tables.sessions import Session, Sessions
+
+MAX_SESSIONS = 16
 
 
 class Table(MutableMapping[bytes, bytes]):
@@ -41,7 +43,7 @@ def table() -> Table:
 
 @pytest.fixture
 def sessions(table: Table) -> Sessions:
-    return Sessions(table)
+    return Sessions(table, MAX_SESSIONS)
 
 
 def connected(
@@ -168,5 +170,5 @@ def test_the_changelog_alone_brings_the_registry_back(sessions: Sessions, table:
             restored.pop(key, None)
         else:
             restored[key] = value
-    assert Sessions(restored).of("bob") == sessions.of("bob") == [Session("phone", b"c3", 2, 3, 5)]
+    assert Sessions(restored, MAX_SESSIONS).of("bob") == sessions.of("bob") == [Session("phone", b"c3", 2, 3, 5)]
     assert b"eve" not in restored
