@@ -12,7 +12,7 @@ async def test_no_record_is_skipped_when_workers_are_killed_and_started_under_lo
     await load.more(250)
     stack.forget(second)
     # The survivor gets the dead worker's partitions when its session ends, with a backlog by then.
-    await load.more(3000)
+    await load.more(1500)
     await stack.start(stack.service("messaging"))
     await load.more(250)
     await load.stop()

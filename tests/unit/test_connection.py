@@ -772,3 +772,12 @@ def test_a_page_there_was_no_room_for_is_asked_for_as_soon_as_there_is() -> None
     assert isinstance(state.due(1.2), Ask)
     # Nothing was asked in vain, so the patience has not grown.
     assert state.next_due() == pytest.approx(1.2 + FIRST_PATIENCE)
+
+
+def test_what_came_while_the_first_page_was_read_is_asked_for_at_once() -> None:
+    state = connection(ORIGIN)
+    state.heard_of(at(5))
+    assert state.due(0.1) is None
+    # The page was read before: it is empty, and that is no reason to wait.
+    state.deliver(delivery(ORIGIN, ORIGIN, request=state.request), 0.2)
+    assert isinstance(state.due(0.2), Ask)
