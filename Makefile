@@ -10,7 +10,7 @@ user = $(if $(and $(findstring command line,$(origin USER)),$(USER)),'$(USER)',$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup installed up down status logs token chat demo test lint unit format lock
+.PHONY: help setup installed up down status logs token chat demo test faults lint unit format lock
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ chat: setup ## Chat in this terminal as a user: USER=alice
 
 test: lint ## Check and test everything
 	@$(RUN) -m pytest
+
+faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part, SEEDS=20 for the long run
+	@$(RUN) -m tests.faults.matrix --seeds $(or $(SEEDS),1)
 
 lint: setup ## Check style, types and the container files
 	@$(RUN) -m ruff check

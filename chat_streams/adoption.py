@@ -28,6 +28,7 @@ log = structlog.get_logger()
 MARK_SECONDS: Final = 1.0
 """Between two looks at whether the servers still are the ones that were adopted."""
 LONGEST_DELAY: Final = 2.0
+REGAIN_SECONDS: Final = 0.1
 
 Devices = dict[str, dict[str, LoggedDevice]]
 
@@ -55,6 +56,9 @@ class Adoption:
         """Adopt new tokens in place of the one that was ``refused``; raises ``Rewound`` likewise."""
         tp, progress = _tp(partition), self._app.progress
         async with self._lock:
+            # Who is cut off from Kafka and not from Redis must not take the tokens of the worker that is in charge now.
+            while tp in progress and not await self._app.consumer.is_member():
+                await asyncio.sleep(REGAIN_SECONDS)
             if tp not in progress:
                 raise Rewound
             if (current := progress.token(tp)) and current != refused:
@@ -70,7 +74,9 @@ class Adoption:
         progress = self._app.progress
         tokens = {tp: secrets.token_hex(8) for tp in self._held()}
         epochs = {tp: progress.epoch(tp) for tp in tokens}
-        marks = await asyncio.gather(*(self._patiently(tp, token) for tp, token in tokens.items()))
+        # Looked up before the first await, after which a partition may be gone.
+        expected = {tp: progress.token(tp) or progress.committed(tp).token for tp in tokens}
+        marks = await asyncio.gather(*(self._patiently(tp, expected[tp], token) for tp, token in tokens.items()))
         rewinds: dict[TP, int] = {}
         restores: list[int] = []
         for tp, mark in zip(tokens, marks, strict=True):
@@ -122,9 +128,7 @@ class Adoption:
             log.warning("a redis server does not know this worker", partition=tp.partition)
             await self.adopt(tp.partition, refused=token)
 
-    async def _patiently(self, tp: TP, token: str) -> int | None:
-        progress = self._app.progress
-        expected = progress.token(tp) or progress.committed(tp).token
+    async def _patiently(self, tp: TP, expected: str, token: str) -> int | None:
         delay = 0.1
         while True:
             try:

@@ -38,6 +38,7 @@ ATTEMPTS: Final = 3
 WATCH_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 SEEK_SECONDS: Final = 30.0
+HEARTBEAT_SECONDS: Final = 2.0
 MAX_TRACEBACK: Final = 8_000
 
 
@@ -82,6 +83,22 @@ class _Thread(driver.AIOKafkaConsumerThread):
         found = await self._ensure_consumer()._coordinator.fetch_committed_offsets(wanted)
         return {TP(tp.topic, tp.partition): value for tp, value in found.items() if value.offset >= 0}
 
+    async def is_member(self) -> bool:
+        """Ask Kafka whether the group counts on this worker, and goes on doing so."""
+        found: bool = await self.call_thread(self._heartbeat)
+        return found
+
+    async def _heartbeat(self) -> bool:
+        coordinator = self._ensure_consumer()._coordinator
+        if coordinator.coordinator_id is None or not coordinator.member_id:
+            return False
+        try:
+            async with asyncio.timeout(HEARTBEAT_SECONDS):
+                # In a rebalance it is answered, too.
+                return await coordinator._do_heartbeat() and not coordinator._rejoin_needed_fut.done()
+        except (KafkaError, TimeoutError):
+            return False
+
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         progress = self.consumer.progress
         values = {
@@ -99,6 +116,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
         except KafkaError as error:
             log.warning("not committed, will be tried again", error=str(error))
             return False
+        # By this Faust notices a worker that no longer commits.
+        self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
         return True
 
 
@@ -112,6 +131,10 @@ class Consumer(driver.Consumer):
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def is_member(self) -> bool:
+        """Whether our partitions are ours: without Kafka, another worker may have them and nobody told us."""
+        return bool(await self._thread.is_member())
 
     async def perform_seek(self) -> None:
         """Seek to what is committed, with nothing fetched meanwhile; the caller lets the flow go on."""

@@ -1,0 +1,93 @@
+"""A few cells of the fault matrix, and that its check sees what it is there for; ``make faults`` runs all of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from chat_streams.position import Position
+from gateway.client import Message
+from tests.faults.crowd import Crowd, Device, Phase
+from tests.faults.matrix import Cell, run_cell
+from tests.faults.proxy import CuttableStack
+from tests.integration.support import Stack
+
+PAUSE_S = 8.0
+"""Longer than a worker's session with Kafka."""
+SEED = 1
+CELLS = [
+    Cell("cut", "messaging", Phase.STORING),
+    Cell("kill", "gateway", Phase.LIVE),
+    Cell("pause", "messaging", Phase.DRAINING),
+    Cell("kill", "redis", Phase.STORING),
+    Cell("kill", "kafka", Phase.LIVE),
+]
+
+
+@pytest_asyncio.fixture(scope="module")
+async def cuttable(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CuttableStack]:
+    """One stack for all cells: each has its own users."""
+    async with CuttableStack(tmp_path_factory.mktemp("matrix")) as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+async def test_nothing_is_lost_swapped_or_repeated(cuttable: CuttableStack, cell: Cell) -> None:
+    before = refused(cuttable)
+    result = await run_cell(cuttable, cell, SEED, PAUSE_S, print)
+    assert result.ok, result
+    if cell == Cell("cut", "messaging", Phase.STORING):
+        # The worker that was cut off from Kafka, and not from Redis, left the inboxes to the one that took over.
+        after = refused(cuttable)
+        assert [name for name in after if name != result.victim and after[name] > before[name]] == []
+
+
+def refused(stack: CuttableStack) -> dict[str, int]:
+    """How often Redis took each messaging worker for one that lost its partitions."""
+    logs = {name: stack.running[name].part.log for name in ("messaging", "messaging-2")}
+    return {name: log.read_text().count("redis refused to append") for name, log in logs.items()}
+
+
+def message(device: Device, number: int, offset: int, sender: str = "alice", to: str = "") -> Message:
+    body: Any = [to or device.user, number]
+    return Message(f"m{number}", sender, "2026-01-01T00:00:00Z", body, str(Position.of(1, offset, 0)))
+
+
+@pytest.fixture
+def device() -> Device:
+    return Crowd(cast(Stack, None), [], Phase.LIVE, "seed").devices[0]
+
+
+def test_what_is_in_order_is_well_on_each_connection(device: Device) -> None:
+    device.take("one", [message(device, 1, 10), message(device, 1, 11, "carla"), message(device, 2, 12)])
+    device.take("two", [message(device, 2, 12), message(device, 3, 13)])
+    assert (device.swapped, device.repeated) == (0, 0)
+    assert device.got == {("alice", 1), ("carla", 1), ("alice", 2), ("alice", 3)}
+
+
+@pytest.mark.parametrize(("number", "offset"), [(2, 12), (2, 13), (3, 11)])
+def test_a_message_that_comes_twice_on_one_connection_is_seen(device: Device, number: int, offset: int) -> None:
+    device.take("one", [message(device, 1, 10), message(device, 2, 12)])
+    device.take("one", [message(device, number, offset)])
+    assert (device.swapped, device.repeated) == (0, 1)
+
+
+@pytest.mark.parametrize("connection", ["one", "two"])
+def test_a_message_behind_a_later_one_is_seen(device: Device, connection: str) -> None:
+    device.take("one", [message(device, 2, 12)])
+    device.take(connection, [message(device, 1, 13)])
+    assert (device.swapped, device.repeated) == (1, 0)
+
+
+def test_what_never_comes_is_missing(device: Device) -> None:
+    crowd = device.crowd
+    crowd.confirmed_to[device.user] = {("alice", 1), ("alice", 2)}
+    device.take("one", [message(device, 1, 10), message(device, 2, 11, to="somebody else")])
+    assert device.missing() == {("alice", 2)}
+    outcome = crowd.check()
+    # The user's other devices have neither.
+    assert outcome.lost == 2 * sum(d.user == device.user for d in crowd.devices) - 1
+    assert any("which is to somebody else" in problem for problem in outcome.problems)
