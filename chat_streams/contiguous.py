@@ -101,13 +101,18 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         progress = self.consumer.progress
-        values = {
-            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
-                offset, msgspec.json.encode(progress.checkpoint(tp)).decode()
-            )
-            for tp, offset in offsets.items()
-            if tp in self.assignment()
-        }
+        values, tokens = {}, {}
+        for tp, offset in offsets.items():
+            checkpoint = progress.checkpoint(tp)
+            # Read in this order: a token is adopted after the rewind it calls for, and with it nothing may be committed
+            # beyond what is applied again by then.
+            applied = progress.committable(tp)
+            if tp in self.assignment() and applied is not None and offset <= applied:
+                metadata = msgspec.json.encode(checkpoint).decode()
+                values[TopicPartition(tp.topic, tp.partition)] = OffsetAndMetadata(offset, metadata)
+                tokens[tp] = checkpoint.token
+        if not values:
+            return False
         try:
             await self._ensure_consumer().commit(values)
         except (CommitFailedError, IllegalStateError) as error:
@@ -116,6 +121,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         except KafkaError as error:
             log.warning("not committed, will be tried again", error=str(error))
             return False
+        self.consumer.committed_tokens.update(tokens)
         # By this Faust notices a worker that no longer commits.
         self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
         return True
@@ -128,6 +134,7 @@ class Consumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self.progress: Progress[TP] = self.app.progress
         self._read_offset = _NoReadOffsets()
+        self.committed_tokens: dict[TP, str] = {}
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
@@ -175,6 +182,13 @@ class Consumer(driver.Consumer):
             for tp in self.assignment()
             if tp in self.progress and (topics is None or tp in topics or tp.topic in topics)
         )
+
+    def _should_commit(self, tp: TP, offset: int) -> bool:
+        # Without the newest token, the next owner of a partition would have to apply the loss window again.
+        token = self.progress.token(tp)
+        if token and token != self.committed_tokens.get(tp, self.progress.committed(tp).token):
+            return True
+        return bool(super()._should_commit(tp, offset))
 
     def _new_offset(self, tp: TP) -> int | None:
         self._acked.pop(tp, None)
