@@ -272,7 +272,8 @@ class ChatApp(faust.App):
         while True:
             try:
                 await self.producer.send_and_wait(topic, key, value, partition, None, None)
-            except (KafkaError, faust.exceptions.FaustError, TimeoutError) as error:
+            except (KafkaError, faust.exceptions.FaustError, OSError, RuntimeError, TimeoutError) as error:
+                # RuntimeError is what uvloop raises for writing to a connection that was reset meanwhile.
                 log.warning("kafka is away, waiting", topic=topic, retry_in_s=delay, error=repr(error))
                 await asyncio.sleep(delay)
                 delay = min(2.0, 2 * delay)
