@@ -299,7 +299,7 @@ class Partition(RuleBasedStateMachine):
         # Whatever happened, a broker that behaves brings everything through.
         if "p" not in self.progress:
             return
-        end = max([self.fetch, *self.done_at, *(offset for _, offset in self.under_way)]) + 3
+        end = max([self.fetch, self.first, *self.done_at, *(offset for _, offset in self.under_way)]) + 3
         for _ in range(3):
             self.now += RESEEK_SECONDS
             if (offset := self.progress.reseek("p", self.now)) is not None:
