@@ -81,8 +81,9 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
         raise Rewound from error
     outbox = Outbox(app)
     for (user, _, _), appended in zip(recipients, results, strict=True):
-        for session in sessions.of(user):
-            body = b",".join(appended.json)
+        connections = sessions.of(user)
+        body = b",".join(appended.json) if connections else b""
+        for session in connections:
             # What is too large for one delivery, or has a gap in it, is fetched in pages.
             if body and len(body) <= app.settings.read_bytes and not appended.overflow:
                 outbox.add(
