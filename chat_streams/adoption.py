@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 import time
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,6 +16,7 @@ from faust.types import TP
 
 from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.patience import patiently
 from chat_streams.position import ORIGIN, Position
 from chat_streams.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UserConnected
 from chat_streams.settings import Settings
@@ -27,7 +28,6 @@ log = structlog.get_logger()
 
 MARK_SECONDS: Final = 1.0
 """Between two looks at whether the servers still are the ones that were adopted."""
-LONGEST_DELAY: Final = 2.0
 REGAIN_SECONDS: Final = 0.1
 
 Devices = dict[str, dict[str, LoggedDevice]]
@@ -76,7 +76,12 @@ class Adoption:
         epochs = {tp: progress.epoch(tp) for tp in tokens}
         # Looked up before the first await, after which a partition may be gone.
         expected = {tp: progress.token(tp) or progress.committed(tp).token for tp in tokens}
-        marks = await asyncio.gather(*(self._patiently(tp, expected[tp], token) for tp, token in tokens.items()))
+        marks = await asyncio.gather(
+            *(
+                patiently("adopt", StoreUnavailable, partial(self._inbox.adopt, tp.partition, expected[tp], token))
+                for tp, token in tokens.items()
+            )
+        )
         rewinds: dict[TP, int] = {}
         restores: list[int] = []
         for tp, mark in zip(tokens, marks, strict=True):
@@ -128,26 +133,10 @@ class Adoption:
             log.warning("a redis server does not know this worker", partition=tp.partition)
             await self.adopt(tp.partition, refused=token)
 
-    async def _patiently(self, tp: TP, expected: str, token: str) -> int | None:
-        delay = 0.1
-        while True:
-            try:
-                return await self._inbox.adopt(tp.partition, expected, token)
-            except StoreUnavailable as error:
-                log.warning("redis is away, waiting", doing="adopt", retry_in_s=delay, error=str(error))
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(LONGEST_DELAY, 2 * delay)
-
     async def _restore(self, partitions: list[int]) -> None:
-        delay = 0.1
-        while True:
-            try:
-                devices = await logged_devices(self._settings, partitions)
-                break
-            except LogUnavailable as error:
-                log.warning("the log cannot be read, waiting", retry_in_s=delay, error=str(error))
-            await asyncio.sleep(delay)
-            delay = min(LONGEST_DELAY, 2 * delay)
+        devices = await patiently(
+            "read cursors from the log", LogUnavailable, lambda: logged_devices(self._settings, partitions)
+        )
         await self._inbox.restore(devices)
         log.warning("cursors are restored from the log", users=len(devices))
 

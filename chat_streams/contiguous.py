@@ -23,6 +23,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
 from chat_streams.redrive import Redrive
@@ -40,6 +41,8 @@ STALLED_SECONDS: Final = 10.0
 SEEK_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
 MAX_TRACEBACK: Final = 8_000
+# RuntimeError is what uvloop raises for writing to a connection that was reset meanwhile.
+KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, RuntimeError, TimeoutError)
 
 
 class Record(NamedTuple, Generic[T]):
@@ -268,17 +271,11 @@ class ChatApp(faust.App):
 
     async def produce(self, topic: str, partition: int | None, key: bytes | None, value: bytes) -> None:
         """Write a record and wait until Kafka has it, for as long as it is away."""
-        delay = 0.1
-        while True:
-            try:
-                await self.producer.send_and_wait(topic, key, value, partition, None, None)
-            except (KafkaError, faust.exceptions.FaustError, OSError, RuntimeError, TimeoutError) as error:
-                # RuntimeError is what uvloop raises for writing to a connection that was reset meanwhile.
-                log.warning("kafka is away, waiting", topic=topic, retry_in_s=delay, error=repr(error))
-                await asyncio.sleep(delay)
-                delay = min(2.0, 2 * delay)
-            else:
-                return
+        await patiently(
+            f"write to {topic}",
+            KAFKA_AWAY,
+            lambda: self.producer.send_and_wait(topic, key, value, partition, None, None),
+        )
 
     async def watch(self) -> None:
         """Seek where a partition stands still though the log goes on; for as long as the app runs."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiokafka.errors import KafkaError
 
+from chat_streams.patience import patiently
 from chat_streams.records import (
     Acknowledge,
     Announce,
@@ -43,6 +44,7 @@ ANNOUNCE_EVERY: Final = 0.05
 ANNOUNCE_AT_ONCE: Final = 100
 ANNOUNCE_JITTER: Final = 1.0
 CORRECTIONS: Final = 10_000
+_NO_SLOT_YET: Final = (StoreUnavailable, NoSlot, KafkaError, TimeoutError, OSError)
 
 
 class Hub:
@@ -241,22 +243,18 @@ class Hub:
             await asyncio.sleep(self.settings.announce_sweep * random.uniform(0.8, 1.2))
             self._queue(s.id for s in self)
 
+    async def _take_slot(self) -> Lease:
+        lease = await self._slots.take()
+        await self._deliveries.open(lease.slot)
+        return lease
+
     async def _hold_slot(self) -> None:
-        delay = 0.1
         while True:
-            try:
-                lease = await self._slots.take()
-                await self._deliveries.open(lease.slot)
-            except (StoreUnavailable, NoSlot, KafkaError, TimeoutError, OSError) as error:
-                log.warning("no slot yet, waiting", retry_in_s=delay, error=str(error) or repr(error))
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-                delay = min(2.0, 2 * delay)
-                continue
+            lease = await patiently("take a slot", _NO_SLOT_YET, self._take_slot)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # What it awaited has swallowed the cancellation.
                 raise asyncio.CancelledError
-            delay = 0.1
             self._lease = lease
             log.info("slot taken", slot=lease.slot, epoch=lease.epoch)
             for socket in self:

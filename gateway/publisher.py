@@ -10,6 +10,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from chat_streams.patience import patiently
 from chat_streams.records import (
     INCOMING,
     MAX_MESSAGES,
@@ -240,16 +241,8 @@ class Publisher:
             self._renewal = asyncio.create_task(self._connect_again())
 
     async def _connect_again(self) -> None:
-        delay = 0.1
-        while True:
-            try:
-                self._producer = await self._new_producer()
-            except (KafkaError, OSError, TimeoutError) as error:
-                log.warning("kafka is away, waiting", retry_in_s=delay, error=repr(error))
-            else:
-                return
-            await asyncio.sleep(delay)
-            delay = min(2.0, 2 * delay)
+        away = (KafkaError, OSError, TimeoutError)
+        self._producer = await patiently("connect a producer", away, self._new_producer)
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(

@@ -8,7 +8,6 @@ An item: ``conversation`` (PK, ``dm#<a>#<b>``, ids sorted), ``at_id`` (SK, ``<13
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ import structlog
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from chat_streams.patience import patiently
 from chat_streams.position import MAX_PLACE, Position
 from chat_streams.records import Message
 from chat_streams.settings import Settings
@@ -41,6 +41,10 @@ _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeni
 
 class HistoryUnavailable(Exception):
     """The database did not answer; try again."""
+
+
+class _Again(Exception):
+    """The database has not done all of what it was asked for: it limits us."""
 
 
 class Entry(NamedTuple):
@@ -197,23 +201,23 @@ class ChatHistory:
         )
 
     async def _put_batch(self, items: Sequence[dict[str, Any]]) -> None:
-        delay = 0.05
-        requests: Any = [{"PutRequest": {"Item": item}} for item in items]
+        table = self._settings.history_table
+        left: Any = [{"PutRequest": {"Item": item}} for item in items]
+
+        async def put() -> None:
+            nonlocal left
+            try:
+                db = await self._db()
+                answer = await db.batch_write_item(RequestItems={table: left})
+            except ClientError as error:
+                if error.response["Error"]["Code"] in _FINAL - {"ResourceNotFoundException"}:
+                    raise
+                raise _Again(str(error)) from error
+            if left := answer["UnprocessedItems"].get(table, []):
+                raise _Again(f"{len(left)} of {len(items)} items were not processed")
+
         async with self._places:
-            while requests:
-                try:
-                    db = await self._db()
-                    answer = await db.batch_write_item(RequestItems={self._settings.history_table: requests})
-                    requests = answer["UnprocessedItems"].get(self._settings.history_table, [])
-                except ClientError as error:
-                    if error.response["Error"]["Code"] in _FINAL - {"ResourceNotFoundException"}:
-                        raise
-                    log.warning("the database refused, waiting", retry_in_s=delay, error=str(error))
-                except (BotoCoreError, OSError, TimeoutError) as error:
-                    log.warning("the database is away, waiting", retry_in_s=delay, error=repr(error))
-                if requests:
-                    await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-                    delay = min(2.0, 2 * delay)
+            await patiently("write history", (_Again, BotoCoreError, OSError, TimeoutError), put)
 
     async def missing(self, messages: Sequence[Message]) -> list[int]:
         """Which of some messages the database does not have, as indexes, in order; their JSON is not looked at.
@@ -231,31 +235,36 @@ class ChatHistory:
         return [index for index, key in enumerate(keys) if key in unseen]
 
     async def _existing(self, keys: Sequence[tuple[str, str]], consistent: bool) -> set[tuple[str, str]]:
-        table, delay, refused = self._settings.history_table, 0.05, 0
+        table = self._settings.history_table
         found: set[tuple[str, str]] = set()
         unprocessed: Any = [
             {"conversation": {"S": conversation}, "at_id": {"S": at_id}} for conversation, at_id in keys
         ]
+
+        async def get() -> None:
+            nonlocal unprocessed
+            request: Any = {"Keys": unprocessed, "ProjectionExpression": "conversation, at_id"}
+            try:
+                db = await self._db()
+                answer = await db.batch_get_item(RequestItems={table: request | {"ConsistentRead": consistent}})
+            except ClientError as error:
+                if error.response["Error"]["Code"] in _FINAL:
+                    raise HistoryUnavailable(f"table {table}: {error}") from error
+                raise _Again(str(error)) from error
+            except (BotoCoreError, OSError, TimeoutError) as error:
+                where = self._settings.dynamodb_endpoint or "AWS"
+                raise HistoryUnavailable(f"no DynamoDB at {where}: {error!r}") from error
+            found.update((item["conversation"]["S"], item["at_id"]["S"]) for item in answer["Responses"][table])
+            rest = answer["UnprocessedKeys"].get(table)
+            unprocessed = rest["Keys"] if rest else []
+            if unprocessed:
+                raise _Again(f"{len(unprocessed)} keys were not processed")
+
         async with self._places:
-            while unprocessed:
-                request: Any = {"Keys": unprocessed, "ProjectionExpression": "conversation, at_id"}
-                try:
-                    db = await self._db()
-                    answer = await db.batch_get_item(RequestItems={table: request | {"ConsistentRead": consistent}})
-                except ClientError as error:
-                    refused += 1
-                    if error.response["Error"]["Code"] in _FINAL or refused == MOST_REFUSALS:
-                        raise HistoryUnavailable(f"table {table}: {error}") from error
-                except (BotoCoreError, OSError, TimeoutError) as error:
-                    where = self._settings.dynamodb_endpoint or "AWS"
-                    raise HistoryUnavailable(f"no DynamoDB at {where}: {error!r}") from error
-                else:
-                    found |= {(item["conversation"]["S"], item["at_id"]["S"]) for item in answer["Responses"][table]}
-                    rest = answer["UnprocessedKeys"].get(table)
-                    unprocessed = rest["Keys"] if rest else []
-                if unprocessed:
-                    await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-                    delay = min(2.0, 2 * delay)
+            try:
+                await patiently("look for history", _Again, get, attempts=MOST_REFUSALS)
+            except _Again as error:
+                raise HistoryUnavailable(f"table {table}: {error}") from error
         return found
 
     async def page(self, a: str, b: str, before: str | None, limit: int) -> Page:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
@@ -25,6 +25,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from chat_streams.patience import patiently
 from chat_streams.settings import Settings
 
 log = structlog.get_logger()
@@ -34,7 +35,6 @@ _SOURCE: Final = files("tables").joinpath("inbox.lua").read_text()
 _VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
 LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
 SLOTS: Final = 16_384
-_RETRY: Final = (0.05, 2.0)
 _ELSEWHERE: Final = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError)
 
 Command = tuple[Any, ...]
@@ -82,40 +82,40 @@ class Cluster:
         An answer may be a ``ResponseError``. Raises ``StoreUnavailable`` when any of the commands can't be carried
         out now; others may have been carried out, so they must be such that doing them again changes nothing.
         """
-        try:
-            async with self._places, asyncio.timeout(2 * self._settings.engine_timeout):
-                return await self._pipeline(commands)
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            await self._forget_topology()
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        return await self._carry_out(lambda: self._round(commands))
 
     async def patient(self, commands: Sequence[Command], what: str) -> list[Any]:
         """As ``pipeline``, but wait for an engine that is away, with a growing delay, for as long as it takes."""
-        delay, longest = _RETRY
-        while True:
-            try:
-                return await self.pipeline(commands)
-            except StoreUnavailable as error:
-                log.warning("redis is away, waiting", doing=what, retry_in_s=delay, error=str(error))
-            await asyncio.sleep(delay)
-            delay = min(longest, 2 * delay)
+        return await patiently(what, StoreUnavailable, lambda: self.pipeline(commands))
 
     async def on_primaries(self, command: Callable[[str], Command]) -> list[Any]:
         """The answers of every primary to a command made with a hash tag of its own; raises ``StoreUnavailable``."""
+
+        async def once() -> list[Any]:
+            return [(await self._send(node, [command(tag)]))[0] for node, tag in self._tagged_primaries()]
+
+        answers = await self._carry_out(once)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise StoreUnavailable(str(answer))
+        return answers
+
+    async def _carry_out(self, once: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        """Do something once the cluster is known, and again once each primary has the library."""
         try:
-            async with asyncio.timeout(2 * self._settings.engine_timeout):
-                await self._initialize()
-                answers = [await self._send(node, [command(tag)]) for node, tag in self._tagged_primaries()]
-                if any(_no_function(answer[0]) for answer in answers):
+            async with self._places, asyncio.timeout(2 * self._settings.engine_timeout):
+                await self._redis.initialize()
+                answers = await once()
+                if any(_no_function(answer) for answer in answers):
                     await self._load()
-                    answers = [await self._send(node, [command(tag)]) for node, tag in self._tagged_primaries()]
+                    answers = await once()
+                for answer in answers:
+                    if isinstance(answer, _ELSEWHERE) or _no_function(answer):
+                        raise answer
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             await self._forget_topology()
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-        for answer in answers:
-            if isinstance(answer[0], ResponseError):
-                raise StoreUnavailable(str(answer[0]))
-        return [answer[0] for answer in answers]
+        return answers
 
     def _tagged_primaries(self) -> list[tuple[ClusterNode, str]]:
         slots = self._redis.nodes_manager.slots_cache
@@ -128,9 +128,6 @@ class Cluster:
             self._tags = shape, [(node, _tag_of(slot)) for node, slot in lowest.values()]
         return self._tags[1]
 
-    async def _initialize(self) -> None:
-        await self._redis.initialize()
-
     async def _forget_topology(self) -> None:
         self._tags = None
         # The next command asks who holds which slots: after a failover the old answers lead to a dead node.
@@ -138,17 +135,6 @@ class Cluster:
             await self._redis.aclose()
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("closing connections to redis failed", error=str(error))
-
-    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        await self._initialize()
-        answers = await self._round(commands)
-        if any(_no_function(answer) for answer in answers):
-            await self._load()
-            answers = await self._round(commands)
-        for answer in answers:
-            if isinstance(answer, _ELSEWHERE) or _no_function(answer):
-                raise answer
-        return answers
 
     async def _round(self, commands: Sequence[Command]) -> list[Any]:
         by_node: dict[str, tuple[ClusterNode, list[int]]] = {}

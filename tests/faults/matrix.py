@@ -98,7 +98,7 @@ class Result:
     @property
     def ok(self) -> bool:
         """Whether the promise was kept."""
-        kept = not (self.lost or self.swapped or self.repeated or self.problems)
+        kept = not (self.lost or self.swapped or self.repeated or self.problems or self.restarted)
         return kept and self.audit == "clean" and self.healed_s is not None and self.healed_s <= HEALED_S
 
     def row(self) -> list[str]:
