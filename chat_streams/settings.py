@@ -23,8 +23,8 @@ class Settings(BaseSettings):
     # Engines
     kafka: str = "127.0.0.1:9092"
     """Bootstrap servers, ``host:port`` with commas."""
-    redis: str = "redis://127.0.0.1:7000"
-    """Any node of the cluster."""
+    redis: str = Field("redis://127.0.0.1:7000", pattern=r"^rediss?://[^,]+(,[^,:/@]+:[0-9]+)*$")
+    """The URL of any node of the cluster; more nodes, in case that one is away, as ``,host:port``."""
     redis_connections: int = Field(32, ge=1, le=1_000)
     """Per node and process; who finds none free waits."""
     engine_timeout: float = Field(5.0, gt=0, le=60)

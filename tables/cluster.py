@@ -53,12 +53,15 @@ class Cluster:
     """A client of the cluster. Commands are function calls, ``("FCALL", name, n, key, …)``: element 3 is a key."""
 
     def __init__(self, settings: Settings) -> None:
+        url, *others = settings.redis.split(",")
         self._redis = RedisCluster.from_url(
-            settings.redis,
+            url,
+            startup_nodes=[ClusterNode(host, int(port)) for host, port in (node.split(":") for node in others)],
             max_connections=settings.redis_connections,
             socket_timeout=settings.engine_timeout,
             socket_connect_timeout=settings.engine_timeout,
         )
+        self._configured = dict(self._redis.nodes_manager.startup_nodes)
         self._settings = settings
         self._tags: tuple[object, list[tuple[ClusterNode, str]]] | None = None
         # A node's pool raises when it is empty instead of letting the next one wait.
@@ -130,6 +133,9 @@ class Cluster:
 
     async def _forget_topology(self) -> None:
         self._tags = None
+        # The client replaces the nodes it was given by those it found, and of those none may be left.
+        manager = self._redis.nodes_manager
+        manager.startup_nodes = self._configured | manager.startup_nodes
         # The next command asks who holds which slots: after a failover the old answers lead to a dead node.
         try:
             await self._redis.aclose()

@@ -128,14 +128,17 @@ class Kafka(Part):
 
 
 class RedisNode(Part):
-    """One Redis (Valkey) server in cluster mode which holds all slots."""
+    """One Redis (Valkey) server in cluster mode: the first holds all slots, others are there to be given something.
 
-    name = "redis"
+    ``node`` counts from 1 to 3.
+    """
+
     url_format = "redis://{}"
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, node: int = 1) -> None:
         super().__init__(layout)
-        self.ports = {"redis": layout.redis, "redis_bus": layout.redis_bus}
+        self.name = "redis" if node == 1 else f"redis-{node}"
+        self.ports = {"redis": layout.redis + node - 1, "redis_bus": layout.redis_bus + node - 1}
         self.configuration = self.folder / "redis.conf"
         self.command = [_redis_server(), str(self.configuration)]
 
@@ -147,7 +150,7 @@ class RedisNode(Part):
             "protected-mode": "yes",
             "port": str(self.port),
             "cluster-enabled": "yes",
-            "cluster-port": str(self.layout.redis_bus),
+            "cluster-port": str(self.ports["redis_bus"]),
             "cluster-announce-ip": HOST,
             "dir": f'"{self.folder}"',
             "appendonly": "yes",
@@ -159,7 +162,7 @@ class RedisNode(Part):
         self.configuration.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
 
     async def is_ready(self) -> bool:
-        """Whether the cluster is up; a new node is given all its slots first."""
+        """Whether the cluster is up, the first node being given all slots first; whether another node answers."""
         client = Redis(
             host=HOST,
             port=self.port,
@@ -169,6 +172,8 @@ class RedisNode(Part):
         )
         try:
             state = await self._cluster_info(client)
+            if self.name != "redis":
+                return True
             if state["cluster_slots_assigned"] == "0":
                 await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")  # type: ignore[no-untyped-call]
                 state = await self._cluster_info(client)
