@@ -125,8 +125,6 @@ class _Thread(driver.AIOKafkaConsumerThread):
             log.warning("not committed, will be tried again", error=str(error))
             return False
         self.consumer.committed_tokens.update(tokens)
-        # By this Faust notices a worker that no longer commits.
-        self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
         return True
 
 
@@ -178,6 +176,9 @@ class Consumer(driver.Consumer):
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """A hole is never legitimate: our topics are neither compacted nor transactional."""
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's own watch, which takes a quiet partition for one that hangs; ``ChatApp.watch`` knows better."""
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return (
