@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DAY = 24 * 3600
@@ -23,7 +24,7 @@ class Settings(BaseSettings):
     # Engines
     kafka: str = "127.0.0.1:9092"
     """Bootstrap servers, ``host:port`` with commas."""
-    redis: str = Field("redis://127.0.0.1:7000", pattern=r"^rediss?://[^,]+(,[^,:/@]+:[0-9]+)*$")
+    redis: str = "redis://127.0.0.1:7000"
     """The URL of any node of the cluster; more nodes, in case that one is away, as ``,host:port``."""
     redis_connections: int = Field(32, ge=1, le=1_000)
     """Per node and process; who finds none free waits."""
@@ -93,6 +94,13 @@ class Settings(BaseSettings):
     commit_interval: float = Field(1.0, gt=0)
     session_timeout: float = Field(6.0, ge=1)
     """After which a dead worker's partitions go to another; the broker's group.min.session.timeout.ms bounds it."""
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_nodes(cls, value: str) -> str:
+        if not re.fullmatch(r"rediss?://[^,]+(,[^,:/@]+:[0-9]{1,5})*", value):
+            raise ValueError("redis://host:port or rediss://host:port is wanted, and ,host:port for each further node")
+        return value
 
     def jwt_key(self) -> str:
         """The HS256 key; raises ``SettingsError`` when there is none or it is too short to be safe (RFC 7518, 3.2)."""

@@ -35,6 +35,8 @@ def _only_these(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("LEASE", "0"),
         ("MAX_DEVICES", "101"),
         ("LOSS_WINDOW", "soon"),
+        ("REDIS", "127.0.0.1:7000"),
+        ("REDIS", "redis://127.0.0.1:7000,redis://127.0.0.1:7001"),
     ],
 )
 def test_a_wrong_value_is_an_error_naming_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

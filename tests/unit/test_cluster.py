@@ -1,0 +1,60 @@
+"""What becomes of a connection to Redis on which something went wrong."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from redis.asyncio.cluster import ClusterNode
+
+from chat_streams.settings import Settings
+from tables.cluster import Cluster
+
+
+class Connection:
+    """Stands in for a node with one connection, whose writing fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.disconnected = self.released = False
+
+    def acquire_connection(self) -> Connection:
+        return self
+
+    def release(self, connection: Connection) -> None:
+        assert connection.disconnected
+        self.released = True
+
+    async def connect(self) -> None: ...
+
+    def pack_commands(self, commands: Any) -> list[bytes]:
+        return [b"" for _ in commands]
+
+    async def send_packed_command(self, command: Any) -> None:
+        raise self.error
+
+    async def disconnect(self, nowait: bool) -> None:
+        self.disconnected = True
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        # What uvloop raises for writing to a connection that was reset meanwhile.
+        (RuntimeError("unable to perform operation on <TCPTransport closed=True>"), OSError),
+        (ConnectionResetError(), OSError),
+        (TimeoutError(), TimeoutError),
+    ],
+)
+async def test_nobody_reads_the_answers_meant_for_another(error: Exception, raised: type[Exception]) -> None:
+    cluster = Cluster(Settings())
+    node = Connection(error)
+    with pytest.raises(raised):
+        await cluster._send(cast(ClusterNode, node), [("PING",)])
+    assert node.released
+
+
+def test_more_nodes_than_one_may_be_named() -> None:
+    cluster = Cluster(Settings(redis="redis://:secret@127.0.0.1:7000,127.0.0.1:7001,127.0.0.1:7002"))
+    assert sorted(cluster._configured) == [f"127.0.0.1:{port}" for port in (7000, 7001, 7002)]
+    assert {node.connection_kwargs["password"] for node in cluster._configured.values()} == {"secret"}

@@ -1,0 +1,97 @@
+"""What a worker commits: never more than is applied with the token beside it, and a new token at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.types import TP
+
+from chat_streams.contiguous import Consumer, _Thread
+from chat_streams.progress import Checkpoint, Progress, Start, Verdict
+
+PARTITION = TP("incoming_messages", 0)
+
+
+@pytest.fixture
+def progress() -> Progress[TP]:
+    found: Progress[TP] = Progress(60)
+    found.start(PARTITION, Start(10, Checkpoint(token="old")), time.monotonic())
+    return found
+
+
+@pytest.fixture
+def consumer(progress: Progress[TP]) -> Consumer:
+    """Make one that is connected to nothing."""
+    found = Consumer.__new__(Consumer)
+    found.progress = progress
+    found.committed_tokens = {}
+    found._committed_offset = {PARTITION: 10}
+    return found
+
+
+class Thread(_Thread):
+    """The consumer's thread, with what it would tell Kafka."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.committed: list[tuple[int, Checkpoint]] = []
+
+    def assignment(self) -> set[TP]:
+        return {PARTITION}
+
+    def _ensure_consumer(self) -> Any:
+        return SimpleNamespace(commit=self._take)
+
+    async def _take(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        for value in offsets.values():
+            self.committed.append((value.offset, msgspec.json.decode(value.metadata, type=Checkpoint)))
+
+
+def apply(progress: Progress[TP], first: int, last: int) -> None:
+    epoch = progress.epoch(PARTITION)
+    assert epoch is not None
+    for offset in range(first, last + 1):
+        assert progress.admit(PARTITION, offset, time.monotonic()) is Verdict.APPLY
+        progress.done(PARTITION, epoch, offset, time.monotonic())
+
+
+def test_a_new_token_is_committed_though_no_offset_moved(consumer: Consumer, progress: Progress[TP]) -> None:
+    assert not consumer._should_commit(PARTITION, 10)
+    progress.adopt(PARTITION, "new")
+    assert consumer._should_commit(PARTITION, 10)
+    consumer.committed_tokens[PARTITION] = "new"
+    assert not consumer._should_commit(PARTITION, 10)
+
+
+async def test_what_is_applied_is_committed_with_its_token(consumer: Consumer, progress: Progress[TP]) -> None:
+    progress.adopt(PARTITION, "new")
+    apply(progress, 10, 19)
+    thread = Thread(consumer)
+    assert await thread._commit({PARTITION: 20})
+    ((offset, checkpoint),) = thread.committed
+    assert (offset, checkpoint.token) == (20, "new")
+    assert consumer.committed_tokens == {PARTITION: "new"}
+
+
+async def test_an_offset_from_before_a_rewind_is_not_committed(consumer: Consumer, progress: Progress[TP]) -> None:
+    apply(progress, 10, 19)
+    # Faust asked for 20; then Redis lost writes, and a new token was adopted for applying from 12 again.
+    progress.start(PARTITION, Start(12, Checkpoint()), time.monotonic())
+    progress.adopt(PARTITION, "new")
+    thread = Thread(consumer)
+    assert not await thread._commit({PARTITION: 20})
+    assert thread.committed == []
+
+
+async def test_a_partition_that_went_away_is_not_committed(consumer: Consumer, progress: Progress[TP]) -> None:
+    apply(progress, 10, 19)
+    progress.end([PARTITION])
+    thread = Thread(consumer)
+    assert not await thread._commit({PARTITION: 20})
+    assert thread.committed == []
