@@ -9,7 +9,7 @@ import uvloop
 from aiohttp import web
 from aiokafka.errors import KafkaError
 
-from chat_streams.service import configure_logging
+from chat_streams.service import configure_logging, tame_garbage_collector
 from chat_streams.settings import SettingsError, settings
 from chat_streams.topics import TopicsError
 from gateway.app import create_app
@@ -25,6 +25,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         s = settings()
+        tame_garbage_collector()
         web.run_app(
             create_app(s),
             host=s.gateway_host,

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
 
+import hiredis
 import structlog
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
@@ -169,7 +170,8 @@ class Cluster:
         connection = node.acquire_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_packed_command(connection.pack_commands(commands))
+            # connection.pack_commands does the same in Python, in 2.5 us a message instead of 0.7.
+            await connection.send_packed_command([hiredis.pack_command(command) for command in commands])
             answers = []
             for _ in commands:
                 try:
