@@ -59,6 +59,19 @@ class Settings(BaseSettings):
     window: int = Field(3_000, ge=1)
     """Messages forwarded and not acknowledged, a connection."""
     window_bytes: int = Field(1024 * 1024, ge=1024)
+    origins: str | None = None
+    """Of web pages that may connect besides those of the gateway's own host, with commas; ``*`` for any."""
+    send_rate: float = Field(500.0, gt=0)
+    """Messages a second that one user may send through one gateway in the long run."""
+    send_burst: int = Field(5_000, ge=1)
+    """And at once."""
+    send_bytes_rate: float = Field(2 * 1024 * 1024, gt=0)
+    """Bytes of bodies, likewise."""
+    send_bytes_burst: int = Field(16 * 1024 * 1024, ge=256 * 1024)
+    connect_rate: float = Field(1.0, gt=0)
+    """Connections a second that one user may open to one gateway in the long run."""
+    connect_burst: int = Field(60, ge=1)
+    """And at once."""
     unconfirmed: int = Field(2_000, ge=1)
     """Messages of one connection that are not yet confirmed to it; past it, its socket is not read."""
     produce_buffer: int = Field(64 * 1024 * 1024, ge=1024 * 1024)

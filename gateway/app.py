@@ -21,6 +21,7 @@ from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.settings import Settings
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
+from gateway.allowance import Allowances
 from gateway.auth import Authenticator
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher
@@ -49,6 +50,7 @@ class Gateway:
         self._cluster = Cluster(settings)
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
+        self.allowances = Allowances(settings)
         self.publisher = Publisher(settings, self._confirm)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self._log: Log | None = None
@@ -90,6 +92,9 @@ class Gateway:
         """``GET /v1/connect``: the WebSocket."""
         if self._stopping or not self.hub.ready or len(self._sockets) >= self.settings.max_connections:
             return web.Response(status=503, text="no room for another connection now", headers={"Retry-After": "2"})
+        if not self._is_welcome(request):
+            text = f"pages of {request.headers['Origin'][:100]} may not connect: see CHAT_ORIGINS\n"
+            return web.Response(status=403, text=text)
         ws = web.WebSocketResponse(
             protocols=(protocol.SUBPROTOCOL,),
             heartbeat=self.settings.heartbeat,
@@ -108,6 +113,12 @@ class Gateway:
         finally:
             self._sockets.discard(socket)
         return ws
+
+    def _is_welcome(self, request: web.Request) -> bool:
+        """Whether this is no browser, or its page is from where pages may come (RFC 6455, 10.2)."""
+        origin = request.headers.get("Origin")
+        allowed = {name.strip() for name in (self.settings.origins or "").split(",")}
+        return origin is None or "*" in allowed or origin in allowed or origin.partition("://")[2] == request.host
 
     async def healthz(self, request: web.Request) -> web.Response:
         """``GET /healthz``: the process lives."""

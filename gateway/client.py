@@ -119,6 +119,7 @@ class _Error(_Frame, frozen=True, tag="error"):
     code: str
     message: str = ""
     retry: bool = False
+    retry_in_ms: float = 0
     id: str | None = None
     ref: str | None = None
 
@@ -435,12 +436,12 @@ class Client:
             self._wake.set()
         return await call.future
 
-    def _settle(self, id_: str, result: Sent | Exception | None) -> None:
+    def _settle(self, id_: str, result: Sent | Exception | None, delay_s: float = 0.0) -> None:
         done, lane = self._outbox.answer(id_, result)
         if done:
             self._slots.release()
         if lane is not None:
-            asyncio.get_running_loop().call_later(backoff_s(lane.attempt), self._again, lane)
+            asyncio.get_running_loop().call_later(max(delay_s, backoff_s(lane.attempt)), self._again, lane)
 
     def _again(self, lane: _Lane) -> None:
         self._outbox.again(lane)
@@ -603,7 +604,7 @@ class Client:
         elif kind is _Error:
             error = ServerError(frame.code, frame.message, frame.retry)
             if frame.id is not None:
-                self._settle(frame.id, None if frame.retry else error)
+                self._settle(frame.id, None if frame.retry else error, frame.retry_in_ms / 1000)
             elif frame.ref is not None:
                 self._reply(frame.ref, error)
             else:

@@ -32,6 +32,7 @@ class Close(enum.IntEnum):
     HELLO_TIMEOUT = 4008
     STORE_AWAY = 4010
     KEYS_AWAY = 4011
+    TOO_MANY_CONNECTS = 4012
     TOKEN_EXPIRED = 4401
     BAD_TOKEN = 4501
     BAD_SEQUENCE = 4502
@@ -270,8 +271,8 @@ def history(ref: str, objects: list[bytes], before: str | None) -> bytes:
     )
 
 
-def error(code: str, text: str, *, retry: bool = False, **reference: str) -> bytes:
-    """What was wrong, with the ``id`` or ``ref`` it is about if that is known."""
+def error(code: str, text: str, *, retry: bool = False, **reference: str | int) -> bytes:
+    """What was wrong, with the ``id`` or ``ref`` it is about if that is known, and ``retry_in_ms`` where that is."""
     return _encode({"type": "error", "code": code, "message": text, "retry": retry, **reference})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -16,6 +17,7 @@ from chat_streams.position import Position
 from chat_streams.records import Delivery, Message, Missed, now_ms
 from chat_streams.topics import partition_of
 from gateway import protocol
+from gateway.allowance import Allowance
 from gateway.auth import BadToken, ExpiredToken, Identity, KeysUnavailable
 from gateway.connection import AckRefused, Ask, Connection, Limits
 from gateway.protocol import Ack, Bad, ClientFrame, Close, Hello, History, NotJson, Ping, Send
@@ -53,6 +55,7 @@ class WebSocket:
         self.number = 0
         self.state: Connection
         self.patience = 0.0
+        self._allowance: Allowance
         self._gateway = gateway
         self._hub = gateway.hub
         self._ws = ws
@@ -190,6 +193,10 @@ class WebSocket:
                 if not isinstance(hello, Hello) or len(frames) != 1:
                     raise Ended(Close.BAD_SEQUENCE, "the first frame must be a hello, alone")
                 identity = await self._identify(hello)
+                self._allowance = self._gateway.allowances.of(identity.user, self._now())
+                if wait := self._allowance.connect(self._now()):
+                    text = f"too many connections: more than {settings.connect_rate:g} a second, wait {wait:.1f} s"
+                    raise Ended(Close.TOO_MANY_CONNECTS, text)
                 await self._register(identity.user, hello)
         except TimeoutError:
             raise Ended(Close.HELLO_TIMEOUT, f"no hello within {settings.hello_timeout:g} s") from None
@@ -315,6 +322,12 @@ class WebSocket:
         if (first := self._held(frame)) is not None:
             text = f"sent behind {first}, which was refused: send that again first, so that the order stays"
             self._put(protocol.error("out_of_order", text, retry=True, id=frame.id))
+            return
+        if wait := self._allowance.send(len(body), self._now()):
+            self._hold_back(frame.to, frame.id)
+            text = f"more than {settings.send_rate:g} messages or {settings.send_bytes_rate:g} bytes a second"
+            in_ms = math.ceil(wait * 1000)
+            self._put(protocol.error("rate_limited", text, retry=True, retry_in_ms=in_ms, id=frame.id))
             return
         at = now_ms()
         at_text = self._gateway.at_text(at)

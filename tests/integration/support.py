@@ -32,6 +32,11 @@ from tables.inbox import keys
 WITHIN_S = 15.0
 TOKEN_S = 3600
 INSTANCES = 3
+GENEROUS = {
+    f"CHAT_{name}": str(10**9)
+    for name in ("SEND_RATE", "SEND_BURST", "SEND_BYTES_RATE", "SEND_BYTES_BURST", "CONNECT_RATE", "CONNECT_BURST")
+}
+"""What a user may do is for the tests of just that."""
 Frame = dict[str, Any]
 _numbers = itertools.count()
 
@@ -268,6 +273,8 @@ class Stack:
 
     async def start(self, part: Part) -> Running:
         """Start a part and wait until it is ready; its end is an error from now on, unless a test makes it."""
+        if isinstance(part, Service):
+            part.environment = GENEROUS | part.environment
         await asyncio.to_thread(part.prepare)
         running = self.running[part.name] = start_process(part)
         await running.wait_ready()

@@ -1,0 +1,102 @@
+"""What one user may do in a second: said with when to come again, kept by the client, and no loss to others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from gateway.protocol import SUBPROTOCOL
+from tests.integration.support import Received, Stack, user
+
+BURST = 20
+
+
+@pytest_asyncio.fixture(scope="module")
+async def strict(stack: Stack) -> AsyncIterator[str]:
+    """Start a gateway that allows little, and return its URL."""
+    running = await stack.start(
+        stack.service(
+            "gateway", send_rate=100, send_burst=BURST, connect_rate=0.5, connect_burst=3, origins="https://chat.test"
+        )
+    )
+    yield running.part.url
+    stack.forget(running)
+
+
+async def test_past_the_burst_a_message_is_refused_with_when_to_send_it_again(stack: Stack, strict: str) -> None:
+    alice, bob = user("alice"), user("bob")
+    async with stack.raw(alice, url=strict) as raw:
+        await raw.next_of("caught_up")
+        await raw.send(*({"type": "send", "id": f"m{n}", "to": bob, "body": n} for n in range(BURST + 2)))
+        answers = [await raw.next() for _ in range(BURST + 2)]
+        errors = [answer for answer in answers if answer["type"] == "error"]
+        # The one behind it waits for it, so that the order stays.
+        assert [(e["id"], e["code"], e["retry"]) for e in errors] == [
+            (f"m{BURST}", "rate_limited", True),
+            (f"m{BURST + 1}", "out_of_order", True),
+        ]
+        assert 0 < errors[0]["retry_in_ms"] <= 1_000 * BURST / 100
+        await stack.wait_stored(bob, BURST)
+
+
+async def test_the_client_sends_at_the_pace_it_is_told(stack: Stack, strict: str) -> None:
+    alice, bob = user("alice"), user("bob")
+    received = Received()
+    async with stack.connect(bob, received, url=strict), stack.connect(alice, url=strict) as client:
+        await client.send_many((bob, n) for n in range(5 * BURST))
+        await received.wait(5 * BURST)
+    assert received.bodies() == list(range(5 * BURST))
+
+
+async def test_what_one_may_not_another_may(stack: Stack, strict: str) -> None:
+    alice, carla, bob = user("alice"), user("carla"), user("bob")
+    async with stack.raw(alice, url=strict) as noisy, stack.raw(carla, url=strict) as other:
+        await noisy.send(*({"type": "send", "id": f"m{n}", "to": bob, "body": n} for n in range(50)))
+        await noisy.next_of("error")
+        await other.send({"type": "send", "id": "m", "to": bob, "body": 0})
+        assert (await other.next_of("sent"))["id"] == "m"
+
+
+async def test_too_many_connects_are_told_to_wait(stack: Stack, strict: str) -> None:
+    bob = user("bob")
+    for _ in range(3):
+        async with stack.raw(bob, url=strict):
+            pass
+    async with stack.socket(strict) as raw:
+        await raw.send({"type": "hello", "token": stack.token(bob), "device": "phone"})
+        closed = await raw.closed()
+    assert closed.code == 4012
+    assert "wait" in closed.reason
+    # The client does.
+    async with stack.connect(bob, url=strict):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 101),
+        ("https://chat.test", 101),
+        ("http://{host}", 101),
+        ("https://evil.test", 403),
+        ("https://chat.test.evil.test", 403),
+        ("null", 403),
+    ],
+)
+async def test_a_page_from_elsewhere_may_not_connect(
+    stack: Stack, strict: str, origin: str | None, status: int
+) -> None:
+    headers = {} if origin is None else {"Origin": origin.format(host=strict.split("/")[2])}
+    async with aiohttp.ClientSession() as session:
+        upgrade = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Protocol": SUBPROTOCOL,
+        }
+        async with session.get(strict.replace("ws:", "http:"), headers=headers | upgrade) as response:
+            assert response.status == status

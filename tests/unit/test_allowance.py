@@ -1,0 +1,69 @@
+"""The token buckets: what passes, when, and that a user has one allowance only."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat_streams.settings import Settings
+from gateway.allowance import Allowance, Allowances, Bucket
+
+
+def test_a_burst_passes_at_once_and_then_the_rate() -> None:
+    bucket = Bucket(rate=10, burst=5, now=0)
+    for _ in range(5):
+        assert bucket.wait(1, 0) == 0
+        bucket.take(1)
+    assert bucket.wait(1, 0) == pytest.approx(0.1)
+    assert bucket.wait(1, 0.1) == 0
+
+
+def test_who_comes_back_when_told_is_let_in() -> None:
+    bucket = Bucket(rate=100, burst=1_000, now=0)
+    bucket.take(1_000)
+    wait = bucket.wait(1, 0)
+    # Not for one message, but for a tenth of the burst.
+    assert wait == pytest.approx(1.0)
+    assert bucket.wait(1, 0.5) == pytest.approx(0.5)
+    assert bucket.wait(1, wait) == 0
+
+
+def test_more_than_the_burst_needs_a_full_bucket() -> None:
+    bucket = Bucket(rate=10, burst=5, now=0)
+    assert bucket.wait(50, 0) == 0
+    bucket.take(50)
+    assert bucket.wait(1, 0) == pytest.approx(4.6)
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 20)), max_size=60))
+def test_never_more_than_the_burst_and_the_rate(steps: list[tuple[float, int]]) -> None:
+    rate, burst = 7.0, 20
+    bucket = Bucket(rate, burst, 0)
+    now = passed = 0.0
+    for pause, amount in steps:
+        now += pause
+        wait = bucket.wait(amount, now)
+        if not wait:
+            bucket.take(amount)
+            passed += amount
+        assert passed <= burst + rate * now + 1e-6
+        assert wait <= burst / rate
+
+
+def test_messages_and_bytes_are_limited_each() -> None:
+    settings = Settings(send_rate=1, send_burst=3, send_bytes_rate=1_000, send_bytes_burst=256 * 1024)
+    many, large = Allowance(settings, 0), Allowance(settings, 0)
+    assert [bool(many.send(10, 0)) for _ in range(4)] == [False, False, False, True]
+    assert [bool(large.send(200 * 1024, 0)) for _ in range(2)] == [False, True]
+    # What did not pass took nothing.
+    assert large.send(50 * 1024, 600) == 0
+
+
+def test_a_user_has_one_allowance_and_the_idlest_is_forgotten() -> None:
+    allowances = Allowances(Settings(), most=2)
+    alice, bob = allowances.of("alice", 0), allowances.of("bob", 0)
+    assert allowances.of("alice", 1) is alice
+    allowances.of("carla", 1)
+    assert allowances.of("alice", 1) is alice
+    assert allowances.of("bob", 1) is not bob
