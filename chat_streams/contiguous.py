@@ -167,10 +167,12 @@ class Consumer(driver.Consumer):
             starts[tp] = offset
             self.progress.start(tp, Start(offset, checkpoint), time.monotonic())
         await self.seek_wait(starts)
+        log.info("partitions assigned", offsets=" ".join(f"{tp.topic}/{tp.partition}:{o}" for tp, o in starts.items()))
         return starts
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Forget partitions which are no longer ours."""
+        log.info("partitions revoked", count=len(revoked))
         await super().on_partitions_revoked(revoked)
         self.progress.end(revoked)
 

@@ -195,6 +195,8 @@ class Probe:
         self._passed: set[str] = set()
         self._waiting: dict[str, float] = {}
         """By recipient, since when its message is under way."""
+        self.slow: list[tuple[float, str, float]] = []
+        """When the first message to somebody arrived, or a late one, and the seconds it took."""
         self._healed = 0.0
         """When the first message of the last pair arrived, or the last late one."""
 
@@ -245,6 +247,7 @@ class Probe:
                         now = time.monotonic()
                         if bob not in self._passed or now - begin > LATE_S:
                             self._healed = now
+                            self.slow.append((now, bob, now - begin))
                         self._passed.add(bob)
                         await asyncio.sleep(PROBE_PAUSE_S)
             except ClientError as error:
@@ -336,11 +339,19 @@ async def _measure(stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault,
     back = time.monotonic()
     result.away_s = round(back - begin, 2)
     stage("healing")
+    probe = Probe(stack, cell.part in ("history", "dynamodb"))
     try:
-        healed = await Probe(stack, cell.part in ("history", "dynamodb")).healed()
+        healed = await probe.healed()
         result.healed_s = round(healed - back, 2)
     except (TimeoutError, AssertionError) as error:
         result.problems.append(f"messages did not pass in time in {PROBE_S:g} s: {error}")
+    if result.healed_s is None or result.healed_s > HEALED_S:
+        partitions = stack.settings.partitions
+        slow = (
+            f"{took:.1f} s to partition {partition_of(to, partitions)} at {at - back:.1f} s"
+            for at, to, took in probe.slow
+        )
+        result.problems.append(f"slow: {', '.join(slow)}")
     stage("load after the fault")
     await crowd.until_confirmed(crowd.confirmed + AFTER_MESSAGES)
     outcome = await crowd.finish(DRAIN_S, stage)
