@@ -108,8 +108,11 @@ class Run:
                     continue
                 began = time.monotonic()
                 try:
+                    if system is not None and workload.cold:
+                        await system.stop()
+                        system = None
                     if system is None:
-                        system = await self._start(kind)
+                        system = await self._start(kind, warm=not workload.cold)
                     async with asyncio.timeout(workload.limit):
                         result = await workload.run(system, self.scale)
                     text = f"{result['value']:>12,.1f} {workload.unit}, server CPU {result['server_cpu_us']:,.1f} us"
@@ -135,7 +138,7 @@ class Run:
             if system is not None:
                 await system.stop()
 
-    async def _start(self, kind: type[System]) -> System:
+    async def _start(self, kind: type[System], *, warm: bool) -> System:
         folder = self._folder / kind.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -144,7 +147,7 @@ class Run:
             async with asyncio.timeout(START_LIMIT):
                 await system.start()
                 # A JVM's first thousands of messages are interpreted; nobody's first ones count.
-                for workload in (store, drain, online):
+                for workload in (store, drain, online) if warm else ():
                     await workload(system, Scale(messages=kind.warm))
         except BaseException:
             await system.stop()

@@ -47,7 +47,11 @@ QUICK = Scale(messages=20_000, users=2_000, storm_users=200, senders=300, idle=1
 
 @dataclass(frozen=True)
 class Workload:
-    """``limit`` is in seconds, of one round with one system; ``only`` names the one system that has it."""
+    """``limit`` is in seconds, of one round with one system; ``only`` names the one system that has it.
+
+    With ``cold`` the system is started for it alone, without a warm-up: memory that earlier work gave back to the
+    process, not to the kernel, would hide what this takes.
+    """
 
     name: str
     title: str
@@ -57,6 +61,7 @@ class Workload:
     higher_is_better: bool = True
     quick: bool = False
     only: str | None = None
+    cold: bool = False
 
 
 def fresh(name: str) -> str:
@@ -303,7 +308,8 @@ async def isolated(system: System, scale: Scale) -> Result:
     links = await crowd(system, scale.senders)
     users, connections = list(links), list(links.values())
     Watch(connections)
-    best, steps = 0.0, []
+    best: Result = {"rate": 0.0, "server_cpu_us": 0.0}
+    steps = []
     number = 0
     try:
         for per_second in (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000, 12_500, 15_000, 20_000, 25_000, 30_000):
@@ -328,11 +334,11 @@ async def isolated(system: System, scale: Scale) -> Result:
             steps.append(step)
             if step["p99"] > SUSTAINED_MS:
                 break
-            best = per_second
+            best = step
     finally:
         for link in connections:
             link.close()
-    return {"value": best, "steps": steps, "senders": len(users)}
+    return {**best, "value": best["rate"], "steps": steps, "senders": len(users)}
 
 
 async def mixed(system: System, scale: Scale) -> Result:
@@ -415,5 +421,5 @@ WORKLOADS: list[Workload] = [
         Workload(f"inbox_{n}", f"Time to empty an inbox of {n:,}", "s", inbox(n), 240, higher_is_better=False)
         for n in INBOXES
     ),
-    Workload("idle", "Memory of an idle connection", "KiB", idle, 180, higher_is_better=False),
+    Workload("idle", "Memory of an idle connection", "KiB", idle, 180, higher_is_better=False, cold=True),
 ]

@@ -118,8 +118,8 @@ class ConnectChat(System):
     array: ClassVar[int] = 50
     promise: ClassVar[str] = (
         "`sent`: the message is in Kafka's log (`acks=all`, idempotent producer; one replica here). Kafka writes to "
-        "the page cache and leaves the fsync to the kernel; Redis, which is filled behind the log, writes an append-only "
-        "file with one fsync a second, and what it loses is applied again from the log."
+        "the page cache and leaves the fsync to the kernel; Redis, which is filled behind the log, writes an "
+        "append-only file with one fsync a second, and what it loses is applied again from the log."
     )
 
     def __init__(self, folder: Path) -> None:

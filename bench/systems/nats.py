@@ -18,6 +18,7 @@ STREAM = "INBOX"
 PULL = 2_000
 ACK_PENDING = 10_000
 AT_ONCE = 100
+ACK = b" $JS.ACK."
 _numbers = itertools.count()
 
 
@@ -41,19 +42,17 @@ def create(user: str, reply: str) -> bytes:
 
 
 def last_whole(data: bytes) -> tuple[bytes | None, int]:
-    """The subject that acknowledges the last message that is whole, and where the first one begins that is not."""
-    start = len(data)
-    cut = start
+    """The subject that acknowledges the last message that is whole, and from where on data is needed again."""
+    start, cut = len(data), max(0, len(data) - len(ACK) + 1)
     for _ in range(2):
-        start = data.rfind(b"MSG ", 0, start)
+        start = data.rfind(ACK, 0, start)
         if start < 0:
-            return None, cut if cut < len(data) else max(0, len(data) - 3)
+            return None, cut
         line = data.find(b"\r\n", start)
         if line >= 0:
-            _, _, _, reply, size = data[start:line].split(b" ")
-            end = line + 4 + int(size)
-            if end <= len(data):
-                return reply, end if cut == len(data) else cut
+            _, reply, size = data[start:line].split(b" ")
+            if line + 4 + int(size) <= len(data):
+                return reply, cut
         cut = start
     return None, cut
 
@@ -87,7 +86,7 @@ class NatsLink(Link):
         if b"-ERR" in data or b'"error"' in data:
             raise LinkError(data[:300].decode(errors="replace"))
         self.confirmed += data.count(b"{")
-        if not self.pull or not (self._rest or MARK in data):
+        if not self.pull:
             return
         new = data.count(MARK)
         self.received += new
