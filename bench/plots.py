@@ -18,7 +18,7 @@ from bench.report import PERCENTILES, cpu_by_process
 Results = Mapping[str, Any]
 COLORS = {"connect_chat": "#c2410c", "mosquitto": "#2563eb", "nats": "#0f766e", "ejabberd": "#7c3aed"}
 PROCESSES = {
-    "gateway": "#c2410c",
+    "gateway": "#16a34a",
     "messaging": "#f59e0b",
     "notification": "#fcd34d",
     "history": "#a3a3a3",
@@ -102,8 +102,10 @@ def _latency(results: Results) -> Any:
         axes.set_yscale("log")
         axes.set_title(f"{int(workload.removeprefix('latency_')):,} messages a second", fontsize=9)
     grid[0][0].set_ylabel("ms from due to arrived")
-    _legend(grid[0][-1], results, systems, "upper left")
     figure.tight_layout()
+    handles = [plt.Line2D([], [], color=COLORS[name], linewidth=4) for name in systems]
+    names = [results["titles"][name] for name in systems]
+    figure.legend(handles, names, loc="lower center", ncols=len(systems), fontsize=8, bbox_to_anchor=(0.5, -0.07))
     return figure
 
 
@@ -146,7 +148,7 @@ def _cpu(results: Results) -> Any:
                 # A peer is one process, in the color of the system.
                 color = PROCESSES.get(process, COLORS[system])
                 axes.barh(row, used, 0.8, left=left, color=color)
-                if used:
+                if used > 0.02 * left:
                     seen.setdefault(process, color)
                 left += used
             if left:
