@@ -73,13 +73,16 @@ class Link(asyncio.Protocol, abc.ABC):
         await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
 
     async def expect(self, pattern: bytes, seconds: float = 30.0) -> re.Match[bytes]:
-        """Wait for an answer of the handshake; what comes behind it is kept for the next one."""
+        """Wait for an answer of the handshake; what comes behind it is kept for the next one. Raises ``LinkError``."""
         assert self._handshake is not None
-        async with asyncio.timeout(seconds):
-            while (found := re.search(pattern, self._early, re.DOTALL)) is None:
-                if self.failure is not None:
-                    raise self.failure
-                self._early += await self._handshake.get()
+        try:
+            async with asyncio.timeout(seconds):
+                while (found := re.search(pattern, self._early, re.DOTALL)) is None:
+                    if self.failure is not None:
+                        raise self.failure
+                    self._early += await self._handshake.get()
+        except TimeoutError:
+            raise LinkError(f"no answer like {pattern!r} after {seconds:g} s, but {self._early[:200]!r}") from None
         self._early = self._early[found.end() :]
         return found
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from bench.links import LinkError
 from bench.measure import machine, summary
@@ -101,58 +102,82 @@ class Run:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self.report())) + b"\n")
 
     async def _turn(self, kind: type[System], path: Path) -> None:
-        system: System | None = None
+        turn = _Turn(kind, self._folder / kind.name, self.scale)
         try:
             for workload in self.workloads:
                 if workload.only not in (None, kind.name):
                     continue
                 began = time.monotonic()
-                try:
-                    if system is not None and workload.cold:
-                        await system.stop()
-                        system = None
-                    if system is None:
-                        system = await self._start(kind, warm=not workload.cold)
-                    async with asyncio.timeout(workload.limit):
-                        result = await workload.run(system, self.scale)
-                    text = f"{result['value']:>12,.1f} {workload.unit}, server CPU {result['server_cpu_us']:,.1f} us"
-                except Skipped as skipped:
-                    result = {"skipped": str(skipped)}
-                    text = f"[dim]{skipped}[/dim]"
-                except TimeoutError:
-                    result = {"error": f"not done after {workload.limit:g} s"}
-                except (LinkError, StackError, OSError, RuntimeError, ExceptionGroup) as error:
-                    causes = error.exceptions if isinstance(error, ExceptionGroup) else [error]
-                    result = {"error": "; ".join(sorted({str(cause) or repr(cause) for cause in causes}))[:500]}
-                if "error" in result:
-                    text = f"[red]failed: {result['error']}[/red]"
-                    if system is not None:
-                        await system.stop()
-                        system = None
+                result = await turn.measure(workload)
                 self.cells[workload.name].setdefault(kind.name, []).append(result)
                 self._save(path)
-                screen.print(
-                    f"  {workload.title:<48}{text}  [dim]({time.monotonic() - began:.0f} s)[/dim]", soft_wrap=True
-                )
+                took = f"[dim]({time.monotonic() - began:.0f} s)[/dim]"
+                screen.print(f"  {workload.title:<48}{_line(workload, result)}  {took}", soft_wrap=True)
         finally:
-            if system is not None:
-                await system.stop()
+            await turn.end()
 
-    async def _start(self, kind: type[System], *, warm: bool) -> System:
-        folder = self._folder / kind.name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        system = kind(folder)
+
+class _Turn:
+    """One system in one round; after a failure it is started anew, after one at its start no more."""
+
+    def __init__(self, kind: type[System], folder: Path, scale: Scale) -> None:
+        self._kind = kind
+        self._folder = folder
+        self._scale = scale
+        self._system: System | None = None
+        self._broken = ""
+
+    async def measure(self, workload: Workload) -> dict[str, Any]:
+        """Figures, or ``error`` or ``skipped`` with the reason."""
+        if self._broken:
+            return {"error": self._broken}
+        if workload.cold:
+            await self.end()
+        try:
+            if self._system is None:
+                self._system = await self._start(warm=not workload.cold)
+            async with asyncio.timeout(workload.limit):
+                return await workload.run(self._system, self._scale)
+        except Skipped as skipped:
+            return {"skipped": str(skipped)}
+        except TimeoutError:
+            error = f"not done after {START_LIMIT if self._system is None else workload.limit:g} s"
+        except (LinkError, StackError, OSError, RuntimeError, ExceptionGroup) as failure:
+            causes = failure.exceptions if isinstance(failure, ExceptionGroup) else [failure]
+            error = "; ".join(sorted({str(cause) or repr(cause) for cause in causes}))[:500]
+        if self._system is None:
+            self._broken = error = f"it does not start: {error}"
+        await self.end()
+        return {"error": error}
+
+    async def _start(self, *, warm: bool) -> System:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        system = self._kind(self._folder)
         try:
             async with asyncio.timeout(START_LIMIT):
                 await system.start()
                 # A JVM's first thousands of messages are interpreted; nobody's first ones count.
                 for workload in (store, drain, online) if warm else ():
-                    await workload(system, Scale(messages=kind.warm))
+                    await workload(system, Scale(messages=self._kind.warm))
         except BaseException:
             await system.stop()
             raise
         return system
+
+    async def end(self) -> None:
+        """Stop the servers, if they run."""
+        if self._system is not None:
+            await self._system.stop()
+            self._system = None
+
+
+def _line(workload: Workload, result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"[red]failed: {escape(result['error'])}[/red]"
+    if "skipped" in result:
+        return f"[dim]{result['skipped']}[/dim]"
+    return f"{result['value']:>12,.1f} {workload.unit}, server CPU {result['server_cpu_us']:,.1f} us"
 
 
 def _cell(rounds: list[dict[str, Any]]) -> dict[str, Any]:

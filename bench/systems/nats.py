@@ -125,7 +125,7 @@ class Nats(System):
         configuration.write_text(
             f'listen: "127.0.0.1:{self.port}"\nping_interval: "1h"\nmax_connections: 20000\n'
             f'jetstream {{ store_dir: "{self.folder}/store", max_file_store: 50GB, '
-            "limits {{ default_max_consumers: -1 } }\n"
+            "limits { default_max_consumers: -1 } }\n"
         )
         self.spawn("nats-server", [str(BINARY), "-c", str(configuration)])
         await self.listening(self.port)
