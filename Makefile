@@ -48,7 +48,7 @@ faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part
 
 bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK=1 takes 3 minutes (docs/benchmarks.md)
 	@$(RUN) -m bench run $(if $(QUICK),--quick)
-	@$(RUN) -m bench report $(if $(QUICK),bench/results/quick.json)
+	@$(RUN) -m bench $(if $(QUICK),show bench/results/quick.json,report)
 
 bench-peers: ## Install the peers of the benchmark: two Debian packages (needs root), and NATS with Go
 	@sh bench/install-peers.sh

@@ -1,12 +1,16 @@
-"""``python -m bench run`` and ``python -m bench report``: see ``docs/benchmarks.md``."""
+"""``python -m bench run``, ``report`` and ``show``: see ``docs/benchmarks.md``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+import msgspec
 import uvloop
+from rich.console import Console
+from rich.markdown import Markdown
 
+from bench.report import sections, write
 from bench.run import SYSTEMS, Run, screen
 from bench.systems import ROOT
 from bench.workloads import QUICK, WORKLOADS, Scale
@@ -53,10 +57,15 @@ def run(quick: bool, rounds: int | None, systems: str | None, workloads: str | N
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULTS / "full.json")
 def report(path: Path) -> None:
     """Write docs/benchmarks.md and its plots from results."""
-    from bench.report import write
-
     for written in write(path):
         screen.print(f"wrote {written}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULTS / "full.json")
+def show(path: Path) -> None:
+    """Print the tables of results on the terminal."""
+    Console(width=160).print(Markdown(sections(msgspec.json.decode(path.read_bytes()))))
 
 
 if __name__ == "__main__":

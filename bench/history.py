@@ -17,7 +17,8 @@ from docker.local.layout import HOST
 if TYPE_CHECKING:
     from bench.workloads import Scale
 
-MESSAGES = 5_000
+SHARE = 10
+"""So many times fewer messages than other workloads have: DynamoDB Local is slow."""
 CONVERSATIONS = 10
 SAMPLES = 20
 
@@ -27,7 +28,7 @@ async def run(system: System, scale: Scale) -> dict[str, Any]:
     from bench.systems.connect_chat import ConnectChat
 
     assert isinstance(system, ConnectChat)
-    count = min(MESSAGES, scale.messages)
+    count = scale.messages // SHARE
     run_id = secrets.token_hex(3)
     alice, others = f"alice-{run_id}", [f"bob{n}-{run_id}" for n in range(CONVERSATIONS)]
     session = aioboto3.Session(aws_access_key_id="local", aws_secret_access_key="local", region_name="eu-central-1")  # noqa: S106
