@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import click
@@ -48,6 +49,9 @@ def run(quick: bool, rounds: int | None, systems: str | None, workloads: str | N
         QUICK if quick else Scale(),
         rounds or (1 if quick else 5),
     )
+    # Ten thousand connections: of this process, and of each server, which inherits the limit.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     path = path or RESULTS / ("quick.json" if quick else "full.json")
     uvloop.run(made.play(path))
     screen.print(f"the results are in {path}")
