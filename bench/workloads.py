@@ -374,10 +374,11 @@ async def mixed(system: System, scale: Scale) -> Result:
 
 
 async def idle(system: System, scale: Scale) -> Result:
-    """Connections a second until all are there; KiB of memory of all servers for each."""
+    """KiB of memory of all servers for a connected user; connections a second until all are there."""
     users = [fresh("idle") for _ in range(scale.idle)]
-    await system.prepare(users)
+    # What a system keeps of a user without a connection is a part of it: Mosquitto's sessions, NATS' consumers.
     before = resident(system.processes())
+    await system.prepare(users)
     with Meter(system.processes()) as meter:
         links = await in_turn([lambda user=user: system.connect(user, receive=True) for user in users], 200)  # type: ignore[misc]
     watch = Watch(links)
