@@ -10,10 +10,10 @@ user = $(if $(and $(findstring command line,$(origin USER)),$(USER)),'$(USER)',$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup installed up down status logs token chat demo test faults lint unit format lock
+.PHONY: help setup installed up down status logs token chat demo test faults bench bench-peers lint unit format lock
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Ports and the data folder: CHAT_LOCAL_* variables, see docker/local/layout.py"
 
 setup: ## Install the Python packages and the engines (the second time, only what changed)
@@ -46,6 +46,13 @@ test: lint ## Check and test everything
 faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part, SEEDS=20 for the long run
 	@$(RUN) -m tests.faults.matrix --seeds $(or $(SEEDS),1)
 
+bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK=1 takes 3 minutes (docs/benchmarks.md)
+	@$(RUN) -m bench run $(if $(QUICK),--quick)
+	@$(RUN) -m bench $(if $(QUICK),show bench/results/quick.json,report)
+
+bench-peers: ## Install the peers of the benchmark: two Debian packages (needs root), and NATS with Go
+	@sh bench/install-peers.sh
+
 lint: setup ## Check style, types and the container files
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
@@ -66,6 +73,11 @@ format: setup ## Format the code and fix what can be fixed
 lock: ## Lock the Python packages of pyproject.toml anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra dev pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock pyproject.toml -o docker/requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock --extra bench pyproject.toml -o bench/requirements.lock
+
+$(VENV)/bench.stamp: bench/requirements.lock $(VENV)/installed.stamp | setup
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r $< >&2
+	@touch $@
 
 # Progress goes to stderr: "make token" prints a token and nothing else.
 installed: $(VENV)/installed.stamp $(JARS)/kafka.stamp $(JARS)/dynamodb.stamp
