@@ -117,7 +117,7 @@ def _audit(stack: Stack) -> dict[str, float]:
     began = time.perf_counter()
     command = [sys.executable, "-c", _MEASURED]
     done = subprocess.run(command, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, check=True)
-    report = json.loads(done.stdout.splitlines()[-1])
+    report: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return report | {"seconds": time.perf_counter() - began}
 
 

@@ -24,8 +24,15 @@ TOKEN_S = 7_200
 DEVICE = "bench"
 AT_ONCE = 100
 POLL = 0.002
-SETTINGS = {"CHAT_INBOX_MESSAGES": "2000000", "CHAT_INBOX_BYTES": str(2**32)}
-"""The quotas (100,000 messages, 64 MiB) out of the way; everything else as ``make up`` has it."""
+SETTINGS = {
+    "CHAT_INBOX_MESSAGES": "2000000",
+    "CHAT_INBOX_BYTES": str(2**32),
+    **{
+        f"CHAT_{name}": "1000000000"
+        for name in ("SEND_RATE", "SEND_BURST", "SEND_BYTES_RATE", "SEND_BYTES_BURST", "CONNECT_RATE", "CONNECT_BURST")
+    },
+}
+"""Quotas and what a user may do in a second out of the way; everything else as ``make up`` has it."""
 
 
 def websocket_frame(content: bytes, opcode: int = 1) -> bytes:
