@@ -152,6 +152,11 @@ class Connection:
         return True
 
     @property
+    def is_behind(self) -> bool:
+        """Whether there is more in the inbox than was forwarded."""
+        return self.forwarded < self.target
+
+    @property
     def half_unreported(self) -> bool:
         """Whether the window is at least half used up, so that an acknowledgement should travel at once."""
         return 2 * self._count >= self._limits.window or 2 * self._bytes >= self._limits.window_bytes

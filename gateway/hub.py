@@ -44,6 +44,7 @@ ANNOUNCE_EVERY: Final = 0.05
 ANNOUNCE_AT_ONCE: Final = 100
 ANNOUNCE_JITTER: Final = 1.0
 CORRECTIONS: Final = 10_000
+ACKNOWLEDGE_WITHIN: Final = 0.1
 _NO_SLOT_YET: Final = (StoreUnavailable, NoSlot, KafkaError, TimeoutError, OSError)
 
 
@@ -141,7 +142,12 @@ class Hub:
     def acknowledge(self, socket: WebSocket) -> None:
         """Pass on how far a device has acknowledged."""
         state = socket.state
-        self.publisher.ask(Acknowledge(socket.user, socket.device, state.acked), hurry=state.half_unreported)
+        self.publisher.ask(
+            Acknowledge(socket.user, socket.device, state.acked),
+            hurry=state.half_unreported,
+            # Nobody waits for the acknowledgement of what came live; a page that waits for room does.
+            patience=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
+        )
 
     def reserve(self, socket: WebSocket, size: int) -> bool:
         """Take bytes of the budget for pages under way; without room the connection is woken later."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
@@ -28,6 +29,8 @@ from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, S
 
 log = structlog.get_logger()
 
+SESSION_INTERVAL: Final = 0.05
+"""Seconds between two records of session events to a partition: of those, each is worked on alone."""
 ITEM_BYTES: Final = 64
 """What a thing adds to a record beside its own bytes, about."""
 
@@ -38,31 +41,38 @@ Done = Callable[[Sequence[T], bool], None]
 class _Lane(Generic[T]):
     """The things for one partition of one topic: one record under way at a time, so what fails fails in order.
 
-    The first record leaves at once, then at most one per ``interval`` while they are not full: a lone record costs
-    the whole system milliseconds, a batched one a fraction (``docs/architecture.md``, "A record carries a batch").
+    The first record leaves at once, then at most one per ``interval`` seconds while they are not full: a lone record
+    costs the whole system milliseconds, a batched one a fraction (``docs/architecture.md``, "A record carries a
+    batch"). A thing with ``patience`` waits that long, in s, for others to travel with.
     """
 
-    def __init__(self, publisher: Publisher, topic: str, partition: int, encode: Callable[[Any], bytes]) -> None:
+    def __init__(
+        self, publisher: Publisher, topic: str, partition: int, interval: float, encode: Callable[[Any], bytes]
+    ) -> None:
         self._publisher = publisher
         self._topic = topic
         self._partition = partition
+        self._interval = interval
         self._encode = encode
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[T, int]] = []
         self._bytes = 0
         self._under_way = False
         self._next_at = 0.0
+        self._due_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
 
-    def add(self, thing: T, size: int) -> None:
+    def add(self, thing: T, size: int, patience: float) -> None:
         self._waiting.append((thing, size))
         self._bytes += size
+        self._due_at = min(self._due_at, self._loop.time() + patience if patience else 0.0)
         if not self._under_way:
             self._consider()
 
     def hurry(self) -> None:
         """Send what waits as soon as nothing is under way."""
-        self._next_at = 0.0
+        self._next_at = self._due_at = 0.0
         if not self._under_way:
             self._consider()
 
@@ -72,18 +82,22 @@ class _Lane(Generic[T]):
     def _consider(self) -> None:
         if not self._waiting:
             return
-        now = self._loop.time()
-        if now >= self._next_at or self._full():
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+        now, leaves_at = self._loop.time(), max(self._next_at, self._due_at)
+        if now >= leaves_at or self._full():
+            self._set_timer(math.inf)
             self._under_way = True
             self._publisher.spawn(self._send(self._take(), now))
-        elif self._timer is None:
-            self._timer = self._loop.call_at(self._next_at, self._on_time)
+        elif leaves_at < self._timer_at:
+            self._set_timer(leaves_at)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if at == math.inf else self._loop.call_at(at, self._on_time)
+        self._timer_at = at
 
     def _on_time(self) -> None:
-        self._timer = None
+        self._set_timer(math.inf)
         if not self._under_way:
             self._consider()
 
@@ -96,17 +110,19 @@ class _Lane(Generic[T]):
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         self._bytes -= size
+        # What stays behind was waiting for room, not for others.
+        self._due_at = 0.0 if self._waiting else math.inf
         return taken
 
     async def _send(self, taken: list[tuple[T, int]], now: float) -> None:
-        self._next_at = now + self._publisher.settings.record_interval
+        self._next_at = now + self._interval
         things = [thing for thing, _ in taken]
         ok = await self._publisher.produce(self._topic, self._partition, self._encode(things))
         self._publisher.give_back(sum(size for _, size in taken))
         self._publisher.done(self._topic, things, ok)
         if not ok and self._waiting:
             # What follows a record that failed fails with it: sent again, all of it comes in the old order.
-            rest, self._waiting, self._bytes = self._waiting, [], 0
+            rest, self._waiting, self._bytes, self._due_at = self._waiting, [], 0, math.inf
             self._publisher.give_back(sum(size for _, size in rest))
             self._publisher.done(self._topic, [thing for thing, _ in rest], False)
         self._under_way = False
@@ -181,21 +197,25 @@ class Publisher:
         """Write a session event; lost only with Kafka away, and then made good by the next announcement."""
         self._add(SESSION_EVENTS, event.user, event, 2 * ITEM_BYTES + len(event.user), _encode_events)
 
-    def ask(self, request: Acknowledge | Fetch, hurry: bool = False) -> None:
+    def ask(self, request: Acknowledge | Fetch, hurry: bool = False, patience: float = 0.0) -> None:
         """Write an inbox request; a lost fetch is asked again, a lost acknowledgement covered by the next."""
-        lane = self._add(INBOX_REQUESTS, request.user, request, 2 * ITEM_BYTES + len(request.user), _encode_requests)
+        size = 2 * ITEM_BYTES + len(request.user)
+        lane = self._add(INBOX_REQUESTS, request.user, request, size, _encode_requests, patience)
         if hurry:
             lane.hurry()
 
-    def _add(self, topic: str, user: str, thing: Any, size: int, encode: Callable[[Any], bytes]) -> _Lane[Any]:
+    def _add(
+        self, topic: str, user: str, thing: Any, size: int, encode: Callable[[Any], bytes], patience: float = 0.0
+    ) -> _Lane[Any]:
         partition = partition_of(user, self.settings.partitions)
         lane = self._lanes.get((topic, partition))
         if lane is None:
-            lane = self._lanes[topic, partition] = _Lane(self, topic, partition, encode)
+            interval = SESSION_INTERVAL if topic == SESSION_EVENTS else self.settings.record_interval
+            lane = self._lanes[topic, partition] = _Lane(self, topic, partition, interval, encode)
         self._room -= size
         if self._room <= 0:
             self._has_room.clear()
-        lane.add(thing, size)
+        lane.add(thing, size, patience)
         return lane
 
     def give_back(self, size: int) -> None:

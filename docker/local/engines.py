@@ -50,6 +50,7 @@ class Kafka(Part):
             "java",
             # Small heaps, two cores: the collector without threads of its own.
             "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
             *options,
             f"{simple_logger}.defaultLogLevel=warn",
             f"{simple_logger}.showDateTime=true",

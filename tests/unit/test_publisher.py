@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chat_streams.position import ORIGIN
+from chat_streams.position import ORIGIN, Position
 from chat_streams.records import (
     INCOMING,
     MAX_MESSAGES,
@@ -84,6 +84,9 @@ class Kafka:
 
     def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:
         (self.confirmed if ok else self.failed).extend(thing.message.id for thing in things)
+
+    def acknowledge(self, offset: int, patience: float, hurry: bool = False) -> None:
+        self.publisher.ask(Acknowledge("bob", "phone", Position.of(1, offset, 0)), hurry, patience)
 
     def send(self, *ids: str, to: str = "bob", size: int = 0) -> None:
         for id_ in ids:
@@ -165,6 +168,43 @@ async def test_then_at_most_one_record_in_an_interval_and_none_later() -> None:
     assert len(times) <= 500 / 10 + 2
     assert max(record.at - sent_at[id_] for record in kafka.records for id_ in record.ids) <= INTERVAL + 1e-9
     assert kafka.confirmed == [id_ for ids in kafka.ids for id_ in ids] == [str(i) for i in range(500)]
+
+
+@in_jumping_time
+async def test_what_has_patience_waits_for_others() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    for offset in range(10):
+        await until(offset / 100)
+        kafka.acknowledge(offset, patience=0.1)
+    assert kafka.records == []
+    await until(1.0)
+    assert [(record.at, len(REQUESTS.decode(record.value))) for record in kafka.records] == [(0.1, 10)]
+
+
+@in_jumping_time
+async def test_what_has_no_patience_takes_along_what_has() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.acknowledge(1, patience=0.1)
+    await until(0.02)
+    kafka.acknowledge(2, patience=0.0)
+    await until(0.05)
+    kafka.acknowledge(3, patience=0.1)
+    await until(0.06)
+    kafka.acknowledge(4, patience=0.1, hurry=True)
+    await until(1.0)
+    assert [(record.at, len(REQUESTS.decode(record.value))) for record in kafka.records] == [(0.02, 2), (0.06, 2)]
+
+
+@in_jumping_time
+async def test_stopping_does_not_wait_for_patience() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.acknowledge(1, patience=3600.0)
+    await kafka.publisher.stop()
+    assert [record.at for record in kafka.records] == [0.0]
+    assert kafka.is_empty
 
 
 @in_jumping_time
