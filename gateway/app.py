@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
@@ -18,7 +19,9 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import topics
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.records import PUSH, Delivery
 from chat_streams.settings import Settings
+from chat_streams.statistics import Statistics
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
 from gateway.auth import Authenticator
@@ -38,6 +41,7 @@ HISTORY_LOOK_SECONDS: Final = 0.2
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
+SAMPLE_SECONDS: Final = 0.05
 
 
 class Gateway:
@@ -49,6 +53,8 @@ class Gateway:
         self._cluster = Cluster(settings)
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
+        self.statistics = Statistics("gateway")
+        self.statistics.gauges = self._gauges
         self.publisher = Publisher(settings, self._confirm)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self._log: Log | None = None
@@ -56,6 +62,7 @@ class Gateway:
         self._stopping = False
         self._sockets: set[WebSocket] = set()
         self._at = (0, "")
+        self._sample_at = 0.0
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Start before the socket listens, stop after (``web.Application.cleanup_ctx``); raises ``TopicsError``."""
@@ -65,9 +72,11 @@ class Gateway:
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
+        saying = asyncio.create_task(self.statistics.publish(self.publisher.say, asyncio.sleep))
         yield
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        saying.cancel()
+        await asyncio.gather(running, saying, return_exceptions=True)
         await self.publisher.stop()
         await self.hub.close()
         await self._ends.stop()
@@ -107,6 +116,8 @@ class Gateway:
             await socket.run()
         finally:
             self._sockets.discard(socket)
+            self.statistics.counters[f"closed_{ws.close_code or 1006}"] += 1
+            self.statistics.counters["stalls"] += socket.state.stalls if socket.user else 0
         return ws
 
     async def healthz(self, request: web.Request) -> web.Response:
@@ -159,13 +170,31 @@ class Gateway:
         finally:
             await admin.close()
 
+    def forwarded(self, delivery: Delivery) -> None:
+        """Count what a client was sent; how long a pushed message took is looked at now and then only."""
+        self.statistics.counters["delivered"] += delivery.count
+        now = time.monotonic()
+        if (
+            delivery.request == PUSH
+            and now >= self._sample_at
+            and (at := protocol.at_of(delivery.messages)) is not None
+        ):
+            self._sample_at = now + SAMPLE_SECONDS
+            self.statistics.latency.add(max(0.0, time.time() * 1000 - at))
+
     def at_text(self, at: int) -> str:
         """The text of a time; the same one is asked for many times in a row."""
         if self._at[0] != at:
             self._at = (at, protocol.at_text(at))
         return self._at[1]
 
+    def _gauges(self) -> dict[str, float]:
+        lease = self.hub.lease
+        found = {"connections": float(len(self._sockets)), "produce_buffer_bytes": float(self.publisher.held)}
+        return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
+
     def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:
+        self.statistics.counters["accepted" if ok else "refused"] += len(things)
         by_owner: defaultdict[WebSocket, list[Accepted]] = defaultdict(list)
         for thing in things:
             by_owner[thing.owner].append(thing)
