@@ -1,0 +1,84 @@
+"""How far the services are behind, and whether they catch up: pure arithmetic on offsets."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from aiokafka.structs import TopicPartition
+
+LOOKS: Final = 8
+"""Looks that a rate is taken over: 16 s."""
+
+
+class Lag(NamedTuple):
+    """Of a group on a partition: the messages behind, and for how long (s) the oldest of them has waited.
+
+    ``exact`` is whether all of those records were counted; else it is as many as the sample says.
+    """
+
+    messages: int
+    seconds: float
+    exact: bool
+
+
+class _Look(NamedTuple):
+    at: float
+    ends: Mapping[TopicPartition, int]
+    committed: Mapping[str, Mapping[TopicPartition, int]]
+
+
+class Watermarks:
+    """The last few looks at where the topics end and how far the groups are; times in s of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._looks: deque[_Look] = deque(maxlen=LOOKS)
+
+    def look(
+        self,
+        ends: Mapping[TopicPartition, int],
+        committed: Mapping[str, Mapping[TopicPartition, int]],
+        at: float,
+    ) -> None:
+        """Note a look."""
+        self._looks.append(_Look(at, ends, committed))
+
+    @property
+    def ends(self) -> Mapping[TopicPartition, int]:
+        """Where each partition ends."""
+        return self._looks[-1].ends if self._looks else {}
+
+    @property
+    def committed(self) -> Mapping[str, Mapping[TopicPartition, int]]:
+        """The offset each group applies next; -1 where it never ran."""
+        return self._looks[-1].committed if self._looks else {}
+
+    def rate(self, tp: TopicPartition) -> float:
+        """Records a second that are written."""
+        return self._rise(lambda look: look.ends.get(tp))
+
+    def behind(self, group: str, tp: TopicPartition) -> int:
+        """Records that a group has not applied and committed."""
+        return max(0, self.ends.get(tp, 0) - max(0, self.committed.get(group, {}).get(tp, 0)))
+
+    def lag(self, group: str) -> int:
+        """Records that a group is behind, over all partitions."""
+        return sum(self.behind(group, tp) for tp in self.committed.get(group, {}))
+
+    def time_to_empty(self, group: str, tp: TopicPartition) -> float | None:
+        """Seconds until the group has caught up if all goes on as now; ``None`` while it does not catch up."""
+        behind = self.behind(group, tp)
+        if not behind:
+            return 0.0
+        speed = self._rise(lambda look: look.committed.get(group, {}).get(tp)) - self.rate(tp)
+        return behind / speed if speed > 0 else None
+
+    def _rise(self, of: Callable[[_Look], int | None]) -> float:
+        if len(self._looks) < 2:
+            return 0.0
+        first, last = self._looks[0], self._looks[-1]
+        before, after = of(first), of(last)
+        if before is None or after is None or last.at <= first.at:
+            return 0.0
+        return float(max(0, after - before) / (last.at - first.at))
