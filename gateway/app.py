@@ -191,6 +191,7 @@ class Gateway:
     def _gauges(self) -> dict[str, float]:
         lease = self.hub.lease
         found = {"connections": float(len(self._sockets)), "produce_buffer_bytes": float(self.publisher.held)}
+        found["open_stalls"] = float(sum(socket.state.stalls for socket in self.hub))
         return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
 
     def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:

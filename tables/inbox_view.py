@@ -42,6 +42,9 @@ class InboxView(NamedTuple):
     gaps: int
 
 
+NOTHING: Final = InboxView(False, 0, 0, None, None, None, None, {}, {}, 0, 0)
+
+
 async def look(cluster: Cluster, user: str) -> InboxView:
     """Look at the inbox of a user; ``known`` is false for one who never connected and was never written to.
 
@@ -65,7 +68,7 @@ async def look(cluster: Cluster, user: str) -> InboxView:
             break
         start = "(" + answer[2][-1][0].decode()
     if answer is None or isinstance(answer, ResponseError):
-        return InboxView(False, 0, 0, None, None, None, None, {}, {}, 0, 0)
+        return NOTHING
     pairs = iter(answer[0])
     fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in zip(pairs, pairs)}  # noqa: B905
     devices = {}

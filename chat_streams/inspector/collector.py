@@ -40,7 +40,7 @@ LOOK_S: Final = 2.0
 WATCHED_S: Final = 10.0
 SAMPLE_S: Final = 4.0
 REQUEST_S: Final = 5.0
-DATABASE_S: Final = 10.0
+DATABASE_S: Final = 4.0
 GROUPS: Final = {
     "messaging": (topics.INCOMING_MESSAGES, topics.SESSION_EVENTS),
     "notification": (topics.SESSION_EVENTS, topics.INBOX_REQUESTS),
@@ -53,6 +53,9 @@ TOPICS: Final = (
     topics.OUTGOING_MESSAGES,
     topics.DEAD_LETTERS,
 )
+OTHER_TOPICS: Final = (topics.REGISTRY_CHANGELOG, topics.GENERATIONS, topics.SERVICE_STATS)
+"""They have a tail, too."""
+ONE_PARTITION: Final = (topics.DEAD_LETTERS, topics.GENERATIONS, topics.SERVICE_STATS)
 
 
 @dataclass
@@ -147,7 +150,7 @@ class Collector:
                 await admin.start()
                 while True:
                     limit.reschedule(asyncio.get_running_loop().time() + REQUEST_S)
-                    tps = [TopicPartition(t, p) for t in TOPICS for p in range(self._partitions(t))]
+                    tps = [TopicPartition(t, p) for t in TOPICS for p in range(self.partitions(t))]
                     ends = await consumer.end_offsets(tps)
                     committed = {}
                     for group, of_group in GROUPS.items():
@@ -161,10 +164,11 @@ class Collector:
         finally:
             await admin.close()
 
-    def _partitions(self, topic: str) -> int:
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has, by the settings."""
         if topic == topics.OUTGOING_MESSAGES:
             return self.settings.slots
-        return topics.DEAD_LETTER_PARTITIONS if topic == topics.DEAD_LETTERS else self.settings.partitions
+        return 1 if topic in ONE_PARTITION else self.settings.partitions
 
     async def _read_statistics(self) -> None:
         async with self._consumer() as consumer:

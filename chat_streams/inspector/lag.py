@@ -10,6 +10,7 @@ from aiokafka.structs import TopicPartition
 
 LOOKS: Final = 8
 """Looks that a rate is taken over: 16 s."""
+KEEPS_UP_S: Final = 3.0
 
 
 class Lag(NamedTuple):
@@ -67,11 +68,17 @@ class Watermarks:
         return sum(self.behind(group, tp) for tp in self.committed.get(group, {}))
 
     def time_to_empty(self, group: str, tp: TopicPartition) -> float | None:
-        """Seconds until the group has caught up if all goes on as now; ``None`` while it does not catch up."""
+        """Seconds until the group has caught up if all goes on as now; ``None`` while it does not catch up.
+
+        Who is only as far behind as it works off in ``KEEPS_UP_S`` keeps up: offsets are committed once a second.
+        """
         behind = self.behind(group, tp)
         if not behind:
             return 0.0
-        speed = self._rise(lambda look: look.committed.get(group, {}).get(tp)) - self.rate(tp)
+        applied = self._rise(lambda look: look.committed.get(group, {}).get(tp))
+        if applied > 0 and behind / applied <= KEEPS_UP_S:
+            return behind / applied
+        speed = applied - self.rate(tp)
         return behind / speed if speed > 0 else None
 
     def _rise(self, of: Callable[[_Look], int | None]) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,7 @@ from chat_streams.inspector.collector import Collector
 from chat_streams.log_reader import LogUnavailable
 from chat_streams.records import now_ms
 from chat_streams.settings import Settings
+from chat_streams.times import utc
 from chat_streams.topics import TopicsError
 from gateway.auth import Authenticator
 from tables.chat_history import ChatHistory, HistoryUnavailable
@@ -109,15 +110,18 @@ class Site:
 
     # Pages
 
-    def page(self, path: str, template: str, model: Model, live: str | None = None) -> None:
-        """A page, the same as JSON under ``/api``, and its live part, a template of its own, under ``/live``."""
+    def page(self, path: str, template: str, model: Model, live: str | None = None, needs: Sequence[str] = ()) -> None:
+        """A page, the same as JSON under ``/api``, and its live part, a template of its own, under ``/live``.
+
+        While an engine it ``needs`` is away, it says so at once.
+        """
 
         async def html(request: web.Request) -> web.StreamResponse:
-            answer = await self._answer(request, model)
+            answer = await self._answer(request, model, needs)
             return self.render(request, template, answer.data, answer.status)
 
         async def api(request: web.Request) -> web.StreamResponse:
-            answer = await self._answer(request, model)
+            answer = await self._answer(request, model, needs)
             return web.json_response(answer.data, status=answer.status, dumps=_dumps)
 
         self.router.add_get(path, html)
@@ -143,7 +147,11 @@ class Site:
         )
         return web.Response(text=text, content_type="text/html", status=status)
 
-    async def _answer(self, request: web.Request, model: Model) -> Answer:
+    async def _answer(self, request: web.Request, model: Model, needs: Sequence[str] = ()) -> Answer:
+        for engine in map(self.collector.engines.__getitem__, needs):
+            if engine.up is False:
+                text = f"{engine.name} is away since {utc(engine.since)}: {engine.error}"
+                raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "2"})
         try:
             return await model(request, request["viewer"])
         except NotFound as error:
@@ -212,7 +220,8 @@ class Site:
                 {
                     "Content-Security-Policy": POLICY,
                     "X-Content-Type-Options": "nosniff",
-                    "Referrer-Policy": "no-referrer",
+                    # "no-referrer" would have the origin of our own forms hidden from us, too.
+                    "Referrer-Policy": "same-origin",
                     "X-Frame-Options": "DENY",
                 }
             )

@@ -47,7 +47,7 @@ def register(site: Site) -> None:
         rows: list[dict[str, Any]] = [as_json(key, c, site) for key, c in found.items()]
         return Answer({"id": text, "user": user, "connections": rows})
 
-    site.page("/connection/{id}", "connection.html", model)
+    site.page("/connection/{id}", "connection.html", model, needs=("Kafka",))
 
 
 def _note(found: dict[bytes, Connection], event: Any, at: int) -> None:

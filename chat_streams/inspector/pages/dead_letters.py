@@ -86,7 +86,7 @@ def register(site: Site) -> None:
             return web.json_response(data)
         return site.render(request, "redrive.html", data)
 
-    site.page("/dead-letters", "dead_letters.html", listing)
-    site.page("/dead-letters/{number:[0-9]{1,15}}", "dead_letter.html", details)
+    site.page("/dead-letters", "dead_letters.html", listing, needs=("Kafka",))
+    site.page("/dead-letters/{number:[0-9]{1,15}}", "dead_letter.html", details, needs=("Kafka",))
     site.router.add_post("/redrive", redrive)
     site.router.add_post("/api/redrive", redrive)

@@ -40,7 +40,7 @@ def register(site: Site) -> None:
         return Answer({"id": id_, "trails": trails, "more": len(found) - len(trails)})
 
     site.page("/message/{id}", "journey.html", frame)
-    site.page("/journey/{id}", "_journey.html", model)
+    site.page("/journey/{id}", "_journey.html", model, needs=("Kafka",))
 
 
 async def _trail(tracer: Tracer, trail: Trail, site: Site) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def register(site: Site) -> None:
             }
         )
 
-    site.page("/record/{topic}/{partition:[0-9]{1,5}}/{offset:[0-9]{1,13}}", "record.html", model)
+    site.page("/record/{topic}/{partition:[0-9]{1,5}}/{offset:[0-9]{1,13}}", "record.html", model, needs=("Kafka",))
 
 
 def shown(record: LogRecord, bodies: bool) -> dict[str, Any]:

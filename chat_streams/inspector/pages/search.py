@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
 from gateway.protocol import is_id
 from tables import inbox_view
+from tables.cluster import StoreUnavailable
 
 TOPIC: Final = re.compile(r"([a-z][a-z_-]+)/([0-9]{1,5})/([0-9]{1,13})", re.ASCII)
 SLOT: Final = re.compile(r"(?:gateway|slot|g)[ :-]?([0-9]{1,5})", re.ASCII)
@@ -41,7 +43,10 @@ def register(site: Site) -> None:
             raise web.HTTPSeeOther("/")
         if (path := goal(text)) is not None and not request.path.startswith("/api/"):
             raise web.HTTPSeeOther(path)
-        inbox = await inbox_view.look(site.cluster, text) if is_id(text) else None
+        inbox = None
+        with contextlib.suppress(StoreUnavailable):
+            # A message is found without Redis; the page says that it is away.
+            inbox = await inbox_view.look(site.cluster, text) if is_id(text) else None
         return Answer(
             {
                 "query": text,

@@ -19,14 +19,16 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.collector import REQUEST_S, TOPICS
+from chat_streams.inspector.collector import OTHER_TOPICS, REQUEST_S, TOPICS
 from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.sampling import count_of
 from chat_streams.inspector.site import HEARTBEAT_S, Answer, Site
 from chat_streams.log_reader import LogUnavailable
 from chat_streams.records import now_ms
-from chat_streams.topics import OUTGOING_MESSAGES, partition_of
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 
+TAILS: Final = (*TOPICS, *OTHER_TOPICS)
+BY_USER: Final = (INCOMING_MESSAGES, SESSION_EVENTS, INBOX_REQUESTS)
 SHOWN_PER_S: Final = 40
 """Things shown a second; what is more is counted."""
 MAX_TAILS: Final = 8
@@ -50,9 +52,9 @@ class Filters:
     def of(cls, request: web.Request) -> Filters:
         """The filters of a request."""
         q = request.query
-        topic = q.get("topic", TOPICS[0])
+        topic = q.get("topic", TAILS[0])
         return cls(
-            topic if topic in TOPICS else TOPICS[0], *(q.get(n, "")[:128] for n in ("user", "sender", "type", "header"))
+            topic if topic in TAILS else TAILS[0], *(q.get(n, "")[:128] for n in ("user", "sender", "type", "header"))
         )
 
     def may_match(self, value: bytes | None, headers: Any) -> bool:
@@ -79,7 +81,7 @@ def register(site: Site) -> None:
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
         filters = Filters.of(request)
-        return Answer({"filters": vars(filters), "topic_names": TOPICS, "minutes": request.query.get("minutes", "")})
+        return Answer({"filters": vars(filters), "topic_names": TAILS, "minutes": request.query.get("minutes", "")})
 
     async def events(request: web.Request) -> web.StreamResponse:
         if open_tails[0] >= MAX_TAILS:
@@ -96,9 +98,9 @@ def register(site: Site) -> None:
 
 def partitions_of(filters: Filters, site: Site) -> list[int]:
     """The partitions to read: one, where a user is asked for whose place is known."""
-    if filters.user and filters.topic not in (OUTGOING_MESSAGES, "dead_letters"):
+    if filters.user and filters.topic in BY_USER:
         return [partition_of(filters.user, site.settings.partitions)]
-    return [tp.partition for tp in site.collector.watermarks.ends if tp.topic == filters.topic]
+    return list(range(site.collector.partitions(filters.topic)))
 
 
 def positions(text: str) -> dict[int, int]:
@@ -116,9 +118,6 @@ async def _tail(site: Site, request: web.Request) -> AsyncIterator[tuple[str, st
     minutes = request.query.get("minutes", "")
     ends_at = time.monotonic() + 60 * min(int(minutes), 120) if minutes.isdigit() else None
     tps = [TopicPartition(filters.topic, p) for p in partitions_of(filters, site)]
-    if not tps:
-        yield "", "away", "nothing is known of this topic: is Kafka there?"
-        return
     consumer = AIOKafkaConsumer(
         bootstrap_servers=site.settings.kafka, enable_auto_commit=False, fetch_max_bytes=4 * 1024 * 1024
     )
@@ -195,8 +194,12 @@ def _items(record: Any, filters: Filters, bodies: bool) -> list[dict[str, Any]]:
         | {
             "what": str(item.get("type", "message")),
             "id": item.get("id"),
-            "text": " ".join(f"{k}={v}" for k, v in item.items() if k not in ("type", "at_ms"))[:600],
+            "text": " · ".join(f"{k} {_text(v)}" for k, v in item.items() if k not in ("type", "at_ms", "id"))[:600],
         }
         for item in items
         if filters.matches(item)
     ]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

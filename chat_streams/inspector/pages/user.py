@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import deque
 from typing import Any, Final
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
-from chat_streams.log_reader import LogReader, Span
+from chat_streams.log_reader import LogReader, LogUnavailable, Span
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.records import INCOMING, SESSIONS, Undecodable, UnknownVersion, now_ms
 from chat_streams.times import utc
@@ -19,8 +20,10 @@ from chat_streams.tracing import Connection, Name, Trail
 from gateway.protocol import is_id
 from tables import inbox_view
 from tables.chat_history import HistoryUnavailable
+from tables.cluster import StoreUnavailable
 
 LAST: Final = 20
+KAFKA_S: Final = 8.0
 OUT_RECORDS: Final = 2_000
 """Of each partition, the newest: where messages from a user are looked for."""
 OUT_MS: Final = 15 * 60 * 1000
@@ -34,11 +37,11 @@ def register(site: Site) -> None:
         user = request.match_info["user"]
         if not is_id(user):
             raise NotFound(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")
-        inbox = await inbox_view.look(site.cluster, user)
-        async with LogReader(site.settings) as reader:
-            connections = await connections_of(site, reader, user)
-        messages, history_error = await _received(site, user, viewer.bodies)
-        if not inbox.known and not connections and not messages:
+        (inbox, inbox_error), (connections, connections_error), (messages, history_error) = await asyncio.gather(
+            _inbox(site, user), _connections(site, user), _received(site, user, viewer.bodies)
+        )
+        errors = [error for error in (inbox_error, connections_error, history_error) if error]
+        if not inbox.known and not connections and not messages and not errors:
             partition = partition_of(user, site.settings.partitions)
             raise NotFound(
                 f"There is no user {user}: no inbox and no devices in Redis, no connection in the last"
@@ -57,6 +60,8 @@ def register(site: Site) -> None:
                 "oldest_ms": inbox.oldest_at * 1000 if inbox.oldest_at else None,
                 "connections": [as_json(key, c, site) for key, c in connections.items()][-LAST:],
                 "received": messages,
+                "inbox_error": inbox_error,
+                "connections_error": connections_error,
                 "history_error": history_error,
             }
         )
@@ -67,7 +72,25 @@ def register(site: Site) -> None:
         return Answer({"user": user, "sent": found, "searched": searched})
 
     site.page("/user/{user}", "user.html", model, live="_user.html")
-    site.page("/sent-by/{user}", "_sent.html", sent)
+    site.page("/sent-by/{user}", "_sent.html", sent, needs=("Kafka",))
+
+
+async def _inbox(site: Site, user: str) -> tuple[inbox_view.InboxView, str | None]:
+    try:
+        return await inbox_view.look(site.cluster, user), None
+    except StoreUnavailable as error:
+        return inbox_view.NOTHING, f"Redis does not answer: {error}"
+
+
+async def _connections(site: Site, user: str) -> tuple[dict[bytes, Connection], str | None]:
+    engine = site.collector.engines["Kafka"]
+    if engine.up is False:
+        return {}, f"Kafka is away since {utc(engine.since)}"
+    try:
+        async with asyncio.timeout(KAFKA_S), LogReader(site.settings) as reader:
+            return await connections_of(site, reader, user), None
+    except (LogUnavailable, TimeoutError) as error:
+        return {}, f"Kafka does not answer: {error!r}"
 
 
 async def connections_of(site: Site, reader: LogReader, user: str) -> dict[bytes, Connection]:

@@ -56,12 +56,14 @@ if (tail) {
       `${number.format(left)} not shown for speed` + (total.skipped ? ` · ${number.format(total.skipped)} records left out` : "") + (paused ? ` · paused, ${number.format(unseen)} came meanwhile` : "");
   };
   const draw = (items) => {
-    for (const item of items) {
+    for (const item of items.sort((a, b) => a.at - b.at)) {
       const row = body.insertRow(0);
       cell(row, new Date(item.at).toISOString().slice(11, 23)).className = "id";
       cell(row, `${item.partition}/${item.offset}`, `/record/${tail.dataset.topic}/${item.partition}/${item.offset}`);
       cell(row, item.what);
-      cell(row, item.text, item.what === "message" && item.id ? `/message/${encodeURIComponent(item.id)}` : null).className = "body";
+      const what = cell(row, item.text);
+      what.className = "body";
+      if (item.id) { const a = document.createElement("a"); a.href = `/message/${encodeURIComponent(item.id)}`; a.textContent = item.id; a.className = "id"; what.append(" ", a); }
     }
     while (body.rows.length > ROWS) body.deleteRow(-1);
   };
@@ -93,12 +95,23 @@ if (charts && window.uPlot) {
   const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
   const strokes = [colour("--link"), colour("--good"), colour("--wait")], plots = [];
   const names = { latency_p50_ms: "p50", latency_p99_ms: "p99", lag_messaging: "messaging", lag_notification: "notification", lag_history: "history" };
+  const clock = (_, ts, __, ___, step) => ts.map((t) => new Date(t * 1000).toISOString().slice(11, step < 60 ? 19 : 16));
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  let events = [];
+  const marks = (plot) => {
+    for (const event of events) {
+      const x = Math.round(plot.valToPos(event.at / 1000, "x", true));
+      if (x < plot.bbox.left || x > plot.bbox.left + plot.bbox.width) continue;
+      plot.ctx.fillStyle = colour("--soft");
+      plot.ctx.fillRect(x, plot.bbox.top, 1, plot.bbox.height);
+    }
+  };
   for (const place of charts.querySelectorAll(".plot")) {
     const series = place.dataset.series.split(" ");
     const plot = new uPlot({
-      width: place.clientWidth, height: 190, cursor: { sync: { key: "hour" } }, tzDate: (s) => uPlot.tzDate(new Date(s * 1000), "Etc/UTC"),
-      axes: [axis, { ...axis, size: 64 }],
+      width: place.clientWidth, height: 190, cursor: { sync: { key: "hour" } }, hooks: { drawAxes: [marks] },
+      tzDate: (s) => uPlot.tzDate(new Date(s * 1000), "Etc/UTC"),
+      axes: [{ ...axis, values: clock, space: 90 }, { ...axis, size: 64 }],
       series: [{ value: "{HH}:{mm}:{ss}" }, ...series.map((name, i) => ({ label: names[name] || name, stroke: strokes[i], width: 1.6, spanGaps: true, value: (_, v) => (v == null ? "–" : v.toLocaleString("en", { maximumFractionDigits: 1 })) }))],
     }, [[], ...series.map(() => [])], place);
     plots.push({ plot, series, place });
@@ -107,7 +120,8 @@ if (charts && window.uPlot) {
     try {
       const answer = await fetch(charts.dataset.charts);
       if (!answer.ok) throw new Error(answer.status);
-      const { columns } = await answer.json();
+      const { columns, events: found } = await answer.json();
+      events = found.filter((event) => !event.instance.startsWith("inspector"));
       for (const { plot, series } of plots) plot.setData([columns.at, ...series.map((name) => columns[name])]);
       charts.dataset.points = columns.at.length;
       say("live");
