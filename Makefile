@@ -42,6 +42,7 @@ chat: setup ## Chat in this terminal as a user: USER=alice
 	@$(STACK) run gateway.chat $(user)
 
 test: lint ## Check and test everything
+	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test
 	@$(RUN) -m pytest
 
 faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part, SEEDS=20 for the long run

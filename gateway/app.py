@@ -42,6 +42,8 @@ GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
 SAMPLE_SECONDS: Final = 0.05
+COUNTED: Final = frozenset({*protocol.Close, 1000, 1001, 1006, 1009})
+"""Close codes that are counted each by itself."""
 
 
 class Gateway:
@@ -116,7 +118,9 @@ class Gateway:
             await socket.run()
         finally:
             self._sockets.discard(socket)
-            self.statistics.counters[f"closed_{ws.close_code or 1006}"] += 1
+            code = ws.close_code or 1006
+            # A client may close with any of 4,000 codes.
+            self.statistics.counters[f"closed_{code if code in COUNTED else 0}"] += 1
             self.statistics.counters["stalls"] += socket.state.stalls if socket.user else 0
         return ws
 

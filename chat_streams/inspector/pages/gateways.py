@@ -13,6 +13,7 @@ from chat_streams.statistics import ServiceStats
 from gateway.protocol import Close
 
 CODES = {int(code): code.name.lower().replace("_", " ") for code in Close} | {
+    0: "any other",
     1000: "normal",
     1001: "going away",
     1006: "lost without a close",

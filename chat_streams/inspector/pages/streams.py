@@ -34,11 +34,16 @@ def _topic(site: Site, topic: str) -> dict[str, Any]:
         "records_per_s": records,
         "messages_per_s": records * sample.messages if sample else None,
         "bytes_per_s": records * sample.size if sample else None,
-        "busiest": max(
-            ({"partition": tp.partition, "records_per_s": c.watermarks.rate(tp)} for tp in tps),
-            key=lambda row: row["records_per_s"],
-            default=None,
-        ),
+        "rows": [
+            {
+                "partition": tp.partition,
+                "end": c.watermarks.ends[tp],
+                "records_per_s": c.watermarks.rate(tp),
+                "messages_per_s": c.watermarks.rate(tp) * sample.messages if sample else None,
+                "bytes_per_s": c.watermarks.rate(tp) * sample.size if sample else None,
+            }
+            for tp in sorted(tps)
+        ],
     }
 
 
@@ -82,5 +87,4 @@ def _partition(site: Site, group: str, tp: TopicPartition) -> dict[str, Any]:
         "exact": lag.exact if lag else not behind,
         "seconds": lag.seconds if lag else (None if behind else 0.0),
         "time_to_empty_s": marks.time_to_empty(group, tp),
-        "records_per_s": marks.rate(tp),
     }
