@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -72,7 +72,7 @@ class Engine:
         up = error is None
         if up != self.up:
             self.up, self.since = up, now_ms()
-        self.error = "" if error is None else f"{type(error).__name__}: {error}"[:300]
+        self.error = "" if error is None else f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,19 @@ class Slot:
     owner: str
     epoch: int
     ttl_ms: int
+
+
+async def look(
+    marks: Watermarks, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, tps: Sequence[TopicPartition]
+) -> None:
+    """Note where partitions end and how far the groups are; raises ``KafkaError``."""
+    ends = await consumer.end_offsets(tps)
+    committed = {}
+    for group, of_group in GROUPS.items():
+        wanted = [tp for tp in tps if tp.topic in of_group]
+        found = await admin.list_consumer_group_offsets(group, partitions=wanted)
+        committed[group] = {tp: found[tp].offset for tp in wanted if tp in found}
+    marks.look(ends, committed, time.monotonic())
 
 
 class Collector:
@@ -151,13 +164,7 @@ class Collector:
                 while True:
                     limit.reschedule(asyncio.get_running_loop().time() + REQUEST_S)
                     tps = [TopicPartition(t, p) for t in TOPICS for p in range(self.partitions(t))]
-                    ends = await consumer.end_offsets(tps)
-                    committed = {}
-                    for group, of_group in GROUPS.items():
-                        wanted = [tp for tp in tps if tp.topic in of_group]
-                        found = await admin.list_consumer_group_offsets(group, partitions=wanted)
-                        committed[group] = {tp: found[tp].offset for tp in wanted if tp in found}
-                    self.watermarks.look(ends, committed, time.monotonic())
+                    await look(self.watermarks, consumer, admin, tps)
                     self.engines["Kafka"].see(None)
                     limit.reschedule(None)
                     await asyncio.sleep(LOOK_S)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
+from urllib.parse import quote
 
 from chat_streams.records import now_ms
 from chat_streams.times import duration, utc
@@ -81,4 +83,6 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "clock": clock,
     "hexdump": hex_rows,
     "dur": duration,
+    # Jinja's own lets slashes through.
+    "urlencode": partial(quote, safe=""),
 }

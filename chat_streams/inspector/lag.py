@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from aiokafka.structs import TopicPartition
 
@@ -89,3 +89,50 @@ class Watermarks:
         if before is None or after is None or last.at <= first.at:
             return 0.0
         return float(max(0, after - before) / (last.at - first.at))
+
+
+def summary(
+    marks: Watermarks, lags: Mapping[tuple[str, str, int], Lag], groups: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """How far each group is behind on each topic, and partition by partition, as JSON values; times in s.
+
+    ``messages`` is ``None`` where none was looked at yet, ``time_to_empty_s`` where it does not catch up.
+    """
+    found = []
+    for group, topics in groups.items():
+        for topic in topics:
+            tps = sorted(tp for tp in marks.committed.get(group, {}) if tp.topic == topic)
+            rows = [_partition(marks, lags, group, tp) for tp in tps]
+            behind = [row for row in rows if row["records"]]
+            empty = [row["time_to_empty_s"] for row in behind]
+            messages = [row["messages"] for row in behind]
+            found.append(
+                {
+                    "group": group,
+                    "topic": topic,
+                    "records": sum(row["records"] for row in rows),
+                    "messages": None if None in messages else sum(messages),
+                    "exact": all(row["exact"] for row in behind),
+                    "seconds": max((row["seconds"] for row in behind if row["seconds"] is not None), default=0.0),
+                    "time_to_empty_s": None if None in empty else max(empty, default=0.0),
+                    "partitions": rows,
+                }
+            )
+    return found
+
+
+def _partition(
+    marks: Watermarks, lags: Mapping[tuple[str, str, int], Lag], group: str, tp: TopicPartition
+) -> dict[str, Any]:
+    behind = marks.behind(group, tp)
+    lag = lags.get((group, tp.topic, tp.partition)) if behind else Lag(0, 0.0, True)
+    return {
+        "partition": tp.partition,
+        "committed": marks.committed[group][tp],
+        "end": marks.ends.get(tp, 0),
+        "records": behind,
+        "messages": lag.messages if lag else None,
+        "exact": lag.exact if lag else False,
+        "seconds": lag.seconds if lag else None,
+        "time_to_empty_s": marks.time_to_empty(group, tp),
+    }

@@ -150,7 +150,7 @@ class Site:
     async def _answer(self, request: web.Request, model: Model, needs: Sequence[str] = ()) -> Answer:
         for engine in map(self.collector.engines.__getitem__, needs):
             if engine.up is False:
-                text = f"{engine.name} is away since {utc(engine.since)}: {engine.error}"
+                text = f"{engine.name} is away since {utc(engine.since)} ({engine.error})"
                 raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "2"})
         try:
             return await model(request, request["viewer"])
@@ -191,7 +191,7 @@ class Site:
     async def _live(self, request: web.Request, template: str, model: Model) -> web.StreamResponse:
         async def panels() -> AsyncIterator[tuple[str, str, str]]:
             last, said = "", time.monotonic()
-            for number in itertools.count(int(request.headers.get("Last-Event-ID", "0") or 0) + 1):
+            for number in itertools.count(now_ms()):
                 try:
                     answer = await self._answer(request, model)
                     text = self.render(request, template, answer.data).text or ""
@@ -251,6 +251,8 @@ class Site:
         return answer
 
     def _error(self, request: web.Request, status: int, text: str) -> web.Response:
+        if text.startswith("404:"):
+            text = f"there is no page {request.path[:100]}"
         if request.path.startswith("/api/"):
             return web.json_response({"error": text}, status=status)
         if request.get("viewer") is None:

@@ -105,9 +105,7 @@ class Stack:
 
     def _print_inspector(self) -> None:
         url = next(part.url for part in self.services if part.name == "inspector")
-        console.print(
-            f"where is a message? {url}, with a token from 'make token USER=me ROLE=operator'", soft_wrap=True
-        )
+        console.print(f"inspector: {url}, with a token from 'make token USER=me ROLE=operator'", soft_wrap=True)
 
     def down(self) -> None:
         """Stop the services, then the engines, then supervisord; also what a dead supervisord left behind."""

@@ -119,6 +119,11 @@ async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None
     await expect(page.get_by_role("row", name=f"{alice} 5", exact=True)).to_be_visible()
     await expect(page.get_by_role("region", name=f"Last messages from {bob}")).to_contain_text("Looked for in")
     await shoot(page, "user-phone")
+    await page.get_by_role("button", name="Trace").click()
+    await page.wait_for_url(re.compile(f"user={bob}.*minutes=10"))
+    await expect(page.locator("#tail-counts")).to_contain_text("records")
+    await stack.send(alice, bob, ["traced"])
+    await expect(page.locator("#tail tbody tr")).to_have_count(1)
 
 
 async def test_what_was_searched_where_and_nothing_found(stack: Stack, inspector: Running, visit: Open) -> None:

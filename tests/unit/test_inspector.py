@@ -10,6 +10,7 @@ from aiokafka.structs import TopicPartition
 from chat_streams.inspector.formats import hex_rows, rate, size
 from chat_streams.inspector.lag import Watermarks
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
+from chat_streams.inspector.pages.journey import slots_lost
 from chat_streams.inspector.pages.search import goal
 from chat_streams.inspector.pages.tail import Filters, positions
 from chat_streams.inspector.reading import decoded
@@ -19,6 +20,7 @@ from chat_streams.position import Position
 from chat_streams.records import INCOMING, REQUESTS, Acknowledge, Message, Messages
 from chat_streams.statistics import Histogram, ServiceStats, Statistics, decode, encode
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES
+from chat_streams.tracing import Connection, Name, Trail
 
 NOW = 1_800_000_000_000
 TP = TopicPartition(INCOMING_MESSAGES, 0)
@@ -201,3 +203,15 @@ def test_what_a_service_says_of_itself() -> None:
     (agent,) = statistics.record().agents
     assert (agent.records, agent.p50_ms) == (30, None)
     assert Histogram().quantile(0.99) is None
+
+
+def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> None:
+    trail = Trail(Name("alice", "bob", "m"), [])
+    trail.connections = {
+        b"open": Connection("phone", 1, 3, 100, NOW, NOW),
+        b"lost": Connection("desk", 1, 5, 100, NOW, NOW),
+        b"taken": Connection("watch", 1, 7, 100, NOW, NOW),
+        b"gone": Connection("old", 1, 9, 100, NOW, NOW, gone_at=NOW),
+    }
+    # Slot 7 is another gateway's by now.
+    assert slots_lost(trail, {(3, 100), (7, 101)}) == [5, 7]

@@ -43,14 +43,20 @@ def register(site: Site) -> None:
     site.page("/journey/{id}", "_journey.html", model, needs=("Kafka",))
 
 
+def slots_lost(trail: Trail, leases: set[tuple[int, int]]) -> list[int]:
+    """The gateway slots of the recipient's open connections that are no longer leased in the same epoch.
+
+    The registry names such a connection until a newer one of the device, or the slot's next holder, corrects it.
+    """
+    return sorted({c.slot for c in trail.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases})
+
+
 async def _trail(tracer: Tracer, trail: Trail, site: Site) -> dict[str, Any]:
     rules = await tracer.follow(trail)
     found = verdict(trail, rules, utc)
     words = found.text
-    held = {slot.slot for slot in site.collector.slots}
-    lost = sorted({c.slot for c in trail.connections.values() if c.gone_at is None} - held)
-    if found.fate == "pending" and lost and site.collector.engines["Redis"].up:
-        # The registry may still name a gateway that is gone: the sweep, or a newer connection, corrects it.
+    leases = {(slot.slot, slot.epoch) for slot in site.collector.slots}
+    if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(trail, leases)):
         words += f"; the lease of gateway slot {', '.join(map(str, lost))} has ended: its connections are gone"
     return tracing.as_json(trail, found, utc) | {
         "words": words,

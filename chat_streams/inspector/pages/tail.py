@@ -142,7 +142,7 @@ async def _read(
     consumer: AIOKafkaConsumer, at: dict[TopicPartition, int], filters: Filters, viewer: Viewer, ends_at: float | None
 ) -> AsyncIterator[tuple[str, str, str]]:
     counts = {"records": 0, "things": 0, "matching": 0, "shown": 0, "dropped": 0, "skipped": 0}
-    room, refilled, shown, said = float(SHOWN_PER_S), time.monotonic(), list[dict[str, Any]](), 0.0
+    room, refilled, shown, said, told = float(SHOWN_PER_S), time.monotonic(), list[dict[str, Any]](), 0.0, 0
     while ends_at is None or time.monotonic() < ends_at:
         now = time.monotonic()
         room, refilled = min(SHOWN_PER_S, room + (now - refilled) * SHOWN_PER_S), now
@@ -172,13 +172,13 @@ async def _read(
                 counts["skipped"] += end - at[tp]
                 at[tp] = end
                 consumer.seek(tp, end)
-        if shown or now - said > (EVERY_S if counts["records"] else HEARTBEAT_S):
-            said = now
+        quiet = not shown and counts["records"] == told
+        # Eyes follow two changes a second.
+        if now - said > (HEARTBEAT_S if quiet and said else EVERY_S):
+            said, told = now, counts["records"]
             id_ = ",".join(f"{tp.partition}:{offset}" for tp, offset in at.items())
             yield id_, "tail", json.dumps({"counts": counts, "items": shown, "at": now_ms()}, ensure_ascii=False)
             shown = []
-            # Eyes follow two changes a second.
-            await asyncio.sleep(EVERY_S / 2)
     yield "", "end", "the time is over"
 
 
