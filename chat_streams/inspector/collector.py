@@ -16,7 +16,6 @@ import structlog
 from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 from redis.exceptions import ResponseError
 
@@ -24,12 +23,12 @@ from chat_streams import statistics, topics
 from chat_streams.inspector.lag import Lag, Watermarks
 from chat_streams.inspector.sampling import Sample, sample
 from chat_streams.inspector.series import HOUR_MS, Series
-from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.log_reader import LogReader
 from chat_streams.position import Position
 from chat_streams.records import now_ms
 from chat_streams.settings import Settings
 from chat_streams.statistics import Statistics
-from chat_streams.topics import SERVICE_STATS, TopicsError
+from chat_streams.topics import SERVICE_STATS
 from tables import last_audit
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.cluster import Cluster, StoreUnavailable
@@ -108,6 +107,8 @@ class Collector:
         self.watermarks = Watermarks()
         self.slots: list[Slot] = []
         self.audit: dict[str, Any] | None = None
+        self.statistics_trouble = ""
+        """Why what the services say of themselves cannot be read; empty while it can."""
         self.samples: dict[str, Sample] = {}
         self.lags: dict[tuple[str, str, int], Lag] = {}
         self._cluster = cluster
@@ -136,10 +137,15 @@ class Collector:
         while True:
             try:
                 await look()
-            except (KafkaError, OSError, TimeoutError, RuntimeError, LogUnavailable, TopicsError) as error:
-                self.engines["Kafka"].see(error)
             except StoreUnavailable as error:
                 self.engines["Redis"].see(error)
+            except Exception as error:  # noqa: BLE001 - a look that failed is told of, and tried again
+                # One look judges whether Kafka is there: the others may fail for reasons of their own.
+                if look == self._kafka:
+                    self.engines["Kafka"].see(error)
+                elif look == self._read_statistics:
+                    self.statistics_trouble = f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
+                log.debug("a look failed", look=look.__name__, error=repr(error))
             await asyncio.sleep(LOOK_S)
 
     @contextlib.asynccontextmanager
@@ -187,6 +193,7 @@ class Collector:
                 found = await consumer.offsets_for_times({tp: max(now_ms() - HOUR_MS, newest + 1)})
                 offset = found[tp].offset if found[tp] else (await consumer.end_offsets([tp]))[tp]
             consumer.seek(tp, offset)
+            self.statistics_trouble = ""
             while True:
                 for record in (await consumer.getmany(tp, timeout_ms=1000, max_records=500)).get(tp, []):
                     with contextlib.suppress(ValueError):

@@ -141,6 +141,7 @@ class Site:
                 "path": request.path,
                 "engines": list(self.collector.engines.values()),
                 "now": now_ms(),
+                "statistics_trouble": self.collector.statistics_trouble,
                 "live_path": "/live" + (request.path_qs if request.path != "/" else "/overview"),
                 **data,
             }
@@ -181,7 +182,9 @@ class Site:
                     await response.write(b": heartbeat\n\n")
                     continue
                 lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
-                await response.write(f"id: {id_}\nevent: {event}\n{lines}\n".encode())
+                # An empty id would have the browser forget where it was.
+                place = f"id: {id_}\n" if id_ else ""
+                await response.write(f"{place}event: {event}\n{lines}\n".encode())
         except ConnectionError:
             pass
         finally:

@@ -29,7 +29,7 @@ PHONE = {"width": 390, "height": 800}
 Open = Callable[..., Awaitable[Page]]
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """Start everything; what the user's own environment says about Connect Chat or AWS counts for nothing here."""
     with pytest.MonkeyPatch.context() as patch:
@@ -42,7 +42,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
             yield stack
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def inspector(stack: Stack) -> Running:
     """Start the inspector beside the stack."""
     service = Service(stack.layout, "inspector")
@@ -50,7 +50,7 @@ async def inspector(stack: Stack) -> Running:
     return await stack.start(service)
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Start Debian's Chromium."""
     async with async_playwright() as playwright:

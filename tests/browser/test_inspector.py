@@ -121,7 +121,7 @@ async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None
     await shoot(page, "user-phone")
     await page.get_by_role("button", name="Trace").click()
     await page.wait_for_url(re.compile(f"user={bob}.*minutes=10"))
-    await expect(page.locator("#tail-counts")).to_contain_text("records")
+    await expect(page.locator("#tail-counts")).to_contain_text("things read")
     await stack.send(alice, bob, ["traced"])
     await expect(page.locator("#tail tbody tr")).to_have_count(1)
 
@@ -168,7 +168,7 @@ async def test_bodies_are_masked_unless_the_token_may_see_them_and_are_text_alwa
     await expect(page.get_by_text("<script>document.title").first).to_be_visible()
     assert await page.title() != "owned"
     await page.goto(f"/tail?topic={INCOMING_MESSAGES}&user={bob}")
-    await expect(page.locator("#tail-counts")).to_contain_text("records")
+    await expect(page.locator("#tail-counts")).to_contain_text("things read")
     await stack.send(alice, bob, [SCRIPT])
     await expect(page.get_by_role("row", name=re.compile("<script>"))).to_be_visible()
     assert await page.locator("#tail img, #tail script").count() == 0
@@ -179,7 +179,7 @@ async def test_the_tail_filters_pauses_and_goes_on_where_it_was(stack: Stack, in
     alice, bob = user("alice"), user("bob")
     page = await visit(f"/tail?topic={INCOMING_MESSAGES}&sender={alice}")
     counts = page.locator("#tail-counts")
-    await expect(counts).to_contain_text("records")
+    await expect(counts).to_contain_text("things read")
     rows = page.locator("#tail tbody tr")
     async with stack.connect(alice) as sender, stack.connect(user("other")) as other:
         await other.send(bob, "not hers")
