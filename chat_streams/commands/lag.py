@@ -16,7 +16,7 @@ from rich.table import Table
 
 from chat_streams.commands.output import Command, console
 from chat_streams.inspector.collector import GROUPS, LOOK_S, look
-from chat_streams.inspector.formats import number, seconds
+from chat_streams.inspector.formats import empty_in, number, seconds
 from chat_streams.inspector.lag import Watermarks, summary
 from chat_streams.inspector.sampling import sample
 from chat_streams.log_reader import LogReader, LogUnavailable
@@ -75,7 +75,6 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         about = "" if row["exact"] else "≈"
-        empty = "not catching up" if row["time_to_empty_s"] is None else seconds(row["time_to_empty_s"])
-        cells = (f"{about}{number(row['messages'])}", number(row["records"]), seconds(row["seconds"]), empty)
+        cells = (f"{about}{number(row['messages'])}", number(row["records"]), seconds(row["seconds"]), empty_in(row))
         table.add_row(row["group"], row["topic"], *cells)
     console().print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -11,6 +11,8 @@ from chat_streams.records import now_ms
 from chat_streams.times import duration, utc
 
 HEX_ROW: Final = 16
+SHORT_S: Final = 5.0
+"""Offsets are committed once a second, and looked at every other: a lag so short means nothing yet."""
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -50,6 +52,13 @@ def seconds(value: float | None) -> str:
     return f"{value:.1f} s" if value < 60 else duration(int(value * 1000))
 
 
+def empty_in(row: Mapping[str, Any]) -> str:
+    """When a group has caught up; that it does not is said of what has waited for a while only."""
+    if row["time_to_empty_s"] is not None:
+        return seconds(row["time_to_empty_s"])
+    return "not catching up" if (row["seconds"] or 0) > SHORT_S else "–"
+
+
 def ago(at: int) -> str:
     """How long a time (ms since the epoch) is ago."""
     passed = now_ms() - at
@@ -78,6 +87,7 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "size": size,
     "ms": ms,
     "secs": seconds,
+    "empty_in": empty_in,
     "utc": utc,
     "ago": ago,
     "clock": clock,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiokafka.structs import TopicPartition
 
-from chat_streams.inspector.formats import hex_rows, rate, size
+from chat_streams.inspector.formats import empty_in, hex_rows, rate, size
 from chat_streams.inspector.lag import Watermarks
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
 from chat_streams.inspector.pages.journey import slots_lost
@@ -17,9 +17,20 @@ from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.sampling import count_of
 from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
 from chat_streams.position import Position
-from chat_streams.records import INCOMING, REQUESTS, Acknowledge, Message, Messages
+from chat_streams.records import (
+    DEAD_LETTERS,
+    INCOMING,
+    OUTGOING,
+    REQUESTS,
+    Acknowledge,
+    DeadLetter,
+    Delivery,
+    Message,
+    Messages,
+)
 from chat_streams.statistics import Histogram, ServiceStats, Statistics, decode, encode
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES
+from chat_streams.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
 from chat_streams.tracing import Connection, Name, Trail
 
 NOW = 1_800_000_000_000
@@ -57,6 +68,14 @@ def test_bodies_are_masked_in_what_is_decoded() -> None:
     assert "masked" in message["body"]
     (message,) = decoded(INCOMING_MESSAGES, messages(1), bodies=True)[0] or []
     assert message["body"] == 1
+    delivery = Delivery("bob", b"c", 1, 0, Position(1, 1), Position(1, 2), Position(1, 2), 1, b'{"body":"secret"}')
+    record = OUTGOING.encode((delivery,))
+    assert "secret" not in str(decoded(OUTGOING_MESSAGES, record, bodies=False))
+    assert b"secret".hex() not in str(decoded(OUTGOING_MESSAGES, record, bodies=False))
+    assert "secret" in str(decoded(OUTGOING_MESSAGES, record, bodies=True))
+    value = messages(1)
+    letter = DeadLetter("history", "t", 0, 1, b"k", value, "why", "", NOW, NOW)
+    assert value.hex() not in str(decoded(DEAD_LETTERS_TOPIC, DEAD_LETTERS.encode(letter), bodies=True))
 
 
 def test_rates_and_totals_survive_a_restart_of_the_service_and_a_reader_that_came_late() -> None:
@@ -215,3 +234,10 @@ def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> No
     }
     # Slot 7 is another gateway's by now.
     assert slots_lost(trail, {(3, 100), (7, 101)}) == [5, 7]
+
+
+def test_that_a_group_does_not_catch_up_is_said_of_what_waited_for_a_while_only() -> None:
+    row = {"time_to_empty_s": None, "seconds": 2.0}
+    assert empty_in(row) == "–"
+    assert empty_in(row | {"seconds": 60.0}) == "not catching up"
+    assert empty_in(row | {"time_to_empty_s": 90.0}) == "1 min 30 s"

@@ -49,9 +49,11 @@ def register(site: Site) -> None:
     async def details(request: web.Request, viewer: Viewer) -> Answer:
         number = request.match_info["number"]
         try:
-            return Answer(await letterbox.details(site.settings, int(number), viewer.bodies))
+            found = await letterbox.details(site.settings, int(number), viewer.bodies)
         except letterbox.Refused as error:
             raise NotFound(f"There is no dead letter {number} in the topic dead_letters.") from error
+        # It may quote what people write.
+        return Answer(found if viewer.bodies else found | {"traceback": None})
 
     async def redrive(request: web.Request) -> web.StreamResponse:
         viewer: Viewer = request["viewer"]
