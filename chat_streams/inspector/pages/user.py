@@ -49,7 +49,14 @@ def register(site: Site) -> None:
                 " chat database. Who never connected and was never written to is nowhere."
             )
         now, sweep = now_ms(), int(site.settings.announce_sweep * 2000)
-        living = {k: c for k, c in connections.items() if c.gone_at is None and now - c.heard_at <= sweep}
+        leases = {(slot.slot, slot.epoch) for slot in site.collector.slots}
+        # A gateway that was killed told nobody; without Redis it is not known which of them are there.
+        redis_away = site.collector.engines["Redis"].up is not True
+        living = [
+            c
+            for c in connections.values()
+            if c.gone_at is None and now - c.heard_at <= sweep and (redis_away or (c.slot, c.epoch) in leases)
+        ]
         return Answer(
             {
                 "user": user,
