@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 JARS := .local/jars
+WEB := chat_streams/inspector/web
 RUN := $(VENV)/bin/python
 STACK := $(RUN) -m docker.local.stack
 # Every shell has a variable USER: only the one given to make counts.
@@ -34,13 +35,14 @@ status: setup ## Show how every part is
 logs: setup ## Follow the logs of all parts, or of one: PART=gateway
 	@$(STACK) logs $(PART)
 
-token: setup ## Print a token for a user: USER=alice
-	@$(STACK) run faust -A chat_streams token $(user)
+token: setup ## Print a token for a user: USER=alice; for the inspector ROLE=operator, ROLE="operator bodies"
+	@$(STACK) run faust -A chat_streams token $(user) $(addprefix --role ,$(ROLE))
 
 chat: setup ## Chat in this terminal as a user: USER=alice
 	@$(STACK) run gateway.chat $(user)
 
 test: lint ## Check and test everything
+	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test
 	@$(RUN) -m pytest
 
 faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part, SEEDS=20 for the long run
@@ -80,7 +82,7 @@ $(VENV)/bench.stamp: bench/requirements.lock $(VENV)/installed.stamp | setup
 	@touch $@
 
 # Progress goes to stderr: "make token" prints a token and nothing else.
-installed: $(VENV)/installed.stamp $(JARS)/kafka.stamp $(JARS)/dynamodb.stamp
+installed: $(VENV)/installed.stamp $(JARS)/kafka.stamp $(JARS)/dynamodb.stamp $(WEB)/node_modules/installed.stamp
 	@:
 
 .local/prerequisites.stamp: docker/local/check-prerequisites.sh
@@ -94,6 +96,11 @@ $(VENV)/installed.stamp: requirements.lock | .local/prerequisites.stamp
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r $< >&2
 	@touch $@
 	@echo "setup: the Python packages are installed" >&2
+
+$(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json | .local/prerequisites.stamp
+	@echo "setup: fetching the inspector's browser libraries" >&2
+	@cd $(WEB) && npm ci --ignore-scripts --no-audit --no-fund --silent >&2
+	@touch $@
 
 $(JARS)/%.stamp: docker/local/%/pom.xml | .local/prerequisites.stamp
 	@echo "setup: fetching $* into $(JARS)" >&2

@@ -27,6 +27,7 @@ from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
 from chat_streams.redrive import Redrive
+from chat_streams.statistics import Statistics
 
 log = structlog.get_logger()
 
@@ -229,6 +230,7 @@ class ChatApp(faust.App):
     def __init__(self, *args: Any, loss_window: float, dead_letters: str, **kwargs: Any) -> None:
         self.progress: Progress[TP] = Progress(loss_window)
         self._dead_letters = dead_letters
+        self.statistics = Statistics(args[0])
         # Since when the agent of each topic has nothing to do; None while it works.
         self._idle_since: dict[str, float | None] = {}
         super().__init__(*args, **kwargs)
@@ -257,9 +259,10 @@ class ChatApp(faust.App):
                     epochs[event.message.tp] = self.progress.epoch(event.message.tp)
             if not admitted:
                 continue
+            began = time.monotonic()
             effects = await self._apply(admitted, codec, apply, epochs)
             before = under_way[-1] if under_way else None
-            under_way.append(asyncio.create_task(self._settle(before, effects, admitted, epochs)))
+            under_way.append(asyncio.create_task(self._settle(before, effects, admitted, epochs, began)))
             while under_way and (under_way[0].done() or len(under_way) > EFFECTS_UNDER_WAY):
                 await under_way.popleft()
 
@@ -378,6 +381,7 @@ class ChatApp(faust.App):
                 if attempt == ATTEMPTS:
                     await self._bury(records[0][1], error)
                     return []
+                self.statistics.failed(records[0][1].topic, error)
                 log.warning("applying a record failed, trying again", attempt=attempt, error=repr(error))
                 await asyncio.sleep(0.1 * attempt)
             else:
@@ -390,12 +394,14 @@ class ChatApp(faust.App):
         effects: list[Awaitable[Any]],
         events: list[faust.EventT[Any]],
         epochs: Mapping[TP, int | None],
+        began: float,
     ) -> None:
         if effects:
             await asyncio.gather(*effects)
         if before is not None:
             await before
         now = time.monotonic()
+        self.statistics.batch(events[0].message.topic, len(events), now - began)
         last = {event.message.tp: event.message.offset for event in events}
         for tp, offset in last.items():
             epoch = epochs[tp]
@@ -406,6 +412,7 @@ class ChatApp(faust.App):
         log.error(
             "dead letter", topic=message.topic, partition=message.partition, offset=message.offset, reason=repr(error)
         )
+        self.statistics.failed(message.topic, error, dead_letter=True)
         now = now_ms()
         redrive = Redrive.of(message.headers) or Redrive(frozenset())
         letter = DeadLetter(

@@ -28,8 +28,10 @@ async def keep(stream: Any) -> None:
 async def write(records: list[Record[Messages]]) -> None:
     """Write all messages of some records, and wait until the database has them."""
     generation = app.kafka_log.generation
-    await history.put(
+    entries = [
         Entry(Position.of(generation, record.offset, index), message)
         for record in records
         for index, message in enumerate(record.value.messages)
-    )
+    ]
+    await history.put(entries)
+    app.statistics.counters["stored"] += len(entries)

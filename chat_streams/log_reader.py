@@ -85,6 +85,8 @@ class LogReader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # aiokafka's stop raises CancelledError where a task it made has not had its first turn.
+        await asyncio.sleep(0)
         await self._consumer.stop()
 
     async def spans(

@@ -79,6 +79,11 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
         for partition, token in tokens.items():
             await adoption.adopt(partition, refused=token)
         raise Rewound from error
+    counters = app.statistics.counters
+    for appended in results:
+        counters["appended"] += len(appended.json)
+        counters["overflowed"] += appended.overflow
+        counters["retries"] += appended.retries
     outbox = Outbox(app)
     for (user, _, _), appended in zip(recipients, results, strict=True):
         connections = sessions.of(user)

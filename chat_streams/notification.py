@@ -87,7 +87,8 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
             elif request.deadline > now:
                 fetches[request.connection] = request
     if acks:
-        await inbox.acknowledge([(user, device, position) for (user, device), position in acks.items()])
+        removed = await inbox.acknowledge([(user, device, position) for (user, device), position in acks.items()])
+        app.statistics.counters["acknowledged"] += removed
     return await _send_pages(
         Wanted(f.user, f.device, f.connection, f.slot, f.epoch, f.request, f.after, f.limit, f.limit_bytes)
         for f in fetches.values()

@@ -57,7 +57,7 @@ def tame_garbage_collector() -> None:
 class Service(ChatApp):
     """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         configure_logging()
         self.settings = _settings_or_exit()
         uvloop.install()
@@ -83,10 +83,14 @@ class Service(ChatApp):
             # A dead letter holds the whole record, and why it failed.
             producer_max_request_size=2 * topics.MAX_RECORD,
             consumer_max_fetch_size=topics.MAX_RECORD,
+            **options,
         )
         self.log_generation: Log | None = None
         self._add_pages()
+        self.statistics.gauges = self._gauges
+        self.statistics.partitions = self._partitions
         self.task(self.watch)
+        self.task(self.publish_statistics)
 
     @property
     def kafka_log(self) -> Log:
@@ -105,6 +109,27 @@ class Service(ChatApp):
         except topics.TopicsError as error:
             raise click.ClickException(str(error)) from error
         tame_garbage_collector()
+
+    async def publish_statistics(self) -> None:
+        """Say how this worker is, every few seconds, for as long as it runs."""
+        await self.statistics.publish(
+            lambda key, value: self.producer.send_and_wait(topics.SERVICE_STATS, key, value, 0, None, None), self.sleep
+        )
+
+    def _gauges(self) -> dict[str, float]:
+        tables = {f"table_{name}": float(len(table)) for name, table in self.tables.data.items()}
+        return tables | {
+            "recovering": float(self.in_recovery),
+            "rebalancing": float(self.rebalancing),
+            "rebalances": float(self.rebalancing_count),
+        }
+
+    def _partitions(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for tp in sorted(self.consumer.assignment()):
+            if tp in self.progress:
+                found.setdefault(tp.topic, []).append(tp.partition)
+        return found
 
     def _add_pages(self) -> None:
         # Faust takes functions only, and makes methods of its own views of them.

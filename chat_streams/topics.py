@@ -26,12 +26,14 @@ INBOX_REQUESTS: Final = "inbox_requests"
 OUTGOING_MESSAGES: Final = "outgoing_messages"
 DEAD_LETTERS: Final = "dead_letters"
 GENERATIONS: Final = "log_generations"
+SERVICE_STATS: Final = "service_stats"
 REGISTRY_CHANGELOG: Final = "messaging-sessions-changelog"
 
 MAX_RECORD: Final = 2 * 1024 * 1024
 REQUEST_SECONDS: Final = 10.0
 DEAD_LETTER_PARTITIONS: Final = 1
 OUTGOING_SECONDS: Final = 3600
+STATS_SECONDS: Final = 2 * 3600
 
 
 class TopicsError(Exception):
@@ -79,6 +81,12 @@ def _wanted(settings: Settings) -> list[_Topic]:
         _Topic(DEAD_LETTERS, DEAD_LETTER_PARTITIONS, kept | {"max.message.bytes": str(2 * MAX_RECORD)}),
         _Topic(REGISTRY_CHANGELOG, settings.partitions, compacted),
         _Topic(GENERATIONS, 1, compacted),
+        # Small segments: only a whole one is removed.
+        _Topic(
+            SERVICE_STATS,
+            1,
+            common | {"retention.ms": str(STATS_SECONDS * 1000), "segment.bytes": str(16 * 1024 * 1024)},
+        ),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
@@ -18,7 +19,9 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import topics
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.records import PUSH, Delivery
 from chat_streams.settings import Settings
+from chat_streams.statistics import Statistics
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
 from gateway.allowance import Allowances
@@ -39,6 +42,9 @@ HISTORY_LOOK_SECONDS: Final = 0.2
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
+SAMPLE_SECONDS: Final = 0.05
+COUNTED: Final = frozenset({*protocol.Close, 1000, 1001, 1006, 1009})
+"""Close codes that are counted each by itself."""
 
 
 class Gateway:
@@ -51,6 +57,8 @@ class Gateway:
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
         self.allowances = Allowances(settings)
+        self.statistics = Statistics("gateway")
+        self.statistics.gauges = self._gauges
         self.publisher = Publisher(settings, self._confirm)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self._log: Log | None = None
@@ -58,6 +66,7 @@ class Gateway:
         self._stopping = False
         self._sockets: set[WebSocket] = set()
         self._at = (0, "")
+        self._sample_at = 0.0
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Start before the socket listens, stop after (``web.Application.cleanup_ctx``); raises ``TopicsError``."""
@@ -67,9 +76,11 @@ class Gateway:
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
+        saying = asyncio.create_task(self.statistics.publish(self.publisher.say, asyncio.sleep))
         yield
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        saying.cancel()
+        await asyncio.gather(running, saying, return_exceptions=True)
         await self.publisher.stop()
         await self.hub.close()
         await self._ends.stop()
@@ -112,6 +123,10 @@ class Gateway:
             await socket.run()
         finally:
             self._sockets.discard(socket)
+            code = ws.close_code or 1006
+            # A client may close with any of 4,000 codes.
+            self.statistics.counters[f"closed_{code if code in COUNTED else 0}"] += 1
+            self.statistics.counters["stalls"] += socket.state.stalls if socket.user else 0
         return ws
 
     def _is_welcome(self, request: web.Request) -> bool:
@@ -170,13 +185,32 @@ class Gateway:
         finally:
             await admin.close()
 
+    def forwarded(self, delivery: Delivery) -> None:
+        """Count what a client was sent; how long a pushed message took is looked at now and then only."""
+        self.statistics.counters["delivered"] += delivery.count
+        now = time.monotonic()
+        if (
+            delivery.request == PUSH
+            and now >= self._sample_at
+            and (at := protocol.at_of(delivery.messages)) is not None
+        ):
+            self._sample_at = now + SAMPLE_SECONDS
+            self.statistics.latency.add(max(0.0, time.time() * 1000 - at))
+
     def at_text(self, at: int) -> str:
         """The text of a time; the same one is asked for many times in a row."""
         if self._at[0] != at:
             self._at = (at, protocol.at_text(at))
         return self._at[1]
 
+    def _gauges(self) -> dict[str, float]:
+        lease = self.hub.lease
+        found = {"connections": float(len(self._sockets)), "produce_buffer_bytes": float(self.publisher.held)}
+        found["open_stalls"] = float(sum(socket.state.stalls for socket in self.hub))
+        return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
+
     def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:
+        self.statistics.counters["accepted" if ok else "refused"] += len(things)
         by_owner: defaultdict[WebSocket, list[Accepted]] = defaultdict(list)
         for thing in things:
             by_owner[thing.owner].append(thing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -31,10 +32,11 @@ class ExpiredToken(BadToken):
 
 
 class Identity(NamedTuple):
-    """The user a token names, and when it ends, in seconds since the epoch."""
+    """The user a token names, when it ends, in seconds since the epoch, and the roles it gives in the inspector."""
 
     user: str
     expires: float
+    roles: frozenset[str] = frozenset()
 
 
 class Authenticator:
@@ -62,15 +64,22 @@ class Authenticator:
             raise BadToken(f"{type(error).__name__}: {error}") from error
         if not is_id(claims["sub"]):
             raise BadToken("its subject is no user id")
-        return Identity(claims["sub"], float(claims["exp"]))
+        roles = claims.get("roles", [])
+        if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+            raise BadToken("its roles are no list of texts")
+        return Identity(claims["sub"], float(claims["exp"]), frozenset(roles))
 
     @staticmethod
     def _decode(token: str, key: Any, algorithms: list[str]) -> dict[str, Any]:
         return jwt.decode(token, key, algorithms=algorithms, leeway=LEEWAY_S, options={"require": ["exp", "sub"]})
 
 
-def mint(secret: str, user: str, ttl_s: int) -> str:
-    """A token for development and tests: ``user`` for ``ttl_s`` seconds; raises ``ValueError`` for a wrong user id."""
+def mint(secret: str, user: str, ttl_s: int, roles: Sequence[str] = ()) -> str:
+    """A token for development and tests: ``user`` for ``ttl_s`` seconds, with ``roles`` for the inspector.
+
+    Raises ``ValueError`` for a wrong user id.
+    """
     if not is_id(user):
         raise ValueError(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")
-    return jwt.encode({"sub": user, "exp": int(time.time()) + ttl_s}, secret, algorithm=ALGORITHM)
+    claims: dict[str, Any] = {"sub": user, "exp": int(time.time()) + ttl_s}
+    return jwt.encode(claims | ({"roles": list(roles)} if roles else {}), secret, algorithm=ALGORITHM)

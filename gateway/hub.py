@@ -72,6 +72,11 @@ class Hub:
         return iter(list(self._connections.values()))
 
     @property
+    def lease(self) -> Lease | None:
+        """The slot held."""
+        return self._lease
+
+    @property
     def ready(self) -> bool:
         """Whether a connection can be told of: a slot is held and its partition read."""
         return self._lease is not None

@@ -198,6 +198,16 @@ def at_text(at: int) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def at_of(messages: bytes) -> int | None:
+    """When the first of some messages was accepted, in ms since the epoch; ``None`` where it can't be read."""
+    # Ids and names before it hold no quotes.
+    start = messages.find(b',"at":"', 0, 512) + 7
+    try:
+        return int(datetime.fromisoformat(messages[start : start + 24].decode("ascii")).timestamp() * 1000)
+    except ValueError:
+        return None
+
+
 _body = msgspec.json.Decoder()
 SPARE_DEPTH: Final = 100
 """So many levels deeper than a body is here it may be read by its recipient."""

@@ -25,7 +25,14 @@ from chat_streams.records import (
     UserDisconnected,
 )
 from chat_streams.settings import Settings
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, SESSION_EVENTS, partition_of
+from chat_streams.topics import (
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    MAX_RECORD,
+    SERVICE_STATS,
+    SESSION_EVENTS,
+    partition_of,
+)
 
 log = structlog.get_logger()
 
@@ -177,6 +184,18 @@ class Publisher:
             self._renewal.cancel()
         if self._producer is not None:
             await self._producer.stop()
+
+    async def say(self, key: bytes, value: bytes) -> None:
+        """Write a record of ``service_stats``; raises what Kafka does not take it for."""
+        if self._producer is None:
+            raise ConnectionError("there is no connection to Kafka")
+        async with asyncio.timeout(self.settings.produce_timeout):
+            await self._producer.send_and_wait(SERVICE_STATS, value, key, 0)
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait for Kafka."""
+        return self.settings.produce_buffer - self._room
 
     @property
     def has_room(self) -> bool:

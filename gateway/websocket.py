@@ -115,7 +115,11 @@ class WebSocket:
 
     def deliver(self, delivery: Delivery) -> None:
         """A part of the inbox has come."""
-        self._advance(self.state.deliver(delivery, self._now()))
+        before = self.state.forwarded
+        frames = self.state.deliver(delivery, self._now())
+        if self.state.forwarded > before:
+            self._gateway.forwarded(delivery)
+        self._advance(frames)
 
     def missed(self, missed: Missed) -> None:
         """A part of the inbox left it without acknowledgement."""

@@ -47,14 +47,15 @@ class LoggedDevice(NamedTuple):
 class Appended(NamedTuple):
     """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it.
 
-    With ``overflow``, some messages in that range went to history only.
+    ``overflow`` messages in that range went to history only, ``retries`` were there already.
     """
 
     former: Position
     until: Position
     first: Position | None
     json: list[bytes]
-    overflow: bool
+    overflow: int
+    retries: int
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class Inbox:
             former, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[18 + 4 * i] for i, new in enumerate(added) if new == 49]
             first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
-            results.append(Appended(former, max(former, batch[-1][0]), first, json, b"2" in added))
+            until = max(former, batch[-1][0])
+            results.append(Appended(former, until, first, json, added.count(b"2"), added.count(b"0")))
         return results
 
     async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[Page]:
@@ -219,8 +221,12 @@ class Inbox:
         answers = await self._cluster.patient(commands, "top")
         return [Position.parse(answer.decode()) for answer in answers]
 
-    async def acknowledge(self, acks: Sequence[tuple[str, str, Position]]) -> None:
-        """Move the cursor of each (user, device) up to a position, and remove what all devices of the user have."""
+    async def acknowledge(self, acks: Sequence[tuple[str, str, Position]]) -> int:
+        """Move the cursor of each (user, device) up to a position, and remove what all devices of the user have.
+
+        Returns how many messages were removed.
+        """
+        removed = 0
         now = int(time.time())
         commands = [
             ("FCALL", function("acknowledge"), 2, *keys(user), device, str(position), now)
@@ -230,6 +236,8 @@ class Inbox:
         for answer in await self._cluster.patient(commands, "acknowledge"):
             if isinstance(answer, ResponseError):
                 raise answer
+            removed += answer
+        return removed
 
     async def hello(self, user: str, device: str, after: Position | None, log_end: Position = ORIGIN) -> Device:
         """Register a device and take its next connection number; raises ``StoreUnavailable``.

@@ -15,13 +15,15 @@ from chat_streams.audit import Fate, Report
 from chat_streams.auditor import Options, audit
 from chat_streams.commands.output import bar, console
 from chat_streams.log_reader import LogUnavailable
-from chat_streams.records import UnknownVersion
+from chat_streams.records import UnknownVersion, now_ms
 from chat_streams.service import Service
 from chat_streams.settings import Settings
 from chat_streams.topics import TopicsError, partition_of
+from tables import last_audit
 from tables.chat_history import HistoryUnavailable
-from tables.cluster import StoreUnavailable
+from tables.cluster import Cluster, StoreUnavailable
 
+MOST_KEPT = 50
 MEANINGS = {
     Fate.ACKNOWLEDGED: "every device of the recipient has it",
     Fate.PENDING: "in the inbox, for a device that has not acknowledged it",
@@ -95,12 +97,32 @@ async def _run(settings: Settings, options: Options, as_json: bool) -> None:
         raise EngineAway(f"no audit: DynamoDB (CHAT_DYNAMODB_ENDPOINT): {error}; --no-history goes without") from error
     except (TopicsError, LogUnavailable, StoreUnavailable, UnknownVersion) as error:
         raise EngineAway(f"no audit: {error}") from error
+    await _keep(settings, report, options)
     if as_json:
         click.echo(json.dumps(summary(report, options), indent=2))
     else:
         show(report, options)
     if not report.clean:
         raise Unclean("findings")
+
+
+async def _keep(settings: Settings, report: Report, options: Options) -> None:
+    """Keep the report of a whole audit for the inspector."""
+    if options.partitions is not None or options.user is not None:
+        return
+    cluster = Cluster(settings)
+    try:
+        await last_audit.save(cluster, kept_summary(report, options))
+    except StoreUnavailable as error:
+        click.echo(f"the report is not kept for the inspector: {error}", err=True)
+    finally:
+        await cluster.close()
+
+
+def kept_summary(report: Report, options: Options) -> dict[str, Any]:
+    """What is kept of a report: with its time, in ms since the epoch, and few findings."""
+    found = summary(report, options)
+    return found | {"at": now_ms(), "findings": found["findings"][:MOST_KEPT]}
 
 
 def summary(report: Report, options: Options) -> dict[str, Any]:

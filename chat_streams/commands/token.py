@@ -11,6 +11,7 @@ from chat_streams.settings import SettingsError
 from gateway.auth import mint
 
 DAY = 24 * 3600
+ROLES = ("operator", "bodies")
 
 
 def register(app: Service) -> None:
@@ -19,11 +20,18 @@ def register(app: Service) -> None:
     @app.command(
         argument("user"),
         option("--ttl", "ttl_s", type=click.IntRange(1, 365 * DAY), default=DAY, help="Seconds until it expires."),
+        option(
+            "--role",
+            "roles",
+            type=click.Choice(ROLES),
+            multiple=True,
+            help="For the inspector: operator may redrive, bodies shows what people write. May be given twice.",
+        ),
         base=Command,
     )
-    async def token(self: AppCommand, user: str, ttl_s: int) -> None:
+    async def token(self: AppCommand, user: str, ttl_s: int, roles: tuple[str, ...]) -> None:
         """Print a token for a user, signed with the HS256 key of the settings."""
         try:
-            click.echo(mint(app.settings.jwt_key(), user, ttl_s))
+            click.echo(mint(app.settings.jwt_key(), user, ttl_s, roles))
         except (SettingsError, ValueError) as error:
             raise click.ClickException(str(error)) from error

@@ -31,4 +31,13 @@ if ! command -v mvn >/dev/null 2>&1; then
     say "mvn is missing (Maven 3.6.3 or newer): sudo apt install maven"
 fi
 
+if ! command -v npm >/dev/null 2>&1; then
+    say "npm is missing (for the inspector's browser libraries): sudo apt install npm"
+fi
+
+# Only the tests need a browser: check-prerequisites.sh test
+if [ "${1:-}" = test ] && ! command -v chromium >/dev/null 2>&1; then
+    say "chromium is missing (for the browser tests): sudo apt install chromium"
+fi
+
 exit "$missing"

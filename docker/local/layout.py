@@ -32,6 +32,7 @@ _OFFSETS = {
     "messaging_web": 11,
     "notification_web": 12,
     "history_web": 13,
+    "inspector": 14,
 }
 # Bound for the life of the process: whoever holds the first port of a block of ports owns the block.
 _owned_blocks: list[socket.socket] = []
@@ -61,6 +62,7 @@ class Layout(BaseSettings):
     messaging_web: Port = 8081
     notification_web: Port = 8082
     history_web: Port = 8083
+    inspector: Port = 8084
 
     @field_validator("data")
     @classmethod

@@ -32,7 +32,7 @@ class Service(Part):
     def __init__(self, layout: Layout, service: str, instance: int = 1) -> None:
         super().__init__(layout)
         self.name = service if instance == 1 else f"{service}-{instance}"
-        field = "gateway" if service == "gateway" else f"{service}_web"
+        field = service if service in ("gateway", "inspector") else f"{service}_web"
         self.ports = {field: getattr(layout, field) + INSTANCE_STEP * (instance - 1)}
         self.environment = service_environment(layout)
         if service == "gateway":
@@ -69,7 +69,7 @@ def engines(layout: Layout) -> list[Part]:
 
 def services(layout: Layout) -> list[Part]:
     """Return the services, to be started once the engines are ready and ``create_topics`` is done."""
-    return [Service(layout, name) for name in ("gateway", "messaging", "notification", "history")]
+    return [Service(layout, name) for name in ("gateway", "messaging", "notification", "history", "inspector")]
 
 
 def create_topics(layout: Layout, seconds: float = 60.0) -> None:

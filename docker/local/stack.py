@@ -87,6 +87,7 @@ class Stack:
             if all(state.state == "ready" for state in states):
                 console.print("everything is up already")
                 _print_table(states)
+                self._print_inspector()
                 return
             self._check_ports(state.part for state in states if state.pid is None)
             if not running:
@@ -100,6 +101,11 @@ class Stack:
             await self._bring_up(self.services, stopped)
             console.print(f"everything is up after {time.monotonic() - began:.1f} s")
             _print_table(await self.states())
+            self._print_inspector()
+
+    def _print_inspector(self) -> None:
+        url = next(part.url for part in self.services if part.name == "inspector")
+        console.print(f"inspector: {url}, with a token from 'make token USER=me ROLE=operator'", soft_wrap=True)
 
     def down(self) -> None:
         """Stop the services, then the engines, then supervisord; also what a dead supervisord left behind."""

@@ -65,7 +65,7 @@ async def test_a_good_token_says_who_and_until_when(shared: Authenticator) -> No
 
 async def test_a_minted_token_is_good(shared: Authenticator) -> None:
     before = time.time()
-    user, expires = await shared.identify(mint(SECRET, "alice", 60))
+    user, expires, _ = await shared.identify(mint(SECRET, "alice", 60))
     assert user == "alice"
     assert before + 59 <= expires <= time.time() + 60
 
@@ -211,3 +211,10 @@ async def test_a_shared_secret_does_not_count_beside_an_issuer(
 async def test_an_issuer_without_usable_keys_lets_nobody_in(issuer: Callable[..., Authenticator], answer: Any) -> None:
     with pytest.raises(BadToken):
         await issuer(lambda: answer).identify(es256())
+
+
+async def test_roles_come_from_the_token_and_nowhere_else(shared: Authenticator) -> None:
+    assert (await shared.identify(hs256())).roles == frozenset()
+    assert (await shared.identify(mint(SECRET, "alice", 60, ["operator"]))).roles == {"operator"}
+    for wrong in ("operator", ["operator", 1], {"operator": True}):
+        await assert_refused(shared, hs256(roles=wrong), "roles")

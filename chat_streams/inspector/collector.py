@@ -1,0 +1,240 @@
+"""Looks at the engines every few seconds: ends and committed offsets, leases, what the services say of themselves.
+
+It reads no topic but ``service_stats``. A few records of the others are looked at only while somebody watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import TopicPartition
+from redis.exceptions import ResponseError
+
+from chat_streams import statistics, topics
+from chat_streams.inspector.lag import Lag, Watermarks
+from chat_streams.inspector.sampling import Sample, sample
+from chat_streams.inspector.series import HOUR_MS, Series
+from chat_streams.log_reader import LogReader
+from chat_streams.position import Position
+from chat_streams.records import now_ms
+from chat_streams.settings import Settings
+from chat_streams.statistics import Statistics
+from chat_streams.topics import SERVICE_STATS
+from tables import last_audit
+from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.cluster import Cluster, StoreUnavailable
+
+log = structlog.get_logger()
+
+LOOK_S: Final = 2.0
+WATCHED_S: Final = 10.0
+SAMPLE_S: Final = 4.0
+REQUEST_S: Final = 5.0
+DATABASE_S: Final = 4.0
+GROUPS: Final = {
+    "messaging": (topics.INCOMING_MESSAGES, topics.SESSION_EVENTS),
+    "notification": (topics.SESSION_EVENTS, topics.INBOX_REQUESTS),
+    "history": (topics.INCOMING_MESSAGES,),
+}
+TOPICS: Final = (
+    topics.INCOMING_MESSAGES,
+    topics.SESSION_EVENTS,
+    topics.INBOX_REQUESTS,
+    topics.OUTGOING_MESSAGES,
+    topics.DEAD_LETTERS,
+)
+OTHER_TOPICS: Final = (topics.REGISTRY_CHANGELOG, topics.GENERATIONS, topics.SERVICE_STATS)
+"""They have a tail, too."""
+ONE_PARTITION: Final = (topics.DEAD_LETTERS, topics.GENERATIONS, topics.SERVICE_STATS)
+
+
+@dataclass
+class Engine:
+    """An engine as it was at the last look; ``since`` is when it came or went, in ms since the epoch."""
+
+    name: str
+    up: bool | None = None
+    since: int = field(default_factory=now_ms)
+    error: str = ""
+
+    def see(self, error: Exception | None) -> None:
+        """Note how a look went."""
+        up = error is None
+        if up != self.up:
+            self.up, self.since = up, now_ms()
+        self.error = "" if error is None else f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A lease of a gateway: ``ttl_ms`` until it runs out unless it is renewed."""
+
+    slot: int
+    owner: str
+    epoch: int
+    ttl_ms: int
+
+
+async def look(
+    marks: Watermarks, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, tps: Sequence[TopicPartition]
+) -> None:
+    """Note where partitions end and how far the groups are; raises ``KafkaError``."""
+    ends = await consumer.end_offsets(tps)
+    committed = {}
+    for group, of_group in GROUPS.items():
+        wanted = [tp for tp in tps if tp.topic in of_group]
+        found = await admin.list_consumer_group_offsets(group, partitions=wanted)
+        committed[group] = {tp: found[tp].offset for tp in wanted if tp in found}
+    marks.look(ends, committed, time.monotonic())
+
+
+class Collector:
+    """What the pages show of the whole system, as of the last look."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, history: ChatHistory) -> None:
+        self.settings = settings
+        self.engines = {name: Engine(name) for name in ("Kafka", "Redis", "DynamoDB")}
+        self.series = Series()
+        self.watermarks = Watermarks()
+        self.slots: list[Slot] = []
+        self.audit: dict[str, Any] | None = None
+        self.statistics_trouble = ""
+        """Why what the services say of themselves cannot be read; empty while it can."""
+        self.samples: dict[str, Sample] = {}
+        self.lags: dict[tuple[str, str, int], Lag] = {}
+        self._cluster = cluster
+        self._history = history
+        self._statistics = Statistics("inspector")
+        self._statistics.gauges = self._gauges
+        self._watched_at = 0.0
+
+    async def run(self, _: web.Application) -> AsyncIterator[None]:
+        """Look for as long as the site runs (``web.Application.cleanup_ctx``)."""
+        looks = (self._kafka, self._read_statistics, self._redis, self._dynamodb, self._publish, self._sample)
+        tasks = [asyncio.create_task(self._forever(look)) for look in looks]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def watch(self) -> None:
+        """Somebody looks at the streams: sample them for a while."""
+        self._watched_at = time.monotonic()
+
+    def _gauges(self) -> dict[str, float]:
+        return {f"lag_{group}": float(self.watermarks.lag(group)) for group in GROUPS}
+
+    async def _forever(self, look: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await look()
+            except StoreUnavailable as error:
+                self.engines["Redis"].see(error)
+            except Exception as error:  # noqa: BLE001 - a look that failed is told of, and tried again
+                # One look judges whether Kafka is there: the others may fail for reasons of their own.
+                if look == self._kafka:
+                    self.engines["Kafka"].see(error)
+                elif look == self._read_statistics:
+                    self.statistics_trouble = f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
+                log.debug("a look failed", look=look.__name__, error=repr(error))
+            await asyncio.sleep(LOOK_S)
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.kafka,
+            enable_auto_commit=False,
+            request_timeout_ms=int(REQUEST_S * 1000),
+        )
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def _kafka(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka, request_timeout_ms=int(REQUEST_S * 1000))
+        try:
+            async with self._consumer() as consumer, asyncio.timeout(None) as limit:
+                await admin.start()
+                while True:
+                    limit.reschedule(asyncio.get_running_loop().time() + REQUEST_S)
+                    tps = [TopicPartition(t, p) for t in TOPICS for p in range(self.partitions(t))]
+                    await look(self.watermarks, consumer, admin, tps)
+                    self.engines["Kafka"].see(None)
+                    limit.reschedule(None)
+                    await asyncio.sleep(LOOK_S)
+        finally:
+            await admin.close()
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has, by the settings."""
+        if topic == topics.OUTGOING_MESSAGES:
+            return self.settings.slots
+        return 1 if topic in ONE_PARTITION else self.settings.partitions
+
+    async def _read_statistics(self) -> None:
+        async with self._consumer() as consumer:
+            tp = TopicPartition(SERVICE_STATS, 0)
+            consumer.assign([tp])
+            newest = max((r.at for r in self.series.instances.values()), default=0)
+            async with asyncio.timeout(REQUEST_S):
+                # After a while without Kafka, it goes on where it was; after a start, the last hour is read.
+                found = await consumer.offsets_for_times({tp: max(now_ms() - HOUR_MS, newest + 1)})
+                offset = found[tp].offset if found[tp] else (await consumer.end_offsets([tp]))[tp]
+            consumer.seek(tp, offset)
+            self.statistics_trouble = ""
+            while True:
+                for record in (await consumer.getmany(tp, timeout_ms=1000, max_records=500)).get(tp, []):
+                    with contextlib.suppress(ValueError):
+                        self.series.add(statistics.decode(record.value or b""))
+
+    async def _publish(self) -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=self.settings.kafka, request_timeout_ms=int(REQUEST_S * 1000))
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                await producer.start()
+            await self._statistics.publish(
+                lambda key, value: producer.send_and_wait(SERVICE_STATS, value, key, 0), asyncio.sleep
+            )
+        finally:
+            await producer.stop()
+
+    async def _redis(self) -> None:
+        script = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
+        commands = [("EVAL_RO", script, 1, f"{{slot:{slot}}}") for slot in range(self.settings.slots)]
+        slots = []
+        for number, answer in enumerate(await self._cluster.pipeline(commands)):
+            if isinstance(answer, ResponseError) or not answer[0]:
+                continue
+            owner, _, epoch = answer[0].decode().partition(" ")
+            slots.append(Slot(number, owner, int(epoch or 0), answer[1]))
+        self.slots = slots
+        self.audit = await last_audit.load(self._cluster)
+        self.engines["Redis"].see(None)
+
+    async def _dynamodb(self) -> None:
+        try:
+            await self._history.range("~", Position(0, 0), Position(1, 0), None, 1)
+        except HistoryUnavailable as error:
+            self.engines["DynamoDB"].see(error)
+        else:
+            self.engines["DynamoDB"].see(None)
+        await asyncio.sleep(DATABASE_S)
+
+    async def _sample(self) -> None:
+        if time.monotonic() - self._watched_at > WATCHED_S:
+            return
+        async with LogReader(self.settings) as reader:
+            self.samples, self.lags = await sample(reader, self.watermarks)
+        await asyncio.sleep(SAMPLE_S)

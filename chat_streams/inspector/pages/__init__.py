@@ -1,0 +1,33 @@
+"""The pages, one module each: a model of what is shown, for the template and the JSON API alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chat_streams.inspector.pages import (
+    agents,
+    charts,
+    connection,
+    dead_letters,
+    gateways,
+    guarantee,
+    journey,
+    overview,
+    record,
+    search,
+    streams,
+    tail,
+    user,
+)
+
+if TYPE_CHECKING:
+    from chat_streams.inspector.site import Site
+
+
+def register(site: Site) -> None:
+    """Add all pages to a site."""
+    for module in (
+        *(overview, search, journey, user, connection, record, streams, tail),
+        *(agents, gateways, dead_letters, guarantee, charts),
+    ):
+        module.register(site)

@@ -1,0 +1,61 @@
+"""A connection, by its id or the first 8 digits of it: whose it is, where, since when, and why it ended if it did."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from chat_streams.inspector.access import Viewer
+from chat_streams.inspector.pages.user import as_json
+from chat_streams.inspector.site import Answer, NotFound, Site
+from chat_streams.log_reader import LogReader
+from chat_streams.records import SESSIONS, Undecodable, UnknownVersion, UserConnected, now_ms
+from chat_streams.topics import SESSION_EVENTS
+from chat_streams.tracing import Connection
+
+HOURS: Final = 24
+
+
+def register(site: Site) -> None:
+    """Add ``/connection/{id}``."""
+
+    async def model(request: web.Request, viewer: Viewer) -> Answer:
+        text = request.match_info["id"].lower()
+        try:
+            needle = bytes.fromhex(text)
+        except ValueError as error:
+            raise NotFound(f"{text[:60]!r} is no connection: 8 or 32 hex digits are") from error
+        user, found = "", dict[bytes, Connection]()
+        async with LogReader(site.settings) as reader:
+            spans = await reader.spans(SESSION_EVENTS, since_ms=now_ms() - HOURS * 3600 * 1000)
+            async for record in reader.read(spans):
+                if record.value is None or needle not in record.value:
+                    continue
+                try:
+                    events = SESSIONS.decode(record.value)
+                except (Undecodable, UnknownVersion):
+                    continue
+                for event in events:
+                    if not event.connection.startswith(needle):
+                        continue
+                    user = event.user
+                    _note(found, event, record.at)
+        if not found:
+            count = sum(s.end - s.first for s in spans)
+            raise NotFound(f"There is no connection {text} in {count:,} records of {SESSION_EVENTS}, {HOURS} h back.")
+        rows: list[dict[str, Any]] = [as_json(key, c, site) for key, c in found.items()]
+        return Answer({"id": text, "user": user, "connections": rows})
+
+    site.page("/connection/{id}", "connection.html", model, needs=("Kafka",))
+
+
+def _note(found: dict[bytes, Connection], event: Any, at: int) -> None:
+    known = found.get(event.connection)
+    if isinstance(event, UserConnected):
+        if known is None:
+            found[event.connection] = Connection(event.device, event.number, event.slot, event.epoch, at, at)
+        else:
+            known.heard_at, known.slot, known.epoch = at, event.slot, event.epoch
+    elif known is not None and known.epoch == event.epoch:
+        known.gone_at = at

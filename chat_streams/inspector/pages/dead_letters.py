@@ -1,0 +1,94 @@
+"""Dead letters: grouped by what went wrong, looked at one by one, and written back by an operator."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from aiohttp import web
+
+from chat_streams import letterbox
+from chat_streams.dead_letters import Filter
+from chat_streams.inspector.access import Viewer
+from chat_streams.inspector.site import Answer, NotFound, Site
+
+NEWEST: Final = 500
+NO_OPERATOR: Final = "redriving needs a token with the role operator: make token USER=… ROLE=operator"
+_VARYING: Final = re.compile(r"[0-9]+|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"")
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what differs from record to record: numbers and what is quoted."""
+    return _VARYING.sub("…", reason)[:160]
+
+
+def groups_of(letters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Dead letters by app, topic and kind of reason, those with the most open ones first."""
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for letter in letters:
+        key = letter["app"], letter["topic"], kind_of(letter["reason"])
+        group = groups.setdefault(
+            key, {"app": key[0], "topic": key[1], "reason": key[2], "open": 0, "redriven": 0, "letters": []}
+        )
+        group["redriven" if letter["redriven_at"] else "open"] += 1
+        group["letters"].append(letter)
+        group["last_at"] = letter["last_at"]
+    for group in groups.values():
+        group["letters"].reverse()
+    return sorted(groups.values(), key=lambda g: -g["open"])
+
+
+def register(site: Site) -> None:
+    """Add ``/dead-letters``, ``/dead-letters/{number}`` and the form to redrive."""
+
+    async def listing(request: web.Request, viewer: Viewer) -> Answer:
+        wanted = Filter(reason=request.query.get("reason") or None)
+        found = await letterbox.listing(site.settings, wanted, NEWEST)
+        return Answer({"matching": found.matching, "newest": NEWEST, "groups": groups_of(found.as_json())})
+
+    async def details(request: web.Request, viewer: Viewer) -> Answer:
+        number = request.match_info["number"]
+        try:
+            found = await letterbox.details(site.settings, int(number), viewer.bodies)
+        except letterbox.Refused as error:
+            raise NotFound(f"There is no dead letter {number} in the topic dead_letters.") from error
+        # It may quote what people write.
+        return Answer(found if viewer.bodies else found | {"traceback": None})
+
+    async def redrive(request: web.Request) -> web.StreamResponse:
+        viewer: Viewer = request["viewer"]
+        if not viewer.operator:
+            raise web.HTTPForbidden(text=NO_OPERATOR)
+        form = await request.post()
+        numbers = sorted({int(str(n)) for n in form.getall("number", []) if str(n).isdigit()})[:NEWEST]
+        dry_run, lines, warnings = form.get("go") != "yes", list[str](), list[str]()
+        if not numbers:
+            warnings.append("none was chosen")
+        else:
+            try:
+                await letterbox.redrive(
+                    site.settings,
+                    numbers,
+                    Filter(),
+                    dry_run=dry_run,
+                    again=form.get("again") == "yes",
+                    say=lines.append,
+                    warn=warnings.append,
+                )
+            except letterbox.Refused as error:
+                warnings.append(str(error))
+        data = {
+            "numbers": numbers,
+            "dry_run": dry_run,
+            "again": form.get("again") == "yes",
+            "lines": lines,
+            "warnings": warnings,
+        }
+        if request.path.startswith("/api/"):
+            return web.json_response(data)
+        return site.render(request, "redrive.html", data)
+
+    site.page("/dead-letters", "dead_letters.html", listing, needs=("Kafka",))
+    site.page("/dead-letters/{number:[0-9]{1,15}}", "dead_letter.html", details, needs=("Kafka",))
+    site.router.add_post("/redrive", redrive)
+    site.router.add_post("/api/redrive", redrive)

@@ -1,0 +1,94 @@
+"""The guarantee: each accepted message is exactly one of what it may be, by the last audit, and live since then."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from aiohttp import web
+
+from chat_streams.auditor import Options, audit
+from chat_streams.commands.audit import MEANINGS, kept_summary
+from chat_streams.inspector.access import Viewer
+from chat_streams.inspector.site import Answer, Site
+from chat_streams.records import now_ms
+from tables import last_audit
+
+PARTS: Final = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight")
+WAIT_S: Final = 10.0
+
+
+def register(site: Site) -> None:
+    """Add ``/guarantee``, and the form that has an audit made now."""
+    running: dict[str, Any] = {"task": None, "done": 0, "total": 0, "error": None}
+
+    async def model(request: web.Request, viewer: Viewer) -> Answer:
+        task = running["task"]
+        return Answer(
+            {
+                "audit": audit_of(site),
+                "live": _live(site),
+                "running": task is not None and not task.done(),
+                "progress": running["done"] / running["total"] if running["total"] else 0,
+                "audit_error": running["error"],
+            }
+        )
+
+    async def start(request: web.Request) -> web.StreamResponse:
+        if not request["viewer"].operator:
+            raise web.HTTPForbidden(text="an audit reads the whole log: it needs a token with the role operator")
+        if running["task"] is None or running["task"].done():
+            running.update(done=0, total=0, error=None, task=asyncio.create_task(_audit(site, running)))
+        raise web.HTTPSeeOther("/guarantee")
+
+    site.page("/guarantee", "guarantee.html", model, live="_guarantee.html")
+    site.router.add_post("/guarantee", start)
+
+
+async def _audit(site: Site, running: dict[str, Any]) -> None:
+    options = Options(None, None, True, WAIT_S)
+    try:
+        report = await audit(site.settings, options, lambda done, total: running.update(done=done, total=total))
+        await last_audit.save(site.cluster, kept_summary(report, options))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the panel says it
+        running["error"] = f"{type(error).__name__}: {error}"
+
+
+def audit_of(site: Site) -> dict[str, Any] | None:
+    """The last audit with what each part of the sum is, and whether it adds up."""
+    found = site.collector.audit
+    if found is None:
+        return None
+    parts = {name: int(found.get(name, 0)) for name in PARTS}
+    wrong = {"lost": int(found.get("none", 0)), "counted twice": int(found.get("two", 0))}
+    return {
+        "at": found["at"],
+        "clean": bool(found["clean"]),
+        "accepted": int(found["messages"]),
+        "parts": parts,
+        "meanings": {str(fate).replace("-", "_").replace(" ", "_"): text for fate, text in MEANINGS.items()},
+        "wrong": {name: count for name, count in wrong.items() if count},
+        "history": found.get("history"),
+        "findings": found.get("findings", [])[:50],
+        "adds_up": sum(parts.values()) == int(found["messages"]) and not any(wrong.values()),
+    }
+
+
+def _live(site: Site) -> dict[str, Any]:
+    """The counters of the last hour, or since the last audit if that is newer: what went in, and what became of it."""
+    found = site.collector.audit
+    start = max(now_ms() - 3600 * 1000, int(found["at"]) if found else 0)
+    rose = site.collector.series.since(start)
+    applied = rose.get("appended", 0) + rose.get("retries", 0) + rose.get("overflowed", 0) + rose.get("dead", 0)
+    return {
+        "since": start,
+        "accepted": rose.get("accepted", 0),
+        "appended": rose.get("appended", 0),
+        "retries": rose.get("retries", 0),
+        "overflowed": rose.get("overflowed", 0),
+        "dead": rose.get("dead", 0),
+        "acknowledged": rose.get("acknowledged", 0),
+        "pending_change": rose.get("appended", 0) - rose.get("acknowledged", 0),
+        "not_applied": rose.get("accepted", 0) - applied,
+        "lag_records": site.collector.watermarks.lag("messaging"),
+    }

@@ -1,0 +1,65 @@
+"""Where a message is, stage by stage, and in words why it is not delivered."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from chat_streams import tracing
+from chat_streams.inspector.access import Viewer
+from chat_streams.inspector.site import Answer, NotFound, Site
+from chat_streams.times import utc
+from chat_streams.tracer import Tracer
+from chat_streams.tracing import Trail, verdict
+
+MOST: Final = 10
+TONES: Final = {
+    "acknowledged": "good",
+    "pending": "wait",
+    "in flight": "wait",
+    "dead-lettered": "bad",
+    "missing": "bad",
+}
+
+
+def register(site: Site) -> None:
+    """Add ``/message/{id}``: a frame at once, and what the log says as soon as it is read."""
+
+    async def frame(request: web.Request, viewer: Viewer) -> Answer:
+        return Answer({"id": request.match_info["id"], "query": request.query_string})
+
+    async def model(request: web.Request, viewer: Viewer) -> Answer:
+        id_ = request.match_info["id"]
+        sender, to = request.query.get("sender") or None, request.query.get("to") or None
+        async with Tracer(site.settings) as tracer:
+            found, searched = await tracer.find(id_, sender, to, None)
+            if not found:
+                raise NotFound(f"There is no message {id_!r}: {searched}")
+            trails = [await _trail(tracer, trail, site) for trail in found[:MOST]]
+        return Answer({"id": id_, "trails": trails, "more": len(found) - len(trails)})
+
+    site.page("/message/{id}", "journey.html", frame)
+    site.page("/journey/{id}", "_journey.html", model, needs=("Kafka",))
+
+
+def slots_lost(trail: Trail, leases: set[tuple[int, int]]) -> list[int]:
+    """The gateway slots of the recipient's open connections that are no longer leased in the same epoch.
+
+    The registry names such a connection until a newer one of the device, or the slot's next holder, corrects it.
+    """
+    return sorted({c.slot for c in trail.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases})
+
+
+async def _trail(tracer: Tracer, trail: Trail, site: Site) -> dict[str, Any]:
+    rules = await tracer.follow(trail)
+    found = verdict(trail, rules, utc)
+    words = found.text
+    leases = {(slot.slot, slot.epoch) for slot in site.collector.slots}
+    if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(trail, leases)):
+        words += f"; the lease of gateway slot {', '.join(map(str, lost))} has ended: its connections are gone"
+    return tracing.as_json(trail, found, utc) | {
+        "words": words,
+        "tone": TONES.get(found.fate, "wait"),
+        "hidden_before": utc(rules.sent_from) if trail.first.accepted_at < rules.sent_from else None,
+    }

@@ -1,0 +1,76 @@
+"""What is in some records of each partition, without reading all: messages and bytes of a record, age of a lag."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from aiokafka.structs import TopicPartition
+
+from chat_streams.inspector.lag import Lag, Watermarks
+from chat_streams.log_reader import LogReader, Span
+from chat_streams.records import MAGIC, now_ms
+from chat_streams.topics import INCOMING_MESSAGES
+
+NEWEST: Final = 3
+"""Records of a partition that stand for what it carries now."""
+OLDEST: Final = 50
+"""Records of a lag that are looked at."""
+_TAG: Final = b"\xa8messages"
+
+
+class Sample(NamedTuple):
+    """Of a topic: what one record holds, on average of those that were looked at."""
+
+    records: int
+    messages: float
+    size: float
+
+
+def count_of(topic: str, value: bytes | None) -> int:
+    """How many things a record holds, from its first bytes only; 1 where they don't say."""
+    if value is None or value[:2] != MAGIC:
+        return 1
+    at = 3
+    if topic == INCOMING_MESSAGES:
+        if value[at : at + 10] != b"\x92" + _TAG:
+            return 1
+        at += 10
+    head = value[at] if len(value) > at else 0
+    if head & 0xF0 == 0x90:
+        return head & 0x0F
+    if head == 0xDC:
+        return int.from_bytes(value[at + 1 : at + 3], "big")
+    if head == 0xDD:
+        return int.from_bytes(value[at + 1 : at + 5], "big")
+    return 1
+
+
+async def sample(reader: LogReader, marks: Watermarks) -> tuple[dict[str, Sample], dict[tuple[str, str, int], Lag]]:
+    """Look at the newest records of each partition, and the oldest of each lag; raises ``LogUnavailable``."""
+    totals: dict[str, list[float]] = {}
+    spans = [Span(tp.topic, tp.partition, max(0, end - NEWEST), end) for tp, end in marks.ends.items()]
+    async for record in reader.read(spans):
+        total = totals.setdefault(record.topic, [0, 0, 0])
+        total[0] += 1
+        total[1] += count_of(record.topic, record.value)
+        total[2] += len(record.value or b"")
+    samples = {topic: Sample(int(n), m / n, s / n) for topic, (n, m, s) in totals.items()}
+    lags: dict[tuple[str, str, int], Lag] = {}
+    for group, committed in marks.committed.items():
+        heads = {tp: offset for tp, offset in committed.items() if marks.behind(group, tp)}
+        wanted = [
+            Span(tp.topic, tp.partition, max(0, offset), min(marks.ends[tp], max(0, offset) + OLDEST))
+            for tp, offset in heads.items()
+        ]
+        seen: dict[TopicPartition, list[float]] = {}
+        async for record in reader.read(wanted):
+            counts = seen.setdefault(TopicPartition(record.topic, record.partition), [0, 0, record.at])
+            counts[0] += 1
+            counts[1] += count_of(record.topic, record.value)
+        for tp, (records, messages, oldest_at) in seen.items():
+            behind = marks.behind(group, tp)
+            exact = records >= behind
+            lags[group, tp.topic, tp.partition] = Lag(
+                int(messages if exact else behind * messages / records), max(0.0, (now_ms() - oldest_at) / 1000), exact
+            )
+    return samples, lags

@@ -1,0 +1,117 @@
+"""The last hour as points of 5 s, made of the records of ``service_stats``: pure, bounded whatever comes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict, deque
+from typing import Final, NamedTuple
+
+from chat_streams.statistics import INTERVAL_S, ServiceStats
+
+HOUR_MS: Final = 3600 * 1000
+STEP_MS: Final = int(INTERVAL_S * 1000)
+POINTS: Final = HOUR_MS // STEP_MS
+MAX_INSTANCES: Final = 200
+MAX_EVENTS: Final = 200
+GONE_MS: Final = 4 * STEP_MS
+"""An instance that said nothing for so long is gone."""
+_COUNTERS: Final = ("accepted", "delivered", "acknowledged", "appended", "overflowed", "retries", "stored", "refused")
+_HIGHEST: Final = ("latency_p50_ms", "latency_p99_ms", "lag_messaging", "lag_notification", "lag_history")
+
+
+class Event(NamedTuple):
+    """Something on the time line: a rebalance, a start, an end."""
+
+    at: int
+    what: str
+    instance: str
+
+
+class Series:
+    """Points by their time, the newest record of each instance, and what happened."""
+
+    def __init__(self) -> None:
+        self._points: OrderedDict[int, defaultdict[str, float]] = OrderedDict()
+        self.instances: OrderedDict[str, ServiceStats] = OrderedDict()
+        self.before: dict[str, ServiceStats] = {}
+        """The record before the newest, for rates."""
+        self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
+
+    def add(self, record: ServiceStats) -> None:
+        """Take a record in; they come in the order of the topic."""
+        former = self.instances.get(record.instance)
+        deltas = self._deltas(former, record)
+        point = self._points.get(record.at // STEP_MS * STEP_MS)
+        if point is None:
+            point = self._points[record.at // STEP_MS * STEP_MS] = defaultdict(float)
+        for name in _COUNTERS:
+            point[name] += deltas.get(name, 0)
+        for name in _HIGHEST:
+            if name in record.gauges:
+                point[name] = max(point.get(name, 0.0), record.gauges[name])
+        point["dead"] += sum(a.dead_letters for a in record.agents) - (
+            sum(a.dead_letters for a in former.agents) if former and former.started_at == record.started_at else 0
+        )
+        self._note(former, record)
+        if former is not None:
+            self.before[record.instance] = former
+        self.instances[record.instance] = record
+        self.instances.move_to_end(record.instance)
+        newest = record.at
+        while self._points and next(iter(self._points)) < newest - HOUR_MS:
+            self._points.popitem(last=False)
+        while len(self._points) > POINTS + 1:
+            self._points.popitem(last=False)
+        while len(self.instances) > MAX_INSTANCES:
+            gone, _ = self.instances.popitem(last=False)
+            self.before.pop(gone, None)
+
+    def rate(self, instance: str, counter: str) -> float | None:
+        """A counter's rise a second between the last two records of an instance."""
+        new, old = self.instances.get(instance), self.before.get(instance)
+        if new is None or old is None or old.started_at != new.started_at or new.at <= old.at:
+            return None
+        return 1000 * (new.counters.get(counter, 0) - old.counters.get(counter, 0)) / (new.at - old.at)
+
+    def living(self, now: int) -> list[ServiceStats]:
+        """The newest record of each instance that still speaks, by service."""
+        found = [r for r in self.instances.values() if now - r.at <= GONE_MS]
+        return sorted(found, key=lambda r: (r.service, r.started_at))
+
+    def since(self, start_ms: int) -> dict[str, float]:
+        """How much each counter rose since a time."""
+        total: defaultdict[str, float] = defaultdict(float)
+        for at, point in self._points.items():
+            if at + STEP_MS > start_ms:
+                for name in (*_COUNTERS, "dead"):
+                    total[name] += point.get(name, 0)
+        return dict(total)
+
+    def chart(self) -> dict[str, list[float | None]]:
+        """Columns of equal length, by time in s: rates a second, gauges, and how pending changed since the first."""
+        times = sorted(self._points)
+        columns: dict[str, list[float | None]] = {"at": [t / 1000 for t in times]}
+        for name in ("accepted", "delivered", "acknowledged"):
+            columns[name] = [self._points[t].get(name, 0) / INTERVAL_S for t in times]
+        for name in _HIGHEST:
+            columns[name] = [self._points[t].get(name) for t in times]
+        pending, running = [], 0.0
+        for t in times:
+            running += self._points[t].get("appended", 0) - self._points[t].get("acknowledged", 0)
+            pending.append(running)
+        columns["pending"] = list(pending)
+        return columns
+
+    def _deltas(self, former: ServiceStats | None, record: ServiceStats) -> dict[str, int]:
+        if former is not None and former.started_at == record.started_at:
+            return {n: v - former.counters.get(n, 0) for n, v in record.counters.items()}
+        # A process seen for the first time: what it counted before is of the time before, unless it is new.
+        return dict(record.counters) if record.at - record.started_at <= 2 * STEP_MS else {}
+
+    def _note(self, former: ServiceStats | None, record: ServiceStats) -> None:
+        if former is None or former.started_at != record.started_at:
+            if record.at - record.started_at <= 2 * STEP_MS:
+                self.events.append(Event(record.started_at, "started", record.instance))
+            return
+        more = record.gauges.get("rebalances", 0) - former.gauges.get("rebalances", 0)
+        if more > 0:
+            self.events.append(Event(record.at, f"{more:g} rebalance{'s' if more > 1 else ''}", record.instance))

@@ -1,0 +1,312 @@
+"""The web site: who may see it, how a page is made of its model, how its live parts are kept up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import jinja2
+import structlog
+from aiohttp import web
+
+from chat_streams.inspector import formats
+from chat_streams.inspector.access import Access, Refused, Viewer, remember, same_origin
+from chat_streams.inspector.collector import Collector
+from chat_streams.log_reader import LogUnavailable
+from chat_streams.records import now_ms
+from chat_streams.settings import Settings
+from chat_streams.times import utc
+from chat_streams.topics import TopicsError
+from gateway.auth import Authenticator
+from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.cluster import Cluster, StoreUnavailable
+
+log = structlog.get_logger()
+
+FOLDER: Final = Path(str(files("chat_streams.inspector")))
+LIBRARIES: Final = {
+    "htmx.min.js": FOLDER / "web/node_modules/htmx.org/dist/htmx.min.js",
+    "uPlot.iife.min.js": FOLDER / "web/node_modules/uplot/dist/uPlot.iife.min.js",
+    "uPlot.min.css": FOLDER / "web/node_modules/uplot/dist/uPlot.min.css",
+}
+OPEN_PATHS: Final = ("/login", "/healthz", "/readyz")
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+LIVE_S: Final = 2.0
+HEARTBEAT_S: Final = 10.0
+MAX_STREAMS: Final = 64
+"""Live parts at once, over all viewers."""
+MAX_FORM: Final = 64 * 1024
+_AWAY: Final = (LogUnavailable, StoreUnavailable, HistoryUnavailable, TopicsError)
+
+
+class NotFound(Exception):
+    """There is no such thing; the text says what was searched where."""
+
+
+@dataclass
+class Answer:
+    """What a page shows: the same values go to its template and to the JSON API."""
+
+    data: dict[str, Any]
+    status: int = 200
+
+
+Model = Callable[[web.Request, Viewer], Awaitable[Answer]]
+
+
+@dataclass
+class Site:
+    """The pages and what they are made from."""
+
+    settings: Settings
+    cluster: Cluster = field(init=False)
+    history: ChatHistory = field(init=False)
+    collector: Collector = field(init=False)
+    streams: int = 0
+
+    def __post_init__(self) -> None:
+        self.cluster, self.history = Cluster(self.settings), ChatHistory(self.settings)
+        self.collector = Collector(self.settings, self.cluster, self.history)
+        self._access = Access(Authenticator(self.settings))
+        self.templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.templates.filters.update(formats.FILTERS)
+
+    def install(self, app: web.Application) -> None:
+        """Add everything to the application of Faust's web server."""
+        from chat_streams.inspector import pages
+
+        app.middlewares.append(self._guard)
+        app.cleanup_ctx.append(self.collector.run)
+        app.cleanup_ctx.append(self._close)
+        router = app.router
+        router.add_get("/login", self._login_page)
+        router.add_post("/login", self._login)
+        router.add_post("/logout", self._logout)
+        router.add_get("/static/{name}", self._static)
+        self.router = router
+        pages.register(self)
+
+    async def _close(self, _: web.Application) -> AsyncIterator[None]:
+        yield
+        await self.cluster.close()
+        await self.history.close()
+
+    # Pages
+
+    def page(self, path: str, template: str, model: Model, live: str | None = None, needs: Sequence[str] = ()) -> None:
+        """A page, the same as JSON under ``/api``, and its live part, a template of its own, under ``/live``.
+
+        While an engine it ``needs`` is away, it says so at once.
+        """
+
+        async def html(request: web.Request) -> web.StreamResponse:
+            answer = await self._answer(request, model, needs)
+            return self.render(request, template, answer.data, answer.status)
+
+        async def api(request: web.Request) -> web.StreamResponse:
+            answer = await self._answer(request, model, needs)
+            return web.json_response(answer.data, status=answer.status, dumps=_dumps)
+
+        self.router.add_get(path, html)
+        self.router.add_get("/api" + (path if path != "/" else "/overview"), api)
+        if live is not None:
+
+            async def events(request: web.Request) -> web.StreamResponse:
+                return await self._live(request, live, model)
+
+            self.router.add_get("/live" + (path if path != "/" else "/overview"), events)
+
+    def render(self, request: web.Request, template: str, data: dict[str, Any], status: int = 200) -> web.Response:
+        """A template with what every page knows."""
+        text = self.templates.get_template(template).render(
+            {
+                "viewer": request.get("viewer"),
+                "path": request.path,
+                "engines": list(self.collector.engines.values()),
+                "now": now_ms(),
+                "statistics_trouble": self.collector.statistics_trouble,
+                "live_path": "/live" + (request.path_qs if request.path != "/" else "/overview"),
+                **data,
+            }
+        )
+        return web.Response(text=text, content_type="text/html", status=status)
+
+    async def _answer(self, request: web.Request, model: Model, needs: Sequence[str] = ()) -> Answer:
+        for engine in map(self.collector.engines.__getitem__, needs):
+            if engine.up is False:
+                text = f"{engine.name} is away since {utc(engine.since)} ({engine.error})"
+                raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "2"})
+        try:
+            return await model(request, request["viewer"])
+        except NotFound as error:
+            raise web.HTTPNotFound(text=str(error)) from error
+        except _AWAY as error:
+            raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "2"}) from error
+
+    # Live parts
+
+    async def events(self, request: web.Request, source: AsyncIterator[tuple[str, str, str]]) -> web.StreamResponse:
+        """Server-sent events of ``(id, event, data)``; an empty event is a heartbeat. Ends when the token does."""
+        if self.streams >= MAX_STREAMS:
+            raise web.HTTPServiceUnavailable(
+                text=f"{MAX_STREAMS} live parts are open already", headers={"Retry-After": "5"}
+            )
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        self.streams += 1
+        try:
+            await response.prepare(request)
+            await response.write(b"retry: 1500\n\n")
+            async for id_, event, data in source:
+                if time.time() > request["viewer"].expires:
+                    break
+                if not event:
+                    await response.write(b": heartbeat\n\n")
+                    continue
+                lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
+                # An empty id would have the browser forget where it was.
+                place = f"id: {id_}\n" if id_ else ""
+                await response.write(f"{place}event: {event}\n{lines}\n".encode())
+        except ConnectionError:
+            pass
+        finally:
+            self.streams -= 1
+        return response
+
+    async def _live(self, request: web.Request, template: str, model: Model) -> web.StreamResponse:
+        async def panels() -> AsyncIterator[tuple[str, str, str]]:
+            last, said = "", time.monotonic()
+            for number in itertools.count(now_ms()):
+                try:
+                    answer = await self._answer(request, model)
+                    text = self.render(request, template, answer.data).text or ""
+                except web.HTTPException as error:
+                    text = self.render(request, "_away.html", {"what": error.text}).text or ""
+                if text != last:
+                    last, said = text, time.monotonic()
+                    yield str(number), "panel", text
+                elif time.monotonic() - said > HEARTBEAT_S:
+                    said = time.monotonic()
+                    yield "", "", ""
+                await asyncio.sleep(LIVE_S)
+
+        return await self.events(request, panels())
+
+    # Who may see it
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
+        try:
+            response: web.StreamResponse = await self._guarded(request, handler)
+        except web.HTTPException as error:
+            response = error if error.status < 400 else self._error(request, error.status, error.text or "")
+        if not response.prepared:
+            response.headers.update(
+                {
+                    "Content-Security-Policy": POLICY,
+                    "X-Content-Type-Options": "nosniff",
+                    # "no-referrer" would have the origin of our own forms hidden from us, too.
+                    "Referrer-Policy": "same-origin",
+                    "X-Frame-Options": "DENY",
+                }
+            )
+            response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    async def _guarded(self, request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD") and not same_origin(request):
+            raise web.HTTPForbidden(text="this form was not sent from a page of the inspector")
+        if request.path not in OPEN_PATHS and not request.path.startswith("/static/"):
+            try:
+                request["viewer"] = await self._access.viewer(request)
+            except Refused as error:
+                if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
+                    raise web.HTTPUnauthorized(text=f"a token is wanted: {error}") from error
+                if request.headers.get("Sec-Fetch-Site") == "cross-site":
+                    # A link from elsewhere comes without the cookie; once more from here, it comes with it.
+                    return self.render(request, "again.html", {"url": request.path_qs})
+                return web.HTTPSeeOther(f"/login?next={quote(request.path_qs)}")
+        try:
+            answer: web.StreamResponse = await handler(request)
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            log.exception("a page failed", path=request.path)
+            raise web.HTTPInternalServerError(text=f"the page failed: {type(error).__name__}") from error
+        return answer
+
+    def _error(self, request: web.Request, status: int, text: str) -> web.Response:
+        if text.startswith("404:"):
+            text = f"there is no page {request.path[:100]}"
+        if request.path.startswith("/api/"):
+            return web.json_response({"error": text}, status=status)
+        if request.get("viewer") is None:
+            return web.Response(text=text, status=status)
+        # What htmx asked for becomes a part of a page that is there already.
+        template = "_away.html" if "HX-Request" in request.headers else "error.html"
+        return self.render(request, template, {"status": status, "what": text}, status)
+
+    async def _login_page(self, request: web.Request) -> web.Response:
+        return self.render(request, "login.html", {"error": "", "next": _local(request.query.get("next", "/"))})
+
+    async def _login(self, request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        token, goal = str(form.get("token", "")).strip(), _local(str(form.get("next", "/")))
+        try:
+            viewer = await self._access.of_token(token)
+        except Refused as error:
+            return self.render(request, "login.html", {"error": str(error), "next": goal}, 403)
+        response = web.HTTPSeeOther(goal)
+        remember(response, token, viewer, request.secure)
+        return response
+
+    async def _logout(self, request: web.Request) -> web.StreamResponse:
+        response = web.HTTPSeeOther("/login")
+        response.del_cookie("inspector_token", path="/")
+        return response
+
+    async def _static(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        path = LIBRARIES.get(name) or FOLDER / "static" / name
+        if "/" in name or name.startswith(".") or not path.is_file():
+            raise web.HTTPNotFound(
+                text=f"there is no file {name[:60]}; were the browser libraries installed ('make setup')?"
+            )
+        return web.FileResponse(path, headers={"Cache-Control": "max-age=600"})
+
+
+def _local(goal: str) -> str:
+    """A path of this site, whatever the address asks for."""
+    return goal if goal.startswith("/") and not goal.startswith(("//", "/\\")) else "/"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)

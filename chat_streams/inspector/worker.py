@@ -1,0 +1,58 @@
+"""The Faust app of the inspector: no agents, only its web server, on loopback unless ``--web-bind`` says otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp.web
+import click
+import faust
+from faust.app.base import BootStrategy
+
+from chat_streams.inspector.site import Site
+from chat_streams.service import Service
+from chat_streams.settings import SettingsError
+
+LOOPBACK = "127.0.0.1"
+PORT = 8084
+
+
+class _WebOnly(BootStrategy):
+    # An engine that is away must not keep the page away that says so: no client of Faust's own.
+    enable_kafka = False
+
+
+class Inspector(Service):
+    """The web view; starts whatever engine is away."""
+
+    BootStrategy = _WebOnly
+    producer_only = True
+
+    def __init__(self) -> None:
+        super().__init__("inspector", web_bind=LOOPBACK, web_port=PORT, web_router_enabled=False)
+        try:
+            self.site = Site(self.settings)
+        except SettingsError as error:
+            raise click.ClickException(str(error)) from error
+        self.site.install(self.web.web_app)
+
+    def worker_init(self) -> None:
+        """Check nothing: the pages say what is missing."""
+
+    async def watch(self) -> None:
+        """Nothing is applied here."""
+
+    async def publish_statistics(self) -> None:
+        """The collector does it, with what it measures."""
+
+    def _add_pages(self) -> None:
+        @self.page("/healthz")
+        async def healthz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
+            return view.json({"alive": True})
+
+        @self.page("/readyz")
+        async def readyz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
+            return view.json({"ready": True})
+
+
+app = Inspector()

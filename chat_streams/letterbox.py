@@ -1,0 +1,263 @@
+"""Dead letters as operators meet them: listed, shown, written back; for the commands and the web view alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import aiokafka
+from aiokafka.errors import KafkaError
+
+from chat_streams import dead_letters
+from chat_streams.dead_letters import CODECS, MESSAGING, Catalogue, Filter, Summary
+from chat_streams.log_reader import LogReader, LogUnavailable, Progress, Span
+from chat_streams.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion, now_ms
+from chat_streams.settings import Settings
+from chat_streams.times import utc
+from chat_streams.topics import DEAD_LETTERS as TOPIC
+from chat_streams.topics import INCOMING_MESSAGES, MAX_RECORD
+
+HEX_BYTES: Final = 64
+"""Shown of a record whose bodies are masked."""
+
+
+class Refused(Exception):
+    """Some dead letters don't exist, or are not redriven; the text says which and why."""
+
+
+class Listing(NamedTuple):
+    """The newest dead letters that match a filter, the newest last, and how many match."""
+
+    found: list[Summary]
+    redriven: dict[int, Redriven]
+    matching: int
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """An object for each; times in RFC 3339, sizes in bytes."""
+        return [_summary_json(summary, self.redriven.get(summary.number)) for summary in self.found]
+
+
+async def listing(settings: Settings, wanted: Filter, limit: int, progress: Progress | None = None) -> Listing:
+    """The newest ``limit`` dead letters that match; raises ``LogUnavailable``."""
+    found: deque[Summary] = deque(maxlen=limit)
+    redriven: dict[int, Redriven] = {}
+    matching = 0
+    async with LogReader(settings) as reader:
+        # A dead letter is written after it failed, and what is said of it comes after it.
+        spans = await reader.spans(TOPIC, since_ms=wanted.since)
+        async for number, item in dead_letters.read(reader, spans, progress):
+            if isinstance(item, Redriven):
+                redriven[item.number] = item
+            elif wanted.matches(item):
+                found.append(Summary.of(number, item))
+                matching += 1
+    return Listing(list(found), redriven, matching)
+
+
+def _summary_json(summary: Summary, mark: Redriven | None) -> dict[str, Any]:
+    return {
+        "number": summary.number,
+        "app": summary.app,
+        **summary.origin._asdict(),
+        "reason": summary.reason,
+        "first_at": utc(summary.first_at),
+        "last_at": utc(summary.last_at),
+        "size": summary.size,
+        "redriven_at": None if mark is None else utc(mark.at),
+        "redriven_to_offset": None if mark is None else mark.offset,
+    }
+
+
+async def details(settings: Settings, number: int, bodies: bool, progress: Progress | None = None) -> dict[str, Any]:
+    """All that is known of a dead letter as JSON values; raises ``Refused`` where there is none of that number.
+
+    Without ``bodies``, what people wrote is masked and only the first 64 bytes are shown. Raises ``LogUnavailable``.
+    """
+    letter: DeadLetter | None = None
+    mark: Redriven | None = None
+    async with LogReader(settings) as reader:
+        (span,) = await reader.spans(TOPIC)
+        if span.first <= number < span.end:
+            async for offset, item in dead_letters.read(reader, [span._replace(first=number)], progress):
+                if offset == number and isinstance(item, DeadLetter):
+                    letter = item
+                elif letter is None:
+                    break
+                elif isinstance(item, Redriven) and item.number == number:
+                    mark = item
+    if letter is None:
+        raise unknown([str(number)])
+    try:
+        record, undecodable = dead_letters.readable(dead_letters.decode(letter), bodies), None
+    except (Undecodable, UnknownVersion) as error:
+        record, undecodable = None, str(error)
+    value = letter.value or b""
+    shown = value if bodies else value[:HEX_BYTES]
+    return _summary_json(Summary.of(number, letter), mark) | {
+        "key": None if letter.key is None else letter.key.decode(errors="backslashreplace"),
+        "traceback": letter.traceback,
+        "record": record,
+        "undecodable": undecodable,
+        "hex": shown.hex(),
+    }
+
+
+def unknown(numbers: Sequence[str]) -> Refused:
+    """There are no dead letters of these numbers."""
+    return Refused(f"no dead letter has the number {', '.join(numbers)}; 'dead-letters list' shows which there are")
+
+
+async def redrive(
+    settings: Settings,
+    numbers: Sequence[int],
+    wanted: Filter,
+    *,
+    dry_run: bool,
+    again: bool,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    confirm: Callable[[int], None] = lambda count: None,
+    progress: Progress | None = None,
+) -> None:
+    """Write dead letters back: those of ``numbers``, or where there are none, all open ones that match ``wanted``.
+
+    ``say`` hears a line for each, ``warn`` of each that is not redriven, ``confirm`` of how many there are, before the
+    first one; what it raises ends it. With ``dry_run`` nothing is written. Raises ``Refused``, ``LogUnavailable``.
+    """
+    async with LogReader(settings) as reader:
+        (span,) = await reader.spans(TOPIC)
+        catalogue = Catalogue()
+        async for number, item in dead_letters.read(reader, [span], progress):
+            catalogue.add(number, item, wanted)
+        if strange := [str(n) for n in numbers if n not in catalogue.numbers]:
+            raise unknown(strange)
+        chosen = list(numbers) or catalogue.chosen
+        done = [n for n in chosen if n in catalogue.redriven]
+        if done and not again:
+            if numbers:
+                raise Refused(
+                    f"redriven already: {', '.join(map(str, done))}; once more only with --again: what has been applied"
+                    " meanwhile may be delivered a second time"
+                )
+            chosen = [n for n in chosen if n not in catalogue.redriven]
+        if not chosen:
+            say("nothing to redrive")
+            return
+        confirm(len(chosen))
+        partitions = {topic: len(await reader.spans(topic)) for topic in CODECS}
+        async with contextlib.AsyncExitStack() as stack:
+            redriver = _Redriver(settings, catalogue, partitions, say, warn)
+            if not dry_run:
+                await stack.enter_async_context(redriver)
+            # Closed before the reader is, also on an error in the middle.
+            letters = await stack.enter_async_context(contextlib.aclosing(_letters(reader, span, chosen)))
+            async for number, letter in letters:
+                await redriver.redrive(number, letter)
+    redriver.report()
+
+
+async def _letters(
+    reader: LogReader, span: Span, numbers: Sequence[int]
+) -> AsyncGenerator[tuple[int, DeadLetter], None]:
+    wanted = set(numbers)
+    for first, end in dead_letters.runs(numbers):
+        async for number, item in dead_letters.read(reader, [span._replace(first=first, end=end)]):
+            if number in wanted and isinstance(item, DeadLetter):
+                yield number, item
+
+
+class _Redriver:
+    """Writes dead letters back, in the order of their numbers, or only says so where it was not entered."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        partitions: dict[str, int],
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._say = say
+        self._warn = warn
+        self._settings = settings
+        self._catalogue = catalogue
+        self._partitions = partitions
+        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._covered: set[int] = set()
+        self._counts = {"redriven": 0, "refused": 0, "late": 0}
+
+    async def __aenter__(self) -> None:
+        self._producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=self._settings.kafka,
+            acks="all",
+            enable_idempotence=True,
+            max_request_size=2 * MAX_RECORD,
+        )
+        try:
+            await self._producer.start()
+        except KafkaError as error:
+            raise LogUnavailable(f"Kafka at {self._settings.kafka} (CHAT_KAFKA): {error!r}") from error
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._producer is not None
+        await self._producer.stop()
+
+    async def redrive(self, number: int, letter: DeadLetter) -> None:
+        """Write one back, then note that it was: where that note is missing, it is redriven twice, never not."""
+        if number in self._covered:
+            return
+        name = f"dead letter {number} ({letter.app}, {dead_letters.origin_of(letter)})"
+        if (refusal := self._refusal(letter)) is not None:
+            self._counts["refused"] += 1
+            self._warn(f"{name}: not redriven, {refusal}")
+            return
+        write = self._catalogue.write(number, letter)
+        self._covered.update(write.covers)
+        late = letter.app == MESSAGING and now_ms() - letter.first_at > self._settings.retry_window * 1000
+        self._counts["redriven"] += 1
+        self._counts["late"] += late and letter.topic == INCOMING_MESSAGES
+        also = "".join(f", and with it number {n}" for n in write.covers if n != number)
+        goal = f"{letter.topic}/{letter.partition}, {len(letter.value or b'')} bytes, {_text(write.headers)}{also}"
+        if self._producer is None:
+            self._say(f"{name}: would go to {goal}")
+            return
+        try:
+            sent = await self._producer.send_and_wait(
+                letter.topic, letter.value, letter.key, letter.partition, headers=write.headers
+            )
+            at = now_ms()
+            for covered in write.covers:
+                mark = DEAD_LETTERS.encode(Redriven(covered, at, sent.offset))
+                self._catalogue.redriven[covered] = Redriven(covered, at, sent.offset)
+                await self._producer.send_and_wait(TOPIC, mark, letter.key)
+        except KafkaError as error:
+            raise LogUnavailable(
+                f"{name}: {error!r}; redriven before it: {self._counts['redriven'] - 1}, those after it were not"
+            ) from error
+        self._say(f"{name}: went to {goal}, now at offset {sent.offset}")
+
+    def _refusal(self, letter: DeadLetter) -> str | None:
+        there = self._partitions.get(letter.topic)
+        if there is None:
+            return f"{letter.topic} is no topic that is read by a service"
+        if letter.partition >= there:
+            return f"{letter.topic} has {there} partitions only"
+        if (user := dead_letters.wrong_partition(letter, there)) is not None:
+            return f"{user} is not on partition {letter.partition} any more: the topics were repartitioned"
+        return None
+
+    def report(self) -> None:
+        """Say how many; raises ``Refused`` where some were not redriven."""
+        if self._counts["late"]:
+            self._say(
+                f"{self._counts['late']} failed in messaging before the retry window, {self._settings.retry_window} s:"
+                " where a part of such a record was applied, its recipients get that twice"
+            )
+        if self._counts["refused"]:
+            raise Refused(f"{self._counts['refused']} were not redriven")
+
+
+def _text(headers: Sequence[tuple[str, bytes]]) -> str:
+    return " ".join(f"{name}={value.decode()}" for name, value in headers)

@@ -1,0 +1,152 @@
+"""What each service says of itself every few seconds: a small record of ``service_stats``, for the inspector.
+
+Counters only ever rise while a process lives; a new process has a new ``started_at`` and begins at 0.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from chat_streams.records import now_ms
+
+log = structlog.get_logger()
+
+INTERVAL_S: Final = 5.0
+MAX_ERROR: Final = 300
+"""Characters of a last error: what an exception says, never what people wrote."""
+_BOUNDS_MS: Final = tuple(2.0**n / 4 for n in range(20))
+"""Upper bounds of a histogram's buckets: 0.25 ms to 131 s, each twice the one before."""
+
+
+class Histogram:
+    """Counts of times in 21 buckets; a quantile is the upper bound of its bucket, in ms."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BOUNDS_MS) + 1)
+
+    def add(self, ms: float) -> None:
+        """Count a time."""
+        for index, bound in enumerate(_BOUNDS_MS):
+            if ms <= bound:
+                self._counts[index] += 1
+                return
+        self._counts[-1] += 1
+
+    def quantile(self, share: float) -> float | None:
+        """The bound below which this share (0 to 1) of the times is; ``None`` when there are none."""
+        wanted, seen = share * sum(self._counts), 0
+        if not wanted:
+            return None
+        for bound, count in zip((*_BOUNDS_MS, 2 * _BOUNDS_MS[-1]), self._counts, strict=True):
+            seen += count
+            if seen >= wanted:
+                return bound
+        return None
+
+
+class AgentStats(msgspec.Struct):
+    """An agent: records and batches since the start, times of the batches of the last interval in ms, last failure."""
+
+    topic: str
+    records: int = 0
+    batches: int = 0
+    errors: int = 0
+    dead_letters: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    last_error: str | None = None
+    last_error_at: int | None = None
+
+
+class ServiceStats(msgspec.Struct):
+    """A record of ``service_stats``; times in ms since the epoch. ``partitions`` are by topic."""
+
+    service: str
+    instance: str
+    at: int
+    started_at: int
+    counters: dict[str, int] = {}
+    gauges: dict[str, float] = {}
+    agents: list[AgentStats] = []
+    partitions: dict[str, list[int]] = {}
+
+
+decode: Final = msgspec.json.Decoder(ServiceStats).decode
+encode: Final = msgspec.json.Encoder().encode
+
+
+class Statistics:
+    """What one process counts. ``gauges`` and ``partitions`` are asked for when a record is due."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.instance = f"{service}@{socket.gethostname()}:{os.getpid()}"
+        self.started_at = now_ms()
+        self.counters: Counter[str] = Counter()
+        self.latency = Histogram()
+        """From accepted to forwarded, in ms; of a sample."""
+        self.gauges: Callable[[], dict[str, float]] = dict
+        self.partitions: Callable[[], dict[str, list[int]]] = dict
+        self._agents: dict[str, AgentStats] = {}
+        self._times: dict[str, Histogram] = {}
+
+    def batch(self, topic: str, records: int, seconds: float) -> None:
+        """An agent applied a batch."""
+        agent = self._agent(topic)
+        agent.records += records
+        agent.batches += 1
+        self._times.setdefault(topic, Histogram()).add(1000 * seconds)
+
+    def failed(self, topic: str, error: BaseException | str, dead_letter: bool = False) -> None:
+        """Applying a record failed, or it became a dead letter."""
+        agent = self._agent(topic)
+        agent.errors += 1
+        agent.dead_letters += dead_letter
+        # An exception may quote a value, and a value what people write: its kind is enough, the log has the rest.
+        agent.last_error = (error if isinstance(error, str) else type(error).__name__)[:MAX_ERROR]
+        agent.last_error_at = now_ms()
+
+    def record(self) -> ServiceStats:
+        """What is to be written now; times of batches begin anew."""
+        for topic, agent in self._agents.items():
+            times = self._times.pop(topic, Histogram())
+            agent.p50_ms, agent.p99_ms = times.quantile(0.5), times.quantile(0.99)
+        latency, self.latency = self.latency, Histogram()
+        gauges = self.gauges()
+        for name, share in (("latency_p50_ms", 0.5), ("latency_p99_ms", 0.99)):
+            if (found := latency.quantile(share)) is not None:
+                gauges[name] = found
+        return ServiceStats(
+            self.service,
+            self.instance,
+            now_ms(),
+            self.started_at,
+            dict(self.counters),
+            gauges,
+            list(self._agents.values()),
+            self.partitions(),
+        )
+
+    async def publish(
+        self, send: Callable[[bytes, bytes], Awaitable[Any]], sleep: Callable[[float], Awaitable[Any]]
+    ) -> None:
+        """Write a record every ``INTERVAL_S`` with ``send(key, value)``, for as long as it is not cancelled.
+
+        One that can't be written is left out: nobody waits for it.
+        """
+        while True:
+            await sleep(INTERVAL_S)
+            try:
+                await send(self.instance.encode(), encode(self.record()))
+            except Exception as error:  # noqa: BLE001 - what is said of a service must not end it
+                log.warning("statistics are not written", error=repr(error))
+
+    def _agent(self, topic: str) -> AgentStats:
+        return self._agents.setdefault(topic, AgentStats(topic))

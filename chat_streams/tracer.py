@@ -1,0 +1,250 @@
+"""Finds a message in the log and follows it through the topics and the stores: what ``tracing.py`` puts together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from chat_streams import topics
+from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.records import (
+    DEAD_LETTERS,
+    INCOMING,
+    OUTGOING,
+    REQUESTS,
+    SESSIONS,
+    DeadLetter,
+    Redriven,
+    Undecodable,
+    UnknownVersion,
+    now_ms,
+)
+from chat_streams.redrive import Redrive
+from chat_streams.settings import Settings
+from chat_streams.topics import (
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    OUTGOING_MESSAGES,
+    OUTGOING_SECONDS,
+    SESSION_EVENTS,
+    partition_of,
+)
+from chat_streams.tracing import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
+from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.cluster import Cluster
+from tables.inbox_index import PAGE, InboxIndex
+
+MARK_BYTES: Final = 128
+"""A ``Redriven`` is smaller."""
+CLOCKS_MS: Final = 60_000
+"""By how much clocks may differ."""
+
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+@contextlib.contextmanager
+def _silent(what: str) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+class Searched(NamedTuple):
+    """What was read in vain."""
+
+    spans: list[Span]
+    letters: int
+    bytes_in: list[int]
+
+    def __str__(self) -> str:
+        records = sum(span.end - span.first for span in self.spans)
+        partitions = ", ".join(f"{s.partition} ({s.first} to {s.end})" for s in self.spans)
+        also = (
+            f"; the bytes of the id are in dead letter {', '.join(map(str, self.bytes_in))}, which was never applied"
+            if self.bytes_in
+            else ""
+        )
+        return (
+            f"not in the {records} records of {INCOMING_MESSAGES}, partitions and offsets {partitions}, nor in"
+            f" {self.letters} records of {topics.DEAD_LETTERS}{also}; what was never confirmed to its sender is"
+            " nowhere, and the log is kept for CHAT_RETENTION seconds"
+        )
+
+
+@dataclass
+class _Letters:
+    """The dead letters of records that hold the id."""
+
+    found: list[tuple[int, DeadLetter]] = field(default_factory=list)
+    redriven: dict[int, Redriven] = field(default_factory=dict)
+    read: int = 0
+
+    def of(self, copies: list[Copy]) -> list[Letter]:
+        places = {(copy.partition, copy.position.offset) for copy in copies}
+        return [
+            letter_of(number, letter, self.redriven.get(number))
+            for number, letter in self.found
+            if letter.topic == INCOMING_MESSAGES and (letter.partition, letter.offset) in places
+        ]
+
+
+class Tracer:
+    """Reads what there is of one message: for the command and the web view alike.
+
+    ``bar`` reports the progress of what is being read. Raises ``LogUnavailable``,
+    ``StoreUnavailable`` and ``TopicsError``.
+    """
+
+    def __init__(self, settings: Settings, bar: Bar = _silent) -> None:
+        self._settings = settings
+        self._bar = bar
+        self._reader = LogReader(settings)
+        self._cluster = Cluster(settings)
+        self._history = ChatHistory(settings)
+
+    async def __aenter__(self) -> Tracer:
+        self._log = await topics.check(self._settings)
+        await self._reader.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._reader.__aexit__()
+        await self._cluster.close()
+        await self._history.close()
+
+    async def find(
+        self, message_id: str, sender: str | None, to: str | None, since: int | None
+    ) -> tuple[list[Trail], Searched]:
+        """All messages of that id, one trail for each time one is delivered, and what was read for it."""
+        partitions = None if to is None else [partition_of(to, self._log.partitions)]
+        spans = await self._reader.spans(INCOMING_MESSAGES, partitions, since_ms=since)
+        copies: defaultdict[Name, list[Copy]] = defaultdict(list)
+        needle = message_id.encode()
+
+        def look(record: LogRecord) -> None:
+            for place, message in enumerate(INCOMING.decode(record.value).messages):
+                if message.id == message_id and sender in (None, message.sender) and to in (None, message.to):
+                    position = Position.of(self._log.generation, record.offset, place)
+                    copy = Copy.of(position, record.partition, record.at, message, Redrive.of(record.headers))
+                    copies[Name(message.sender, message.to, message.id)].append(copy)
+
+        await self._each(spans, f"reading {INCOMING_MESSAGES}", needle, look)
+        letters = await self._letters(needle, since)
+        window_ms = self._settings.retry_window * 1000
+        found = [trail for name, those in copies.items() for trail in trails(name, those, letters.of(those), window_ms)]
+        return found, Searched(spans, letters.read, [number for number, _ in letters.found])
+
+    async def follow(self, trail: Trail) -> Rules:
+        """Find all that is known of a message that was found; returns what the verdict depends on."""
+        settings, copy, start = self._settings, trail.applied, trail.first.accepted_at - CLOCKS_MS
+        partition, user = trail.first.partition, trail.name.to.encode()
+        sweep_ms = int(settings.announce_sweep * 1000)
+        now = now_ms()
+        # A living connection is announced once in a sweep: whoever is there has been heard of since then.
+        heard_from = min(start, now) - 2 * sweep_ms
+        trail.add_copies()
+        await self._each(
+            await self._reader.spans(SESSION_EVENTS, [partition], since_ms=heard_from),
+            f"reading {SESSION_EVENTS}",
+            user,
+            lambda record: trail.add_sessions(SESSIONS.decode(record.value), record.at),
+        )
+        trail.add_connections()
+        if copy is not None:
+            await self._each(
+                await self._reader.spans(INBOX_REQUESTS, [partition], since_ms=start),
+                f"reading {INBOX_REQUESTS}",
+                user,
+                lambda record: trail.add_requests(REQUESTS.decode(record.value), record.at),
+            )
+            await self._each(
+                await self._reader.spans(OUTGOING_MESSAGES, since_ms=start),
+                f"reading {OUTGOING_MESSAGES}",
+                user,
+                lambda record: trail.add_outgoing(OUTGOING.decode(record.value), record.partition, record.at),
+            )
+            trail.inbox = await self._inbox(trail.name.to, copy.position)
+        trail.in_history = await self._in_history(trail)
+        trail.next_offsets = {app: await self._next_offset(app, partition) for app in ("messaging", "history")}
+        return Rules(now_ms(), sweep_ms, settings.inbox_ttl * 1000, heard_from, now - OUTGOING_SECONDS * 1000)
+
+    async def _letters(self, needle: bytes, since: int | None) -> _Letters:
+        letters = _Letters()
+        spans = await self._reader.spans(topics.DEAD_LETTERS, since_ms=since)
+        letters.read = sum(span.end - span.first for span in spans)
+
+        def look(record: LogRecord) -> None:
+            item = DEAD_LETTERS.decode(record.value)
+            if isinstance(item, Redriven):
+                letters.redriven[item.number] = item
+            elif needle in (item.value or b""):
+                item.traceback, item.value = "", None
+                letters.found.append((record.offset, item))
+
+        await self._each(spans, f"reading {topics.DEAD_LETTERS}", needle, look, also_below=MARK_BYTES)
+        return letters
+
+    async def _each(
+        self, spans: list[Span], what: str, needle: bytes, look: Callable[[LogRecord], None], also_below: int = 0
+    ) -> None:
+        """Let ``look`` decode the records with these bytes in them, and small ones; what doesn't decode is skipped."""
+        with self._bar(what) as progress:
+            async for record in self._reader.read(spans, progress):
+                if record.value is not None and (needle in record.value or len(record.value) < also_below):
+                    try:
+                        look(record)
+                    except (Undecodable, UnknownVersion):
+                        continue
+
+    async def _inbox(self, user: str, position: Position) -> Inbox:
+        index = InboxIndex(self._cluster)
+        (sight,) = await index.look([(user, position, 1)])
+        inbox = Inbox(
+            sight.fields.get("top"),
+            sight.fields.get("floor"),
+            {device: cursor.position for device, cursor in sight.devices.items()},
+        )
+        if sight.entries:
+            entry = sight.entries[0]
+            if entry.gap is not None and entry.gap < position:
+                inbox.gap = entry.gap
+            inbox.stored = entry.position == position
+        after = ORIGIN
+        while inbox.stored:
+            (page,) = await index.look([(user, after, PAGE)])
+            below = [entry.position for entry in page.entries if entry.position < position]
+            inbox.before += len(below)
+            if len(below) < PAGE:
+                break
+            after = Position(below[-1].entry, below[-1].place + 1)
+        return inbox
+
+    async def _in_history(self, trail: Trail) -> bool | None:
+        try:
+            for copy in trail.copies:
+                entry, place = copy.position
+                below = Position(entry, place - 1) if place else Position(entry - 1, MAX_PLACE)
+                if (await self._history.range(trail.name.to, below, copy.position, None, 1)).messages:
+                    return True
+        except HistoryUnavailable:
+            return None
+        return False
+
+    async def _next_offset(self, group: str, partition: int) -> int | None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka)
+        tp = TopicPartition(INCOMING_MESSAGES, partition)
+        try:
+            await admin.start()
+            offset = int((await admin.list_consumer_group_offsets(group, partitions=[tp]))[tp].offset)
+        except KafkaError as error:
+            raise LogUnavailable(f"Kafka at {self._settings.kafka} (CHAT_KAFKA): {error!r}") from error
+        finally:
+            await admin.close()
+        return offset if offset >= 0 else None

@@ -1,0 +1,98 @@
+"""A stack with an inspector, one browser, and a page for each kind of viewer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright
+
+from docker.local.layout import ROOT, base_environment, service_environment
+from docker.local.part import Running
+from docker.local.parts import Service
+from gateway.auth import mint
+from tests.integration.support import Stack
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+ARGUMENTS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+SHOTS = ROOT / "docs" / "images"
+DESK = {"width": 1200, "height": 800}
+PHONE = {"width": 390, "height": 800}
+
+Open = Callable[..., Awaitable[Page]]
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Start everything; what the user's own environment says about Connect Chat or AWS counts for nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
+            patch.delenv(name)
+        async with Stack(tmp_path_factory.mktemp("stack")) as stack:
+            for name, value in service_environment(stack.layout).items():
+                if name.startswith("AWS_"):
+                    patch.setenv(name, value)
+            yield stack
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def inspector(stack: Stack) -> Running:
+    """Start the inspector beside the stack."""
+    service = Service(stack.layout, "inspector")
+    service.environment["CHAT_ENGINE_TIMEOUT"] = "1"
+    return await stack.start(service)
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    """Start Debian's Chromium."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture
+async def visit(stack: Stack, inspector: Running, browser: Browser) -> AsyncIterator[Open]:
+    """Open a page of the inspector as somebody with roles, logged in by the form; a script error fails the test."""
+    errors: list[str] = []
+    contexts = []
+
+    async def visit(path: str, *roles: str, phone: bool = False, dark: bool = True) -> Page:
+        context = await browser.new_context(
+            viewport=PHONE if phone else DESK,  # type: ignore[arg-type]
+            color_scheme="dark" if dark else "light",
+            base_url=inspector.part.url,
+        )
+        contexts.append(context)
+        page = await context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+        await page.goto(path)
+        await page.get_by_label("Token").fill(mint(stack.settings.jwt_key(), "eve", 600, roles))
+        await page.get_by_role("button", name="Open the inspector").click()
+        await page.wait_for_url(lambda url: "/login" not in url)
+        return page
+
+    yield visit
+    for context in contexts:
+        await context.close()
+    assert errors == []
+
+
+async def shoot(page: Page, name: str) -> None:
+    """Keep a picture of a page for the docs, where the run is told to: SCREENSHOTS=1."""
+    target = SHOTS / f"{name}.png" if os.environ.get("SCREENSHOTS") else Path(os.devnull)
+    picture = await page.screenshot(full_page=True)
+    assert len(picture) > 1000
+    if target != Path(os.devnull):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(picture)

@@ -1,0 +1,36 @@
+"""How far a service is behind: ``lag``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.integration.commands import run
+from tests.integration.support import Stack, eventually, user
+
+
+async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+
+    async def history() -> dict[str, Any]:
+        rows = (await run(stack, "lag", "--json")).json
+        assert [row["group"] for row in rows] == ["messaging", "messaging", "notification", "notification", "history"]
+        return dict(rows[-1])
+
+    async def caught_up() -> bool:
+        return bool((await history())["records"] == 0)
+
+    await eventually(caught_up, 30)
+    paused = stack.instance("history")
+    paused.pause()
+    try:
+        await stack.send(alice, bob, range(7))
+        row = await history()
+        assert (row["messages"], row["exact"], row["time_to_empty_s"]) == (7, True, None)
+        assert row["seconds"] > 1
+        late = await run(stack, "lag", "--most", 1, code=1)
+        assert "history" in late.err
+        assert "not catching up" in late.out
+    finally:
+        paused.resume()
+    await eventually(caught_up, 30)
+    await run(stack, "lag", "--most", 5)

@@ -1,0 +1,243 @@
+"""The parts of the inspector that need no engine: what is counted, measured, searched for and kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiokafka.structs import TopicPartition
+
+from chat_streams.inspector.formats import empty_in, hex_rows, rate, size
+from chat_streams.inspector.lag import Watermarks
+from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
+from chat_streams.inspector.pages.journey import slots_lost
+from chat_streams.inspector.pages.search import goal
+from chat_streams.inspector.pages.tail import Filters, positions
+from chat_streams.inspector.reading import decoded
+from chat_streams.inspector.sampling import count_of
+from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
+from chat_streams.position import Position
+from chat_streams.records import (
+    DEAD_LETTERS,
+    INCOMING,
+    OUTGOING,
+    REQUESTS,
+    Acknowledge,
+    DeadLetter,
+    Delivery,
+    Message,
+    Messages,
+)
+from chat_streams.statistics import Histogram, ServiceStats, Statistics, decode, encode
+from chat_streams.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
+from chat_streams.tracing import Connection, Name, Trail
+
+NOW = 1_800_000_000_000
+TP = TopicPartition(INCOMING_MESSAGES, 0)
+
+
+def said(at: int, instance: str = "gateway@a:1", started: int = NOW, **counters: int) -> ServiceStats:
+    return ServiceStats(instance.partition("@")[0], instance, at, started, counters)
+
+
+def messages(count: int) -> bytes:
+    return INCOMING.encode(Messages(tuple(Message("bob", "alice", f"m{n}", NOW, b',"body":1}') for n in range(count))))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 1_000, 70_000])
+def test_a_record_is_counted_by_its_first_bytes(count: int) -> None:
+    assert count_of(INCOMING_MESSAGES, messages(count)) == count
+    acks = REQUESTS.encode(tuple(Acknowledge("bob", "phone", Position(1, 2)) for _ in range(count)))
+    assert count_of(INBOX_REQUESTS, acks) == count
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"\xcc\x43", b"\xcc\x43\x01", b"\xcc\x43\x01\xdc", b"garbage", b"\xcc\x43\x01\x92"]
+)
+@pytest.mark.parametrize("topic", [INCOMING_MESSAGES, INBOX_REQUESTS])
+def test_what_is_no_record_is_counted_and_shown_all_the_same(topic: str, value: bytes | None) -> None:
+    assert count_of(topic, value) >= 0
+    items, problem = decoded(topic, value, bodies=True)
+    assert items is None
+    assert problem
+
+
+def test_bodies_are_masked_in_what_is_decoded() -> None:
+    (message,) = decoded(INCOMING_MESSAGES, messages(1), bodies=False)[0] or []
+    assert "masked" in message["body"]
+    (message,) = decoded(INCOMING_MESSAGES, messages(1), bodies=True)[0] or []
+    assert message["body"] == 1
+    delivery = Delivery("bob", b"c", 1, 0, Position(1, 1), Position(1, 2), Position(1, 2), 1, b'{"body":"secret"}')
+    record = OUTGOING.encode((delivery,))
+    assert "secret" not in str(decoded(OUTGOING_MESSAGES, record, bodies=False))
+    assert b"secret".hex() not in str(decoded(OUTGOING_MESSAGES, record, bodies=False))
+    assert "secret" in str(decoded(OUTGOING_MESSAGES, record, bodies=True))
+    value = messages(1)
+    letter = DeadLetter("history", "t", 0, 1, b"k", value, "why", "", NOW, NOW)
+    assert value.hex() not in str(decoded(DEAD_LETTERS_TOPIC, DEAD_LETTERS.encode(letter), bodies=True))
+
+
+def test_rates_and_totals_survive_a_restart_of_the_service_and_a_reader_that_came_late() -> None:
+    series = Series()
+    # It counted before anybody read: that is of the time before.
+    series.add(said(NOW + HOUR_MS, accepted=1_000_000))
+    series.add(said(NOW + HOUR_MS + STEP_MS, accepted=1_000_500))
+    assert series.rate("gateway@a:1", "accepted") == 100
+    # A new process begins at 0.
+    again = NOW + HOUR_MS + 2 * STEP_MS
+    series.add(said(again, started=again - 1000, accepted=7))
+    assert series.rate("gateway@a:1", "accepted") is None
+    assert series.since(0)["accepted"] == 507
+    assert [event.what for event in series.events] == ["started"]
+
+
+def test_the_hour_is_bounded_whatever_comes() -> None:
+    series = Series()
+    for step in range(2 * POINTS):
+        series.add(said(NOW + step * STEP_MS, accepted=step, appended=2 * step, acknowledged=step))
+    for number in range(2 * MAX_INSTANCES):
+        series.add(said(NOW + 2 * POINTS * STEP_MS, f"gateway@b:{number}", NOW + 2 * POINTS * STEP_MS))
+    chart = series.chart()
+    assert len(chart["at"]) <= POINTS + 1
+    assert {len(column) for column in chart.values()} == {len(chart["at"])}
+    assert len(series.instances) <= MAX_INSTANCES
+    assert len(series.before) <= MAX_INSTANCES
+    assert len(series.events) <= MAX_EVENTS
+    assert chart["accepted"][5] == 0.2
+    assert chart["pending"][-2] == len(chart["at"]) - 1
+
+
+def test_lag_and_time_to_empty() -> None:
+    marks = Watermarks()
+    assert marks.lag("messaging") == 0
+    marks.look({TP: 1_000}, {"messaging": {TP: 0}}, 0.0)
+    assert marks.time_to_empty("messaging", TP) is None
+    marks.look({TP: 1_100}, {"messaging": {TP: 300}}, 10.0)
+    assert marks.behind("messaging", TP) == 800
+    assert marks.rate(TP) == 10
+    assert marks.time_to_empty("messaging", TP) == 800 / 20
+    # It falls behind.
+    marks.look({TP: 9_000}, {"messaging": {TP: 400}}, 20.0)
+    assert marks.time_to_empty("messaging", TP) is None
+    # What waits for its commit only is no lag that grows.
+    steady = Watermarks()
+    steady.look({TP: 100}, {"history": {TP: 90}}, 0.0)
+    steady.look({TP: 200}, {"history": {TP: 190}}, 10.0)
+    assert steady.time_to_empty("history", TP) == 1.0
+    never = Watermarks()
+    never.look({TP: 5}, {"history": {TP: -1}}, 0.0)
+    assert never.lag("history") == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("incoming_messages/3/17", "/record/incoming_messages/3/17"),
+        ("messaging-sessions-changelog/0/1", "/record/messaging-sessions-changelog/0/1"),
+        ("slot:3", "/gateways#slot-3"),
+        ("gateway 12", "/gateways#slot-12"),
+        ("g-3", "/gateways#slot-3"),
+        ("9f31c2aa", "/connection/9f31c2aa"),
+        ("9f31c2aa" * 4, "/connection/" + "9f31c2aa" * 4),
+        ("user:bob/..", "/user/bob%2F.."),
+        ("message:a?b#c", "/message/a%3Fb%23c"),
+        ("letter:7", "/dead-letters/7"),
+        ("bob", None),
+        ("//evil.test", None),
+        ("a/b/c", None),
+    ],
+)
+def test_the_search_box_knows_what_is_meant(text: str, path: str | None) -> None:
+    assert goal(text) == path
+
+
+def test_dead_letters_are_grouped_by_what_went_wrong_not_by_which_record() -> None:
+    def letter(number: int, reason: str, redriven: str | None = None) -> dict[str, Any]:
+        return {
+            "number": number,
+            "app": "messaging",
+            "topic": "t",
+            "reason": reason,
+            "redriven_at": redriven,
+            "last_at": "x",
+        }
+
+    letters = [
+        letter(1, "KeyError: 'a'"),
+        letter(2, "no field 7"),
+        letter(3, "no field 8"),
+        letter(4, "no field 9", "x"),
+    ]
+    first, second = groups_of(letters)
+    assert (first["reason"], first["open"], first["redriven"]) == ("no field …", 2, 1)
+    assert [found["number"] for found in first["letters"]] == [4, 3, 2]
+    assert second["reason"] == "KeyError: …"
+    assert len(kind_of("x" * 10_000)) <= 160
+
+
+def test_a_tail_goes_on_where_its_last_event_says_and_takes_no_nonsense() -> None:
+    assert positions("0:17,3:2") == {0: 17, 3: 2}
+    assert positions("") == positions("x:1,2,:,-1:5, 1:2") == {}
+
+
+def test_filters_look_at_the_thing_itself() -> None:
+    wanted = Filters(INCOMING_MESSAGES, user="bob", sender="alice", type="", header="")
+    assert wanted.may_match(messages(1), ())
+    assert not wanted.may_match(b"carol", ())
+    assert wanted.matches({"to": "bob", "from": "alice"})
+    assert not wanted.matches({"to": "bobby", "from": "alice"})
+    assert not wanted.matches({"to": "alice", "from": "bob"})
+    redriven = Filters(INCOMING_MESSAGES, "", "", "", "redrive-for=messaging")
+    assert redriven.may_match(b"", [("redrive-for", b"messaging")])
+    assert not redriven.may_match(b"", [("redrive-for", b"history")])
+
+
+def test_numbers_for_the_eye() -> None:
+    assert (rate(0), rate(3.14), rate(1234.5), rate(None)) == ("0/s", "3.1/s", "1,234/s", "–")
+    assert (size(5), size(1536), size(3 * 1024**3)) == ("5 B", "1.5 KiB", "3.0 GiB")
+    assert hex_rows(b"<script>\x00".hex()).startswith("00000000  3c 73 63")
+    assert hex_rows("") == ""
+
+
+def test_what_a_service_says_of_itself() -> None:
+    statistics = Statistics("messaging")
+    statistics.counters["appended"] += 3
+    statistics.gauges = lambda: {"table_sessions": 2.0}
+    statistics.partitions = lambda: {"t": [0, 1]}
+    for seconds in (0.001, 0.001, 0.5):
+        statistics.batch("t", 10, seconds)
+    statistics.failed("t", ValueError("what alice wrote"))
+    record = decode(encode(statistics.record()))
+    (agent,) = record.agents
+    assert (agent.records, agent.batches, agent.errors, agent.last_error) == (30, 3, 1, "ValueError")
+    assert agent.p50_ms == 1.0
+    assert agent.p99_ms == 512.0
+    assert (record.counters, record.gauges, record.partitions) == (
+        {"appended": 3},
+        {"table_sessions": 2.0},
+        {"t": [0, 1]},
+    )
+    # Times are of the last interval, counts since the start.
+    (agent,) = statistics.record().agents
+    assert (agent.records, agent.p50_ms) == (30, None)
+    assert Histogram().quantile(0.99) is None
+
+
+def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> None:
+    trail = Trail(Name("alice", "bob", "m"), [])
+    trail.connections = {
+        b"open": Connection("phone", 1, 3, 100, NOW, NOW),
+        b"lost": Connection("desk", 1, 5, 100, NOW, NOW),
+        b"taken": Connection("watch", 1, 7, 100, NOW, NOW),
+        b"gone": Connection("old", 1, 9, 100, NOW, NOW, gone_at=NOW),
+    }
+    # Slot 7 is another gateway's by now.
+    assert slots_lost(trail, {(3, 100), (7, 101)}) == [5, 7]
+
+
+def test_that_a_group_does_not_catch_up_is_said_of_what_waited_for_a_while_only() -> None:
+    row = {"time_to_empty_s": None, "seconds": 2.0}
+    assert empty_in(row) == "–"
+    assert empty_in(row | {"seconds": 60.0}) == "not catching up"
+    assert empty_in(row | {"time_to_empty_s": 90.0}) == "1 min 30 s"
