@@ -21,6 +21,7 @@ from chat_streams.topics import Log
 
 QUIET: Final = ("aiokafka", "faust", "mode", "aiohttp.access", "botocore", "aiobotocore")
 REQUEST_TIMEOUT: Final = 30.0
+LOOPBACK: Final = "127.0.0.1"
 GARBAGE: Final = 50_000
 """Containers made and not freed, between two looks of the garbage collector at them."""
 STREAM_BUFFER: Final = 64
@@ -72,7 +73,10 @@ class Service(ChatApp):
             topic_allow_declare=False,
             topic_disable_leader=True,
             topic_partitions=self.settings.partitions,
+            # Faust's own default is every interface, and --web-host does not change it; --web-bind does.
+            web_bind=LOOPBACK,
             web_tables_enabled=False,
+            web_router_enabled=False,
             stream_buffer_maxsize=STREAM_BUFFER,
             stream_wait_empty=False,
             broker_session_timeout=self.settings.session_timeout,

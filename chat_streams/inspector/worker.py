@@ -13,7 +13,6 @@ from chat_streams.inspector.site import Site
 from chat_streams.service import Service
 from chat_streams.settings import SettingsError
 
-LOOPBACK = "127.0.0.1"
 PORT = 8084
 
 
@@ -29,7 +28,7 @@ class Inspector(Service):
     producer_only = True
 
     def __init__(self) -> None:
-        super().__init__("inspector", web_bind=LOOPBACK, web_port=PORT, web_router_enabled=False)
+        super().__init__("inspector", web_port=PORT)
         try:
             self.site = Site(self.settings)
         except SettingsError as error:

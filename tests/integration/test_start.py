@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
@@ -109,6 +110,31 @@ async def test_a_wrong_setting_is_named(stack: Stack) -> None:
 
 async def test_a_busy_port(stack: Stack) -> None:
     await fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway}", "CHAT_GATEWAY_PORT")
+
+
+def listening() -> dict[int, str]:
+    """The address that each port is listened on, as the kernel has it."""
+    found = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state = line.split()[:4]
+            address, port = local.split(":")
+            if state == "0A":
+                found[int(port, 16)] = address
+    return found
+
+
+async def test_everything_listens_on_loopback_and_no_tables_are_shown(stack: Stack) -> None:
+    addresses = listening()
+    for name, running in stack.running.items():
+        if name == "dynamodb":
+            continue  # DynamoDB Local listens on all interfaces and has no option for it (README, "Every day").
+        # As IPv4, and as Java has it.
+        assert addresses[running.part.port] in ("0100007F", "0000000000000000FFFF00000100007F"), running.part.name
+    for name in ("messaging", "notification", "history"):
+        for path in ("/table/", "/router/", "/stats/"):
+            status, _ = await stack.get(path, stack.instance(name).part)
+            assert status == 404, (name, path)
 
 
 async def test_a_gateway_without_redis_waits_and_says_so(stack: Stack, closed_port: int) -> None:
