@@ -42,8 +42,7 @@ STALLED_SECONDS: Final = 10.0
 SEEK_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
 MAX_TRACEBACK: Final = 8_000
-# RuntimeError is what uvloop raises for writing to a connection that was reset meanwhile.
-KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, RuntimeError, TimeoutError)
+KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
 
 
 class Record(NamedTuple, Generic[T]):
@@ -103,6 +102,11 @@ class _Thread(driver.AIOKafkaConsumerThread):
         except (KafkaError, TimeoutError):
             return False
 
+    @property
+    def is_fetching(self) -> bool:
+        """Whether aiokafka's fetcher lives: an error it does not know ends it, and its consumer gets nothing more."""
+        return not self._ensure_consumer()._fetcher._fetch_task.done()
+
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         progress = self.consumer.progress
         values, tokens = {}, {}
@@ -140,6 +144,11 @@ class Consumer(driver.Consumer):
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether records can still come."""
+        return bool(self._thread.is_fetching)
 
     async def is_member(self) -> bool:
         """Whether our partitions are ours: without Kafka, another worker may have them and nobody told us."""
@@ -284,9 +293,16 @@ class ChatApp(faust.App):
         )
 
     async def watch(self) -> None:
-        """Seek where a partition stands still though the log goes on; for as long as the app runs."""
+        """Seek where a partition stands still though the log goes on; for as long as the app runs.
+
+        A worker whose consumer has ended crashes: its supervisor starts another one.
+        """
         while not self.should_stop:
             await self.sleep(WATCH_SECONDS)
+            if not self.should_stop and not self.consumer.is_fetching:
+                log.critical("stopping", reason="the consumer has ended by an error")
+                await self.crash(RuntimeError("the consumer has ended by an error"))
+                return
             if self.rebalancing or not self.flow_control.is_active():
                 continue
             now = time.monotonic()

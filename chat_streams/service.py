@@ -12,9 +12,8 @@ import aiohttp.web
 import click
 import faust
 import structlog
-import uvloop
 
-from chat_streams import topics
+from chat_streams import streams_on_uvloop, topics
 from chat_streams.contiguous import ChatApp
 from chat_streams.settings import Settings, SettingsError, settings
 from chat_streams.topics import Log
@@ -61,7 +60,7 @@ class Service(ChatApp):
     def __init__(self, name: str, **options: Any) -> None:
         configure_logging()
         self.settings = _settings_or_exit()
-        uvloop.install()
+        streams_on_uvloop.install()
         super().__init__(
             name,
             broker=f"aiokafka://{self.settings.kafka.replace(',', ';')}",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sys
 
-import uvloop
 from aiohttp import web
 from aiokafka.errors import KafkaError
 
+from chat_streams import streams_on_uvloop
 from chat_streams.service import configure_logging, tame_garbage_collector
 from chat_streams.settings import SettingsError, settings
 from chat_streams.topics import TopicsError
@@ -20,6 +21,7 @@ SHUTDOWN_SECONDS = 15.0
 def main() -> None:
     """Run until SIGTERM or SIGINT; exit code 1 with one line on stderr when it can't start."""
     configure_logging()
+    streams_on_uvloop.install()
     # A shell's soft limit, often 1,024, is less than a gateway has connections.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -33,7 +35,7 @@ def main() -> None:
             access_log=None,
             print=None,
             shutdown_timeout=SHUTDOWN_SECONDS,
-            loop=uvloop.new_event_loop(),
+            loop=asyncio.new_event_loop(),
             handler_cancellation=False,
         )
     except (SettingsError, TopicsError, KafkaError) as error:

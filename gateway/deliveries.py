@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer
@@ -19,6 +19,10 @@ log = structlog.get_logger()
 
 FETCH_BYTES: Final = 4 * 1024 * 1024
 START_SECONDS: Final = 30.0
+
+
+class DeliveriesEnded(Exception):
+    """Nothing can be read any more; only a new process helps."""
 
 
 class Deliveries:
@@ -61,13 +65,14 @@ class Deliveries:
             await consumer.stop()
 
     async def run(self) -> None:
-        """Hand each record to ``receive``, until cancelled."""
+        """Hand each record to ``receive``, until cancelled; raises ``DeliveriesEnded``."""
         while True:
-            if self._consumer is None:
+            consumer = self._consumer
+            if consumer is None:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                batches = await self._consumer.getmany(timeout_ms=1000)
+                batches = await consumer.getmany(timeout_ms=1000)
             except ConsumerStoppedError:
                 # Another slot is being opened. This is no KafkaError.
                 continue
@@ -75,6 +80,9 @@ class Deliveries:
                 log.warning("deliveries cannot be read, waiting", error=repr(error))
                 await asyncio.sleep(0.5)
                 continue
+            if consumer is self._consumer and _has_ended(consumer):
+                # An error that aiokafka does not know ends its fetcher, and nothing more would come.
+                raise DeliveriesEnded("the consumer of deliveries has ended by an error")
             for records in batches.values():
                 for record in records:
                     self._take(record.offset, record.value)
@@ -87,3 +95,7 @@ class Deliveries:
         except (Undecodable, UnknownVersion) as error:
             # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
             log.error("a delivery cannot be read", offset=offset, reason=str(error))  # noqa: TRY400 - bodies are not logged
+
+
+def _has_ended(consumer: Any) -> bool:
+    return bool(consumer._fetcher._fetch_task.done())

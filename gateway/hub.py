@@ -118,6 +118,8 @@ class Hub:
             return
         if self._by_device.get((socket.user, socket.device)) is socket:
             del self._by_device[socket.user, socket.device]
+        # Who comes back at once must not get again what was acknowledged on this connection.
+        self.publisher.hurry(socket.user)
         if self._lease is not None:
             self.publisher.tell(UserDisconnected(socket.user, socket.id, self._lease.epoch))
 

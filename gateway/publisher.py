@@ -79,6 +79,8 @@ class _Lane(Generic[T]):
 
     def hurry(self) -> None:
         """Send what waits as soon as nothing is under way."""
+        if not self._waiting:
+            return
         self._next_at = self._due_at = 0.0
         if not self._under_way:
             self._consider()
@@ -221,6 +223,12 @@ class Publisher:
         size = 2 * ITEM_BYTES + len(request.user)
         lane = self._add(INBOX_REQUESTS, request.user, request, size, _encode_requests, patience)
         if hurry:
+            lane.hurry()
+
+    def hurry(self, user: str) -> None:
+        """Write what waits of the inbox requests of a user, and of others beside it."""
+        lane = self._lanes.get((INBOX_REQUESTS, partition_of(user, self.settings.partitions)))
+        if lane is not None:
             lane.hurry()
 
     def _add(

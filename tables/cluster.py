@@ -178,10 +178,6 @@ class Cluster:
                     answers.append(await connection.read_response())
                 except ResponseError as error:
                     answers.append(error)
-        except RuntimeError as error:
-            # What uvloop raises for writing to a connection that was reset meanwhile.
-            await connection.disconnect(nowait=True)
-            raise ConnectionResetError(str(error)) from error
         except BaseException:
             # Whoever takes this connection next must not read the answers that were meant for us.
             await connection.disconnect(nowait=True)

@@ -198,6 +198,20 @@ async def test_what_has_no_patience_takes_along_what_has() -> None:
 
 
 @in_jumping_time
+async def test_who_leaves_takes_his_acknowledgements_along() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.acknowledge(1, patience=0.1)
+    await until(0.02)
+    kafka.publisher.hurry("bob")
+    await until(0.05)
+    # With nothing waiting, it is no record more and the interval stays.
+    kafka.publisher.hurry("bob")
+    await until(1.0)
+    assert [(record.at, len(REQUESTS.decode(record.value))) for record in kafka.records] == [(0.02, 1)]
+
+
+@in_jumping_time
 async def test_stopping_does_not_wait_for_patience() -> None:
     kafka = Kafka()
     kafka.answers_at_once = True
