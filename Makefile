@@ -43,7 +43,7 @@ chat: setup ## Chat in this terminal as a user: USER=alice
 
 test: lint ## Check and test everything
 	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part, SEEDS=20 for the long run
 	@$(RUN) -m tests.faults.matrix --seeds $(or $(SEEDS),1)
