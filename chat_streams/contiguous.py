@@ -140,6 +140,7 @@ class Consumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self.progress: Progress[TP] = self.app.progress
         self._read_offset = _NoReadOffsets()
+        self._rebalances = 0
         self.committed_tokens: dict[TP, str] = {}
 
     def _new_consumer_thread(self) -> _Thread:
@@ -160,12 +161,20 @@ class Consumer(driver.Consumer):
         await super().perform_seek()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Begin each partition where its committed offset says, or at the beginning of the log."""
+        """Begin each partition where its committed offset says, or at the beginning of the log.
+
+        Raises ``IllegalStateError`` when a rebalance came in between, which Faust takes for just that.
+        """
+        rebalances = self._rebalances
         tps = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         if not tps:
             return {}
         committed = await self._thread.checkpoints(tps)
         earliest = await self.earliest_offsets(*tps)
+        if rebalances != self._rebalances:
+            # A partition that went away meanwhile would be begun again where it was then, and if it ever came back,
+            # that would be committed before anybody looked at what is committed by now.
+            raise IllegalStateError("another rebalance has begun")
         starts = {}
         for tp in tps:
             offset, checkpoint = earliest[tp], Checkpoint()
@@ -181,10 +190,17 @@ class Consumer(driver.Consumer):
         return starts
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Forget partitions which are no longer ours."""
+        """Forget all partitions: those which stay ours are begun again, too."""
         log.info("partitions revoked", count=len(revoked))
+        self._rebalances += 1
         await super().on_partitions_revoked(revoked)
-        self.progress.end(revoked)
+        self.progress.clear()
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Begin with nothing: what is ours now is begun by ``seek_to_committed``."""
+        self._rebalances += 1
+        self.progress.clear()
+        await super().on_partitions_assigned(assigned, generation_id)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """A hole is never legitimate: our topics are neither compacted nor transactional."""
@@ -278,7 +294,8 @@ class ChatApp(faust.App):
     async def rewind(self, offsets: Mapping[TP, int]) -> None:
         """Apply partitions again from an offset, or what the log still has; ``apply`` raises ``Rewound`` after it."""
         earliest = await self.consumer.earliest_offsets(*offsets)
-        starts = {tp: max(offset, earliest[tp]) for tp, offset in offsets.items()}
+        # What is gone by now must not be begun again.
+        starts = {tp: max(offset, earliest[tp]) for tp, offset in offsets.items() if tp in self.progress}
         for tp, offset in starts.items():
             log.warning("applying records again", tp=f"{tp.topic}/{tp.partition}", from_offset=offset)
             self.progress.start(tp, Start(offset, Checkpoint()), time.monotonic())

@@ -80,6 +80,10 @@ class Progress(Generic[P]):
         for partition in partitions:
             self._partitions.pop(partition, None)
 
+    def clear(self) -> None:
+        """Forget all partitions."""
+        self._partitions.clear()
+
     def epoch(self, partition: P) -> int | None:
         """The current run through a partition; ``None`` when it is not ours."""
         state = self._partitions.get(partition)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
+from aiokafka.errors import IllegalStateError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from chat_streams.contiguous import Consumer, _Thread
@@ -95,3 +97,68 @@ async def test_a_partition_that_went_away_is_not_committed(consumer: Consumer, p
     thread = Thread(consumer)
     assert not await thread._commit({PARTITION: 20})
     assert thread.committed == []
+
+
+class Broker:
+    """Stands in for the consumer's thread: what is committed, told after something has happened meanwhile."""
+
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], Awaitable[None]] = nothing
+        self.sought: dict[TP, int] = {}
+
+    def assignment(self) -> set[TP]:
+        return {PARTITION}
+
+    async def checkpoints(self, tps: Iterable[TP]) -> dict[TP, OffsetAndMetadata]:
+        await self.meanwhile()
+        return {tp: OffsetAndMetadata(881, "") for tp in tps}
+
+    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+        return dict.fromkeys(tps, 0)
+
+    async def seek_wait(self, offsets: Mapping[TP, int]) -> None:
+        self.sought.update(offsets)
+
+
+async def nothing(*_: Any, **__: Any) -> None: ...
+
+
+@pytest.fixture
+def broker(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    found = Broker()
+    consumer._rebalances = 0
+    consumer._thread = cast(Any, found)
+    monkeypatch.setattr(consumer, "_is_changelog_tp", lambda _: False, raising=False)
+    # What Faust does at a rebalance is not looked at here.
+    for name in ("on_partitions_revoked", "on_partitions_assigned"):
+        monkeypatch.setattr(driver.Consumer, name, nothing)
+    return found
+
+
+async def test_a_partition_begins_where_it_is_committed(
+    consumer: Consumer, progress: Progress[TP], broker: Broker
+) -> None:
+    assert await consumer.seek_to_committed() == {PARTITION: 881} == broker.sought
+    assert progress.committable(PARTITION) == 881
+
+
+@pytest.mark.parametrize("event", ["on_partitions_revoked", "on_partitions_assigned"])
+async def test_what_a_rebalance_overtook_begins_nothing(
+    consumer: Consumer, progress: Progress[TP], broker: Broker, event: str
+) -> None:
+    # Else 881 would be committed whenever the partition comes back, be it behind what another worker committed.
+    broker.meanwhile = lambda: getattr(consumer, event)({PARTITION})
+    with pytest.raises(IllegalStateError):
+        await consumer.seek_to_committed()
+    assert PARTITION not in progress
+    assert broker.sought == {}
+
+
+@pytest.mark.parametrize("event", ["on_partitions_revoked", "on_partitions_assigned"])
+async def test_nothing_is_committable_between_a_rebalance_and_the_seek(
+    consumer: Consumer, progress: Progress[TP], broker: Broker, event: str
+) -> None:
+    apply(progress, 10, 19)
+    await getattr(consumer, event)({PARTITION})
+    assert list(consumer._filter_tps_with_pending_acks()) == []
+    assert progress.committable(PARTITION) is None
