@@ -16,6 +16,7 @@ import structlog
 from chat_streams import streams_on_uvloop, topics
 from chat_streams.contiguous import ChatApp
 from chat_streams.settings import Settings, SettingsError, settings
+from chat_streams.statistics import INTERVAL_S
 from chat_streams.topics import Log
 
 QUIET: Final = ("aiokafka", "faust", "mode", "aiohttp.access", "botocore", "aiobotocore")
@@ -115,9 +116,13 @@ class Service(ChatApp):
 
     async def publish_statistics(self) -> None:
         """Say how this worker is, every few seconds, for as long as it runs."""
-        await self.statistics.publish(
-            lambda key, value: self.producer.send_and_wait(topics.SERVICE_STATS, key, value, 0, None, None), self.sleep
-        )
+        # A sleep of a service that stops returns at once.
+        while not self.should_stop:
+            await self.sleep(INTERVAL_S)
+            if not self.should_stop:
+                await self.statistics.say(
+                    lambda key, value: self.producer.send_and_wait(topics.SERVICE_STATS, key, value, 0, None, None)
+                )
 
     def _gauges(self) -> dict[str, float]:
         tables = {f"table_{name}": float(len(table)) for name, table in self.tables.data.items()}

@@ -5,6 +5,7 @@ Counters only ever rise while a process lives; a new process has a new ``started
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections import Counter
@@ -134,19 +135,19 @@ class Statistics:
             self.partitions(),
         )
 
-    async def publish(
-        self, send: Callable[[bytes, bytes], Awaitable[Any]], sleep: Callable[[float], Awaitable[Any]]
-    ) -> None:
-        """Write a record every ``INTERVAL_S`` with ``send(key, value)``, for as long as it is not cancelled.
-
-        One that can't be written is left out: nobody waits for it.
-        """
+    async def publish(self, send: Callable[[bytes, bytes], Awaitable[Any]]) -> None:
+        """``say`` it every ``INTERVAL_S``, until cancelled."""
         while True:
-            await sleep(INTERVAL_S)
-            try:
+            await asyncio.sleep(INTERVAL_S)
+            await self.say(send)
+
+    async def say(self, send: Callable[[bytes, bytes], Awaitable[Any]]) -> None:
+        """Write a record with ``send(key, value)``, due every ``INTERVAL_S``; one that can't be written is left out."""
+        try:
+            async with asyncio.timeout(INTERVAL_S):
                 await send(self.instance.encode(), encode(self.record()))
-            except Exception as error:  # noqa: BLE001 - what is said of a service must not end it
-                log.warning("statistics are not written", error=repr(error))
+        except Exception as error:  # noqa: BLE001 - what is said of a service must not end it
+            log.warning("statistics are not written", error=repr(error))
 
     def _agent(self, topic: str) -> AgentStats:
         return self._agents.setdefault(topic, AgentStats(topic))

@@ -76,7 +76,7 @@ class Gateway:
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
-        saying = asyncio.create_task(self.statistics.publish(self.publisher.say, asyncio.sleep))
+        saying = asyncio.create_task(self.statistics.publish(self.publisher.say))
         yield
         running.cancel()
         saying.cancel()

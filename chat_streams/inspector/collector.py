@@ -204,9 +204,7 @@ class Collector:
         try:
             async with asyncio.timeout(REQUEST_S):
                 await producer.start()
-            await self._statistics.publish(
-                lambda key, value: producer.send_and_wait(SERVICE_STATS, value, key, 0), asyncio.sleep
-            )
+            await self._statistics.publish(lambda key, value: producer.send_and_wait(SERVICE_STATS, value, key, 0))
         finally:
             await producer.stop()
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from docker.local.layout import base_environment, service_environment
 from tests.integration.support import Stack
 
-FLOODS = ("test_delivery.py", "test_connecting.py", "test_registry.py", "test_start.py")
+FLOODS = ("test_hostile.py", "test_delivery.py", "test_connecting.py", "test_registry.py", "test_start.py")
 """DynamoDB Local stores some hundred messages a second: what waits for history comes before what sends 100,000."""
 
 
