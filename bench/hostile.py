@@ -20,7 +20,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.integration.hostile import Bystander, connections, flood, one_byte_a_second, resident, store
+from bench.measure import resident_of
+from tests.integration.hostile import Bystander, connections, flood, one_byte_a_second, store
 from tests.integration.support import Stack, user
 
 SECONDS = 5.0
@@ -97,7 +98,7 @@ ATTACKS: dict[str, Attack] = {
     "reads a byte a second": reads_slowly,
     "acknowledges ahead": acks_ahead,
     "sends garbage": sends_garbage,
-    "floods, reads no answer": lambda stack: flood(stack, user("flood")),
+    "floods, reads no answer": lambda stack: flood(stack, user("flood"), user("nobody")),
     "opens 5,000 connections": lambda stack: connections(stack, user("crowd"), 5_000),
 }
 
@@ -108,11 +109,11 @@ async def measure(stack: Stack, attack: Attack) -> dict[str, float]:
     async with Bystander(stack).running() as bystander:
         await asyncio.sleep(SECONDS)
         alone = sorted(bystander.mark())
-        before = resident(pid)
+        before = resident_of(pid)
         async with attack(stack):
             await asyncio.sleep(SECONDS)
             beside = sorted(bystander.mark())
-            grown = resident(pid) - before
+            grown = resident_of(pid) - before
     found = {
         f"p{p}_{when}_ms": 1000 * values[len(values) * p // 100]
         for p in (50, 99)

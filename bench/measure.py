@@ -37,8 +37,13 @@ def resident(processes: Mapping[str, int]) -> dict[str, float]:
     found = {}
     for name, pid in processes.items():
         with suppress(OSError):
-            found[name] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {name: float(size) for name, size in found.items()}
+            found[name] = float(resident_of(pid))
+    return found
+
+
+def resident_of(pid: int) -> int:
+    """Bytes of resident memory of one process; raises ``OSError`` when it is gone."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Meter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -74,11 +73,6 @@ class Progress(Generic[P]):
     def rewind_offset(self, partition: P) -> int:
         """Where the loss window began: what was applied from there on may be lost in a failover."""
         return self._partitions[partition].samples[0][1]
-
-    def end(self, partitions: Iterable[P]) -> None:
-        """Forget partitions which are no longer ours."""
-        for partition in partitions:
-            self._partitions.pop(partition, None)
 
     def clear(self) -> None:
         """Forget all partitions."""

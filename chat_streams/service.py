@@ -139,6 +139,11 @@ class Service(ChatApp):
                 found.setdefault(tp.topic, []).append(tp.partition)
         return found
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether this worker does its work, as ``/readyz`` says."""
+        return bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
+
     def _add_pages(self) -> None:
         # Faust takes functions only, and makes methods of its own views of them.
         @self.page("/healthz")
@@ -147,7 +152,7 @@ class Service(ChatApp):
 
         @self.page("/readyz")
         async def readyz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
-            ready = bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
+            ready = self.is_ready
             return view.json({"ready": ready}, status=200 if ready else 503)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -20,8 +21,6 @@ from chat_streams.records import now_ms
 log = structlog.get_logger()
 
 INTERVAL_S: Final = 5.0
-MAX_ERROR: Final = 300
-"""Characters of a last error: what an exception says, never what people wrote."""
 _BOUNDS_MS: Final = tuple(2.0**n / 4 for n in range(20))
 """Upper bounds of a histogram's buckets: 0.25 ms to 131 s, each twice the one before."""
 
@@ -34,11 +33,7 @@ class Histogram:
 
     def add(self, ms: float) -> None:
         """Count a time."""
-        for index, bound in enumerate(_BOUNDS_MS):
-            if ms <= bound:
-                self._counts[index] += 1
-                return
-        self._counts[-1] += 1
+        self._counts[bisect_left(_BOUNDS_MS, ms)] += 1
 
     def quantile(self, share: float) -> float | None:
         """The bound below which this share (0 to 1) of the times is; ``None`` when there are none."""
@@ -105,13 +100,13 @@ class Statistics:
         agent.batches += 1
         self._times.setdefault(topic, Histogram()).add(1000 * seconds)
 
-    def failed(self, topic: str, error: BaseException | str, dead_letter: bool = False) -> None:
+    def failed(self, topic: str, error: BaseException, dead_letter: bool = False) -> None:
         """Applying a record failed, or it became a dead letter."""
         agent = self._agent(topic)
         agent.errors += 1
         agent.dead_letters += dead_letter
         # An exception may quote a value, and a value what people write: its kind is enough, the log has the rest.
-        agent.last_error = (error if isinstance(error, str) else type(error).__name__)[:MAX_ERROR]
+        agent.last_error = type(error).__name__
         agent.last_error_at = now_ms()
 
     def record(self) -> ServiceStats:

@@ -57,6 +57,7 @@ class Gateway:
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
         self.allowances = Allowances(settings)
+        self._origins = {name.strip() for name in (settings.origins or "").split(",")}
         self.statistics = Statistics("gateway")
         self.statistics.gauges = self._gauges
         self.publisher = Publisher(settings, self._confirm)
@@ -132,7 +133,7 @@ class Gateway:
     def _is_welcome(self, request: web.Request) -> bool:
         """Whether this is no browser, or its page is from where pages may come (RFC 6455, 10.2)."""
         origin = request.headers.get("Origin")
-        allowed = {name.strip() for name in (self.settings.origins or "").split(",")}
+        allowed = self._origins
         return origin is None or "*" in allowed or origin in allowed or origin.partition("://")[2] == request.host
 
     async def healthz(self, request: web.Request) -> web.Response:

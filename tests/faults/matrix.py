@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import fnmatch
 import itertools
 import json
@@ -12,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -27,11 +25,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chat_streams.topics import partition_of
-from docker.local.layout import ROOT, StackError
+from docker.local.layout import StackError
 from docker.local.part import Running
 from gateway.client import Client, ClientError, ServerError
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
+from tests.integration.commands import call
 from tests.integration.support import Received, user
 
 KINDS = ("kill", "pause", "cut")
@@ -270,26 +269,12 @@ async def _in_history(client: Client, bob: str) -> bool:
 
 async def audit(stack: CuttableStack) -> tuple[str, list[str]]:
     """Run the command over everything in the stack; returns a word and the findings."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "faust", "-A", "chat_streams", "audit", "--json"),
-        cwd=ROOT,
-        env=stack.environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(AUDIT_S):
-            out, err = await process.communicate()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        raise
-    if process.returncode == 0:
+    done = await call(stack, ["audit", "--json"], within_s=AUDIT_S)
+    if done.code == 0:
         return "clean", []
-    if process.returncode != 1:
-        return "error", [f"audit ended with {process.returncode}: {err.decode()[-1000:]}"]
-    report = json.loads(out)
+    if done.code != 1:
+        return "error", [f"audit ended with {done.code}: {done.err[-1000:]}"]
+    report = done.json
     names = ("none", "two", "other_findings", "in_flight", "acknowledgements_in_flight")
     counts = {name: report[name] for name in names if report[name]}
     if report["history"]["missing"]:

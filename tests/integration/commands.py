@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from docker.local.layout import ROOT
@@ -29,6 +31,15 @@ class Done(NamedTuple):
 
 async def run(stack: Stack, *arguments: object, code: int = 0, **settings: object) -> Done:
     """Run a command and check its exit code; ``settings`` are its own: ``retry_window=1`` and so on."""
+    done = await call(stack, arguments, settings)
+    assert done.code == code, done
+    return done
+
+
+async def call(
+    stack: Stack, arguments: Sequence[object], settings: Mapping[str, object] = {}, within_s: float = COMMAND_S
+) -> Done:
+    """Run a command, whatever its exit code; ends it and raises ``TimeoutError`` when it takes longer."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "faust", "-A", "chat_streams", *map(str, arguments)),
         cwd=ROOT,
@@ -38,11 +49,10 @@ async def run(stack: Stack, *arguments: object, code: int = 0, **settings: objec
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(COMMAND_S):
+        async with asyncio.timeout(within_s):
             out, err = await process.communicate()
     except BaseException:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         raise
-    done = Done(process.returncode or 0, out.decode(), err.decode())
-    assert done.code == code, done
-    return done
+    return Done(process.returncode or 0, out.decode(), err.decode())

@@ -26,12 +26,6 @@ AT_ONCE = 100
 ESTABLISHED = "01"
 
 
-def resident(pid: int) -> int:
-    """Return the bytes of memory a process holds."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(fields["VmRSS"].split()[0]) * 1024
-
-
 class Bystander:
     """Somebody who gets a message of his own every 20 ms, through the gateway that others attack."""
 
@@ -150,10 +144,9 @@ async def connections(stack: Stack, name: str, count: int, url: str | None = Non
 
 
 @contextlib.asynccontextmanager
-async def flood(stack: Stack, name: str, url: str | None = None) -> AsyncIterator[asyncio.Task[None]]:
+async def flood(stack: Stack, name: str, to: str, url: str | None = None) -> AsyncIterator[asyncio.Task[None]]:
     """Send to somebody who is away as fast as the socket takes it, and never read an answer."""
     async with stack.raw(name, device="flood", url=url) as raw:
-        to = user("nobody")
 
         async def send() -> None:
             number = 0

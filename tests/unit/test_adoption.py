@@ -98,7 +98,7 @@ async def test_a_server_that_does_not_know_it_rewinds_before_the_next_append(
 async def test_partitions_taken_away_meanwhile_are_left_alone(adoption: Adoption, worker: Worker, store: Store) -> None:
     worker.start(100)
     store.marks = {0: 10, 1: 10}
-    store.meanwhile = lambda: worker.progress.end([FIRST, SECOND])
+    store.meanwhile = lambda: worker.progress.clear()
     with pytest.raises(Rewound):
         await adoption.token(0)
     assert worker.rewound == {}
@@ -119,7 +119,7 @@ async def test_who_is_cut_off_from_kafka_takes_no_token(adoption: Adoption, work
 
     async def asked() -> bool:
         # Kafka gives the partitions to somebody else while we ask.
-        worker.progress.end([FIRST, SECOND])
+        worker.progress.clear()
         return False
 
     worker.is_member = asked  # type: ignore[method-assign]

@@ -93,7 +93,7 @@ async def test_an_offset_from_before_a_rewind_is_not_committed(consumer: Consume
 
 async def test_a_partition_that_went_away_is_not_committed(consumer: Consumer, progress: Progress[TP]) -> None:
     apply(progress, 10, 19)
-    progress.end([PARTITION])
+    progress.clear()
     thread = Thread(consumer)
     assert not await thread._commit({PARTITION: 20})
     assert thread.committed == []

@@ -65,7 +65,7 @@ def test_partitions_know_nothing_of_each_other(progress: Progress[str]) -> None:
 def test_a_partition_that_is_not_ours(progress: Progress[str]) -> None:
     epoch = run_of(progress)
     progress.admit("p", 100, 0.0)
-    progress.end(["p", "never ours"])
+    progress.clear()
     assert "p" not in progress
     progress.done("p", epoch, 100, 0.0)
     assert progress.admit("p", 101, 0.0) is None
@@ -82,7 +82,7 @@ def test_what_an_earlier_run_finishes_late_counts_no_more(progress: Progress[str
     earlier = run_of(progress)
     for offset in (100, 101, 102):
         progress.admit("p", offset, 0.0)
-    progress.end(["p"])
+    progress.clear()
     progress.start("p", Start(100, Checkpoint()), 1.0)
     progress.done("p", earlier, 102, 2.0)
     assert progress.committable("p") == 100
@@ -279,7 +279,7 @@ class Partition(RuleBasedStateMachine):
     @precondition(lambda self: self.commits)
     @rule(loses_data=st.booleans())
     def rebalance(self, loses_data: bool) -> None:
-        self.progress.end(["p"])
+        self.progress.clear()
         self._start(Start(*self.commits[-1]))
         if loses_data:
             self.rewind()
