@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -173,11 +174,13 @@ class Cluster:
             # connection.pack_commands does the same in Python, in 2.5 us a message instead of 0.7.
             await connection.send_packed_command([hiredis.pack_command(command) for command in commands])
             answers = []
-            for _ in commands:
-                try:
-                    answers.append(await connection.read_response())
-                except ResponseError as error:
-                    answers.append(error)
+            async with asyncio.timeout(self._settings.engine_timeout):
+                for _ in commands:
+                    try:
+                        # A timeout of its own for each answer was half the time a worker spent on an append.
+                        answers.append(await connection.read_response(timeout=math.inf))
+                    except ResponseError as error:
+                        answers.append(error)
         except BaseException:
             # Whoever takes this connection next must not read the answers that were meant for us.
             await connection.disconnect(nowait=True)

@@ -11,6 +11,7 @@
 --                       "bytes" ever appended, "removed" how many of them are gone (a lower bound, made exact when
 --                       the quota seems used up), "gap" the id of the newest entry if that is a gap,
 --                       "crowded" while there is an extra,
+--                       "touched" when an append last set when the keys expire, s,
 --                       "d:<device>" -> "<cursor> <last seen, s> <connection number>"
 --   {u:<user>}:extra    hash "n:<sender>", "b:<sender>": the messages and bytes it was granted past the quota
 --   {u:<user>}:seen:<n> set of digests of (sender, message id), of the n-th retry window
@@ -20,18 +21,18 @@
 local ORIGIN = '0-0'
 local CHUNK = 250
 local SHARES = 100
-
-local function less_digits(a, b)
-  return #a < #b or (#a == #b and a < b)
-end
+local TOUCHES = 32
 
 local function less(a, b)
-  local a_entry, a_index = string.match(a, '^(%d+)-(%d+)$')
-  local b_entry, b_index = string.match(b, '^(%d+)-(%d+)$')
-  if a_entry ~= b_entry then
-    return less_digits(a_entry, b_entry)
+  local a_dash, b_dash = string.find(a, '-', 1, true), string.find(b, '-', 1, true)
+  if a_dash ~= b_dash then
+    return a_dash < b_dash
   end
-  return less_digits(a_index, b_index)
+  -- Digits of the same number stand below each other.
+  if #a == #b or string.sub(a, 1, a_dash) ~= string.sub(b, 1, b_dash) then
+    return a < b
+  end
+  return #a < #b
 end
 
 local function digits(number)
@@ -77,20 +78,20 @@ end
 
 -- keys: inbox, devices, seen in this window, seen in the one before, extra
 -- args: partition, token, TTL in ms, quota in messages, quota in bytes, the most digests kept of a window,
---       the window in ms, then for each message: position, time in s, digest, JSON
+--       the window in ms, now (s), then for each message: position, time in s, digest, JSON
 -- Returns the former top, and for each message whether it was added (a text of "1", "0", or "2" past the quota).
 local function append(keys, args)
   if tokens[args[1]] ~= args[2] then
     return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
   end
   local inbox, devices = keys[1], keys[2]
-  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor', 'crowded')
+  local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor', 'crowded', 'touched')
   local top, bytes, gap, floor = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3], head[5]
   local former = top
-  local n = (#args - 7) / 4
+  local n = (#args - 8) / 4
   local added = {}
   local start = 1
-  while start <= n and not less(top, args[4 + start * 4]) do
+  while start <= n and not less(top, args[5 + start * 4]) do
     added[start] = '0'
     start = start + 1
   end
@@ -100,13 +101,16 @@ local function append(keys, args)
 
   local fresh = {}
   for i = start, n do
-    fresh[#fresh + 1] = args[6 + i * 4]
+    fresh[#fresh + 1] = args[7 + i * 4]
   end
-  local now_seen = redis.call('SMISMEMBER', keys[3], unpack(fresh))
+  -- Of one alone, adding it tells whether it was there.
+  local now_seen = #fresh > 1 and redis.call('SMISMEMBER', keys[3], unpack(fresh))
   local before_seen = redis.call('SMISMEMBER', keys[4], unpack(fresh))
   local length = redis.call('XLEN', inbox)
   -- The first write, after each key was read once: what fails leaves no digest behind, or it would be lost as a retry.
-  redis.call('SADD', keys[3], unpack(fresh))
+  local unseen = redis.call('SADD', keys[3], unpack(fresh))
+  now_seen = now_seen or {1 - unseen}
+  local was_empty = length == 0
 
   local max_messages, max_bytes = tonumber(args[4]), tonumber(args[5])
   local removed = tonumber(head[4] or '0')
@@ -140,7 +144,7 @@ local function append(keys, args)
   end
   local twice = {}
   for i = start, n do
-    local at = 4 + i * 4
+    local at = 5 + i * 4
     local digest, json = args[at + 2], args[at + 3]
     if floor and not less(floor, args[at]) then
       added[i] = '0'  -- acknowledged already: the log is replayed into an inbox that was lost
@@ -168,7 +172,18 @@ local function append(keys, args)
     twice[digest] = true
     top = args[at]
   end
-  redis.call('HSET', devices, 'top', top, 'bytes', digits(bytes), 'removed', digits(removed))
+  -- Setting an expiry costs as much as adding an entry: it is done seldom, and where a key is new.
+  local ttl_ms, window_ms, now = tonumber(args[3]), tonumber(args[7]), tonumber(args[8])
+  local due = not head[7] or 1000 * (now - tonumber(head[7])) >= math.min(ttl_ms, window_ms) / TOUCHES
+  if due then
+    redis.call('HSET', devices, 'top', top, 'bytes', digits(bytes), 'removed', digits(removed), 'touched', args[8])
+    touch(keys, ttl_ms)
+  else
+    redis.call('HSET', devices, 'top', top, 'bytes', digits(bytes), 'removed', digits(removed))
+    if was_empty then
+      redis.call('PEXPIRE', inbox, ttl_ms)
+    end
+  end
   if crowded then
     redis.call('HSET', devices, 'crowded', '1')
   end
@@ -177,12 +192,12 @@ local function append(keys, args)
   elseif head[3] then
     redis.call('HDEL', devices, 'gap')
   end
-  touch(keys, args[3])
-  if redis.call('SCARD', keys[3]) > tonumber(args[6]) then
+  local digests = redis.call('SCARD', keys[3])
+  if digests > tonumber(args[6]) then
     redis.call('RENAME', keys[3], keys[4])
-    redis.call('PEXPIRE', keys[4], 3 * tonumber(args[7]))
-  else
-    redis.call('PEXPIRE', keys[3], 3 * tonumber(args[7]))
+    redis.call('PEXPIRE', keys[4], 3 * window_ms)
+  elseif due or digests == unseen then
+    redis.call('PEXPIRE', keys[3], 3 * window_ms)
   end
   return {former, table.concat(added)}
 end

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from chat_streams.patience import patiently
 from chat_streams.position import ORIGIN, Position
 from chat_streams.records import Message
 from chat_streams.settings import Settings
-from tables.cluster import Cluster, Command, function
+from tables.cluster import Cluster, Command, StoreUnavailable, function
 
 RESTORE_AT_ONCE = 500
 MAX_DIGESTS = 50_000
 """Of one user and retry window; past it the window is shortened."""
+
+
+APPEND_AT_ONCE = 500
+"""Messages of one part of an append."""
+
+_Batch = tuple[tuple[str, int, str], Sequence[tuple[Position, Message]]]
 
 
 class StaleToken(Exception):
@@ -87,6 +95,17 @@ def digest(sender: str, message_id: str) -> bytes:
     return blake2b(f"{sender}\0{message_id}".encode(), digest_size=12).digest()
 
 
+def _parts(batches: Sequence[_Batch]) -> Iterator[Sequence[_Batch]]:
+    """Split so that the batches of a recipient, whose order counts, stay in one part."""
+    start = messages = 0
+    for end, ((user, _, _), batch) in enumerate(batches):
+        if messages >= APPEND_AT_ONCE and user != batches[end - 1][0][0]:
+            yield batches[start:end]
+            start, messages = end, 0
+        messages += len(batch)
+    yield batches[start:]
+
+
 class Inbox:
     """The inboxes of all users.
 
@@ -154,11 +173,27 @@ class Inbox:
     ) -> list[Appended]:
         """Append to each recipient's inbox what is new of its messages, which are in ascending order.
 
-        ``partition_of`` has each recipient, its partition of the log and the token adopted for that. Raises
-        ``StaleToken`` when a server refused it; the others may have appended.
+        ``partition_of`` has each recipient, its partition of the log and the token adopted for that; the batches of one
+        recipient stand together. Raises ``StaleToken`` when a server refused it; the others may have appended.
         """
+        parts = list(_parts(list(zip(partition_of, batches, strict=True))))
+
+        async def once() -> list[Appended]:
+            # Redis works on one part while the next is put together.
+            done = await asyncio.gather(*map(self._append, parts), return_exceptions=True)
+            results: list[Appended] = []
+            for found in done:
+                if isinstance(found, BaseException):
+                    raise found
+                results += found
+            return results
+
+        return await patiently("append", StoreUnavailable, once)
+
+    async def _append(self, part: Sequence[_Batch]) -> list[Appended]:
         commands: list[Command] = []
-        for (user, partition, token), batch in zip(partition_of, batches, strict=True):
+        now = int(time.time())
+        for (user, partition, token), batch in part:
             inbox, devices = keys(user)
             window = batch[0][1].at // self._window_ms
             seen = f"{{u:{user}}}:seen:"
@@ -166,7 +201,7 @@ class Inbox:
                 *("FCALL", function("append"), 5, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
                 f"{{u:{user}}}:extra",
                 *(str(partition), token, self._ttl_ms, self._settings.inbox_messages, self._settings.inbox_bytes),
-                *(MAX_DIGESTS, self._window_ms),
+                *(MAX_DIGESTS, self._window_ms, now),
             ]
             for position, message in batch:
                 text = f"{position.entry}-{position.place}"
@@ -177,15 +212,15 @@ class Inbox:
                     b'{"pos":"%b"%b' % (text.encode(), message.json),
                 )
             commands.append(tuple(command))
-        answers = await self._cluster.patient(commands, "append")
+        answers = await self._cluster.pipeline(commands)
         results = []
-        for batch, sent, answer in zip(batches, commands, answers, strict=True):
+        for (_, batch), sent, answer in zip(part, commands, answers, strict=True):
             if isinstance(answer, ResponseError):
                 if str(answer).startswith("STALETOKEN"):
                     raise StaleToken(str(answer))
                 raise answer
             former, added = Position.parse(answer[0].decode()), answer[1]
-            json: list[bytes] = [sent[18 + 4 * i] for i, new in enumerate(added) if new == 49]
+            json: list[bytes] = [sent[19 + 4 * i] for i, new in enumerate(added) if new == 49]
             first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
             until = max(former, batch[-1][0])
             results.append(Appended(former, until, first, json, added.count(b"2"), added.count(b"0")))
