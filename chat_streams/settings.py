@@ -56,9 +56,9 @@ class Settings(BaseSettings):
     max_body: int = Field(64 * 1024, ge=16, le=256 * 1024)
     max_frame: int = Field(512 * 1024, ge=1024)
     max_frame_objects: int = Field(1_000, ge=1)
-    window: int = Field(3_000, ge=1)
+    window: int = Field(8_000, ge=1)
     """Messages forwarded and not acknowledged, a connection."""
-    window_bytes: int = Field(1024 * 1024, ge=1024)
+    window_bytes: int = Field(2 * 1024 * 1024, ge=1024)
     origins: str | None = None
     """Of web pages that may connect besides those of the gateway's own host, with commas; ``*`` for any."""
     send_rate: float = Field(500.0, gt=0)

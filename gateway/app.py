@@ -26,6 +26,7 @@ from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
 from gateway.allowance import Allowances
 from gateway.auth import Authenticator
+from gateway.connection import Limits
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher
 from gateway.slots import Slots
@@ -52,6 +53,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.limits = Limits(settings.window, settings.window_bytes, settings.read_messages, settings.read_bytes)
         self.authenticator = Authenticator(settings)
         self._cluster = Cluster(settings)
         self.inbox = Inbox(self._cluster, settings)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -62,6 +61,12 @@ class Connection:
     ``jitter`` returns a factor of 0.5 to 1.
     """
 
+    __slots__ = (
+        *("_announce_at", "_announcements", "_ask_at", "_asked_for", "_attempts", "_bytes", "_caught_up_at", "_count"),
+        *("_jitter", "_limits", "_registered", "_told", "_unacknowledged", "_was_open", "_was_registered"),
+        *("acked", "forwarded", "outstanding", "request", "stalls", "target"),
+    )
+
     def __init__(self, cursor: Position, limits: Limits, now: float, jitter: Callable[[], float]) -> None:
         self.forwarded = cursor
         self.acked = cursor
@@ -71,7 +76,7 @@ class Connection:
         self._told = cursor
         self._limits = limits
         self._jitter = jitter
-        self._unacknowledged: deque[_Unacknowledged] = deque()
+        self._unacknowledged: list[_Unacknowledged] = []
         self._count = 0
         self._bytes = 0
         # The first page is on its way: the notification service sends it when it hears of the connection.
@@ -145,10 +150,14 @@ class Connection:
         if position <= self.acked:
             return False
         self.acked = position
-        while self._unacknowledged and self._unacknowledged[0].until <= position:
-            _, messages, size = self._unacknowledged.popleft()
+        had = 0
+        for until, messages, size in self._unacknowledged:
+            if until > position:
+                break
             self._count -= messages
             self._bytes -= size
+            had += 1
+        del self._unacknowledged[:had]
         return True
 
     @property

@@ -7,7 +7,6 @@ import math
 import random
 import secrets
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -19,7 +18,7 @@ from chat_streams.topics import partition_of
 from gateway import protocol
 from gateway.allowance import Allowance
 from gateway.auth import BadToken, ExpiredToken, Identity, KeysUnavailable
-from gateway.connection import AckRefused, Ask, Connection, Limits
+from gateway.connection import AckRefused, Ask, Connection
 from gateway.protocol import Ack, Bad, ClientFrame, Close, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
 from tables.chat_history import HistoryUnavailable
@@ -46,7 +45,16 @@ class Ended(Exception):
 
 
 class WebSocket:
-    """A connection from its hello to its end."""
+    """A connection from its hello to its end.
+
+    Most connections are idle: what only a busy one needs is made when it is needed.
+    """
+
+    __slots__ = (
+        *("_allowance", "_ended", "_gateway", "_held_back", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
+        *("_reader", "_reserved", "_stopped", "_tasks", "_timer", "_unconfirmed", "_writer", "_ws"),
+        *("device", "id", "number", "patience", "state", "user"),
+    )
 
     def __init__(self, gateway: Gateway, ws: web.WebSocketResponse) -> None:
         self.id = secrets.token_bytes(16)
@@ -59,21 +67,19 @@ class WebSocket:
         self._gateway = gateway
         self._hub = gateway.hub
         self._ws = ws
-        self._out: deque[bytes] = deque()
+        self._out: list[bytes] = []
         self._out_bytes = 0
-        self._has_output = asyncio.Event()
-        self._may_read = asyncio.Event()
-        self._may_read.set()
+        self._writer: asyncio.Task[None] | None = None
+        self._hold: asyncio.Event | None = None
         self._ended: Ended | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopped = False
-        self._last = False
         self._unconfirmed = 0
-        self._held_back: dict[str, tuple[str, float]] = {}
+        self._held_back: dict[str, tuple[str, float]] | None = None
         self._reserved = 0
         self._timer: asyncio.TimerHandle | None = None
         self._histories = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
@@ -86,7 +92,6 @@ class WebSocket:
             await self._ws.send_str(bad.frame.decode())
             await self._close(Ended(Close.BAD_SEQUENCE, "the first frame must be a hello"))
             return
-        writer = asyncio.create_task(self._write())
         expiry = asyncio.get_running_loop().call_later(
             max(0.0, identity.expires - time.time()), self.end, Close.TOKEN_EXPIRED, "the token has expired"
         )
@@ -104,10 +109,9 @@ class WebSocket:
                 self._reserved = 0
             for task in self._tasks:
                 task.cancel()
-            self._last = True
-            self._has_output.set()
-            await asyncio.wait({writer}, timeout=CLOSE_SECONDS)
-            writer.cancel()
+            if (writer := self._writer) is not None:
+                await asyncio.wait({writer}, timeout=CLOSE_SECONDS)
+                writer.cancel()
         if self._ended is not None:
             await self._close(self._ended)
 
@@ -229,8 +233,7 @@ class WebSocket:
             log.warning("hello cannot be answered", user=user, error=str(error))
             raise Ended(Close.STORE_AWAY, "the offline store is away, try again") from error
         self.user, self.device, self.number = user, hello.device, device.number
-        limits = Limits(s.window, s.window_bytes, s.read_messages, s.read_bytes)
-        self.state = Connection(device.cursor, limits, self._now(), lambda: random.uniform(0.5, 1.0))
+        self.state = Connection(device.cursor, self._gateway.limits, self._now(), _jitter)
         self.patience = (self.state.next_due() or 0) - self._now()
         self._put(
             protocol.welcome(
@@ -268,8 +271,8 @@ class WebSocket:
         room = self._gateway.publisher
         while True:
             # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
-            if not self._may_read.is_set():
-                await self._may_read.wait()
+            if self._hold is not None:
+                await self._hold.wait()
             if not room.has_room:
                 await room.wait_for_room()
             message = await self._ws.receive()
@@ -340,6 +343,8 @@ class WebSocket:
         self._gateway.publisher.send(Accepted(Message(frame.to, self.user, frame.id, at, tail), at_text, self))
 
     def _hold_back(self, to: str, message_id: str) -> None:
+        if self._held_back is None:
+            self._held_back = {}
         self._held_back.setdefault(to, (message_id, self._now() + HELD_BACK_SECONDS))
 
     def _held(self, frame: Send) -> str | None:
@@ -368,8 +373,8 @@ class WebSocket:
         else:
             self._histories += 1
             task = asyncio.create_task(self._history(frame))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.append(task)
+            task.add_done_callback(self._tasks.remove)
 
     async def _history(self, frame: History) -> None:
         store = self._gateway.history
@@ -423,7 +428,8 @@ class WebSocket:
     def _put(self, frame: bytes) -> None:
         self._out.append(frame)
         self._out_bytes += len(frame)
-        self._has_output.set()
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
 
     def _consider_reading(self) -> None:
         limit = self._gateway.settings.unconfirmed
@@ -431,27 +437,26 @@ class WebSocket:
         if self._ended is None and (
             self._unconfirmed >= limit or answers > WRITE_BUFFER or self._histories >= HISTORY_AT_ONCE
         ):
-            self._may_read.clear()
-        else:
-            self._may_read.set()
+            self._hold = self._hold or asyncio.Event()
+        elif self._hold is not None:
+            self._hold.set()
+            self._hold = None
 
     async def _write(self) -> None:
         try:
-            while True:
-                while self._out:
-                    frame = self._out.popleft()
+            while self._out:
+                frames, self._out = self._out, []
+                for frame in frames:
                     await self._ws.send_frame(frame, WSMsgType.TEXT)
                     self._out_bytes -= len(frame)
-                if self._last:
-                    return
-                if not self._may_read.is_set():
-                    self._consider_reading()
-                self._has_output.clear()
-                await self._has_output.wait()
+            if self._hold is not None:
+                self._consider_reading()
         except (ConnectionError, RuntimeError):
             # The client is gone: reading ends, too.
             self._out.clear()
             self._stop_reading()
+        finally:
+            self._writer = None
 
     async def _close(self, ended: Ended) -> None:
         # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of them the code.
@@ -467,3 +472,7 @@ def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
         return protocol.parse(text, most)
     except NotJson as error:
         raise Ended(Close.NOT_JSON, f"not JSON: {error}") from error
+
+
+def _jitter() -> float:
+    return random.uniform(0.5, 1.0)

@@ -179,6 +179,8 @@ class Inbox:
         parts = list(_parts(list(zip(partition_of, batches, strict=True))))
 
         async def once() -> list[Appended]:
+            if len(parts) == 1:
+                return await self._append(parts[0])
             # Redis works on one part while the next is put together.
             done = await asyncio.gather(*map(self._append, parts), return_exceptions=True)
             results: list[Appended] = []
