@@ -94,17 +94,18 @@ class Run:
                 random.shuffle(order)
                 for name in order:
                     screen.rule(f"round {number + 1} of {self.rounds}: {SYSTEMS[name].title}", align="left")
-                    await self._turn(SYSTEMS[name], path)
+                    now = [w for w in self.workloads if w.rounds is None or number < w.rounds]
+                    await self._turn(SYSTEMS[name], now, path)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _save(self, path: Path) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self.report())) + b"\n")
 
-    async def _turn(self, kind: type[System], path: Path) -> None:
+    async def _turn(self, kind: type[System], workloads: Sequence[Workload], path: Path) -> None:
         turn = _Turn(kind, self._folder / kind.name, self.scale)
         try:
-            for workload in self.workloads:
+            for workload in workloads:
                 if workload.only not in (None, kind.name):
                     continue
                 began = time.monotonic()

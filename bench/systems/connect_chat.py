@@ -188,7 +188,7 @@ class ConnectChat(System):
         for user in users:
             self._token(user)
 
-    async def connect(self, user: str, *, receive: bool) -> ChatLink:
+    async def connect(self, user: str, *, receive: bool, device: str = DEVICE) -> ChatLink:
         """A WebSocket up to its welcome; the server sends what the inbox holds by itself."""
         link = ChatLink()
         await link.dial(self.layout.gateway)
@@ -200,7 +200,7 @@ class ConnectChat(System):
         answer = await link.expect(rb"^HTTP/1.1 (\d+).*?\r\n\r\n")
         if answer[1] != b"101":
             raise LinkError(f"the gateway answered {answer[1].decode()}")
-        hello = f'{{"type":"hello","token":"{self._token(user)}","device":"{DEVICE}"}}'
+        hello = f'{{"type":"hello","token":"{self._token(user)}","device":"{device}"}}'
         link.write(websocket_frame(hello.encode()))
         await link.expect(rb'"type":"welcome".*?\}')
         link.ready()

@@ -1,0 +1,211 @@
+"""That cost grows linearly: ``python -m bench.linear``.
+
+Connect Chat alone, with messages, users, inbox sizes, devices and connections doubled three times. What is compared is
+the CPU time of all servers for one of them (memory for a connection), which other work on the machine moves less than
+seconds. And one read of an inbox, as the notification service makes it: Redis' own time for it, by the size of the
+inbox. Writes ``bench/results/linear.json`` and ``docs/performance/linear.svg``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from bench.links import Watch
+from bench.measure import Meter, machine
+from bench.systems import HERE, ROOT
+from bench.systems.connect_chat import ConnectChat
+from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
+from chat_streams.position import ORIGIN, Position
+from chat_streams.records import Message
+from chat_streams.settings import Settings
+from tables.cluster import Cluster
+from tables.inbox import Inbox
+
+RESULTS = ROOT / "bench" / "results" / "linear.json"
+PLOT = ROOT / "docs" / "performance" / "linear.svg"
+STEPS = (1, 2, 4, 8)
+READS = 300
+READ_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+PAGE = 100
+Sized = Callable[[ConnectChat, int], Awaitable[float]]
+
+
+async def _messages(system: ConnectChat, count: int) -> float:
+    return float((await store(system, Scale(messages=count)))["server_cpu_us"])
+
+
+async def _users(system: ConnectChat, count: int) -> float:
+    return float((await store_many(system, Scale(messages=5 * count, users=count)))["server_cpu_us"])
+
+
+async def _inbox(system: ConnectChat, count: int) -> float:
+    return float((await drain(system, Scale(), count))["server_cpu_us"])
+
+
+async def _devices(system: ConnectChat, count: int) -> float:
+    """CPU time of a message brought to one device; all of them come at once."""
+    messages = 10_000
+    bob = fresh("bob")
+    await fill(system, {bob: messages})
+    with Meter(system.processes()) as meter:
+        links = await asyncio.gather(
+            *(system.connect(bob, receive=True, device=f"device-{number}") for number in range(count))
+        )
+        watch = Watch(list(links))
+        await watch.until(lambda: watch.received >= count * messages)
+        await system.emptied({bob: links[0]})
+    for link in links:
+        link.close()
+    return float(meter.result(count * messages)["server_cpu_us"])
+
+
+async def _connections(system: ConnectChat, count: int) -> float:
+    return float((await idle(system, replace(Scale(), idle=count)))["value"])
+
+
+DIMENSIONS: dict[str, tuple[Sized, int, str]] = {
+    "messages for one user": (_messages, 25_000, "us a message stored"),
+    "users, 5 messages each": (_users, 2_500, "us a message stored"),
+    "messages in the inbox": (_inbox, 12_500, "us a message drained"),
+    "devices, 10,000 messages each": (_devices, 1, "us a message drained"),
+    "idle connections": (_connections, 500, "KiB a connection"),
+}
+
+
+async def reads(system: ConnectChat) -> dict[int, float]:
+    """Redis' microseconds for a page of 100 messages, of inboxes of some sizes, from somewhere in their first half."""
+    cluster = Cluster(Settings(redis=f"redis://127.0.0.1:{system.layout.redis}"))
+    inbox = Inbox(cluster, Settings(inbox_messages=2 * READ_SIZES[-1], inbox_bytes=2**34))
+    holder = "linear"
+    await inbox.adopt(0, "", holder)
+    found = {}
+    try:
+        for size in READ_SIZES:
+            user = fresh("reader")
+            for start in range(0, size, 10_000):
+                now = int(time.time() * 1000)
+                batch = [
+                    (
+                        Position.of(1, n, 0),
+                        Message(user, "alice", f"m-{n}", now, b',"id":"m","body":"%b"}' % (b"x" * 108)),
+                    )
+                    for n in range(start, min(size, start + 10_000))
+                ]
+                for part in range(0, len(batch), 500):
+                    await inbox.append([(user, 0, holder)], [batch[part : part + 500]])
+            await system.redis.config_resetstat()
+            for n in range(READS):
+                after = Position.of(1, (n * 7919) % max(1, size // 2), 0) if size > PAGE else ORIGIN
+                await inbox.read([(user, "", after, PAGE, 2**20)])
+            stats: Any = await system.redis.info("commandstats")
+            found[size] = float(stats["cmdstat_fcall_ro"]["usec_per_call"])
+    finally:
+        await cluster.close()
+    return found
+
+
+async def measure(rounds: int, folder: Path, screen: Console) -> dict[str, Any]:
+    """Every dimension at every size, and the reads."""
+    system = ConnectChat(folder)
+    found: dict[str, dict[int, list[float]]] = {name: {} for name in DIMENSIONS}
+    try:
+        await system.start()
+        await store(system, Scale(messages=20_000))
+        for number in range(rounds):
+            for name, (work, first, unit) in DIMENSIONS.items():
+                for step in STEPS:
+                    value = await work(system, step * first)
+                    found[name].setdefault(step * first, []).append(value)
+                    screen.print(f"round {number + 1}: {step * first:>9,} {name:<32} {value:>8.2f} {unit}")
+        read = await reads(system)
+    finally:
+        await system.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "machine": machine(),
+        "version": ConnectChat.version(),
+        "dimensions": {
+            name: {"unit": DIMENSIONS[name][2], "values": [[size, values] for size, values in of.items()]}
+            for name, of in found.items()
+        },
+        "read_us": [[size, value] for size, value in read.items()],
+    }
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """For the terminal: the medians, and the reads."""
+    costs = Table("doubled", "unit", *(f"x {step}" for step in STEPS))
+    for name, of in results["dimensions"].items():
+        values = [f"{statistics.median(values):.1f}" for _, values in of["values"]]
+        costs.add_row(f"{of['values'][0][0]:,} {name}", of["unit"], *values)
+    read = Table("messages in the inbox", "us of Redis for a page of 100")
+    for size, value in results["read_us"]:
+        read.add_row(f"{size:,}", f"{value:.0f}")
+    return [costs, read]
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """One panel for each dimension, from zero: a flat line is linear growth."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from bench.plots import COLORS, STYLE
+
+    panels = [(name, of["unit"], of["values"]) for name, of in results["dimensions"].items()]
+    panels.append(("messages in the inbox", "us of Redis a read", [[size, [us]] for size, us in results["read_us"]]))
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 3, figsize=(9, 4.6))
+        for axes, (name, unit, values) in zip(grid.flat, panels, strict=True):
+            sizes = [size for size, _ in values]
+            axes.plot(sizes, [statistics.median(v) for _, v in values], marker="o", color=COLORS["connect_chat"])
+            axes.fill_between(
+                sizes,
+                [min(v) for _, v in values],
+                [max(v) for _, v in values],
+                color=COLORS["connect_chat"],
+                alpha=0.15,
+            )
+            axes.set_xscale("log")
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(name, fontsize=8)
+            axes.set_ylabel(unit, fontsize=8)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+        plt.close(figure)
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True)
+def main(rounds: int) -> None:
+    """Show how cost grows with messages, users, inboxes, devices and connections."""
+    screen = Console(stderr=True, highlight=False)
+    folder = HERE / "linear"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    results = uvloop.run(measure(rounds, folder, screen))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    draw(results, PLOT)
+    for table in tables(results):
+        Console().print(table)
+    screen.print(f"wrote {RESULTS.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
