@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     fetch_budget: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
     """Bytes of stored messages asked for and not yet forwarded, over all connections of a gateway."""
     record_interval: float = Field(0.010, ge=0, le=1)
-    """Between two records to one partition while they are not full."""
+    """Between two times that records of a topic leave a gateway while they are not full."""
     record_bytes: int = Field(512 * 1024, ge=1024, le=900_000)
     produce_timeout: float = Field(30.0, gt=0)
     """After which a message that Kafka did not take is refused, to be sent again."""

@@ -37,35 +37,56 @@ from chat_streams.topics import (
 log = structlog.get_logger()
 
 SESSION_INTERVAL: Final = 0.05
-"""Seconds between two records of session events to a partition: of those, each is worked on alone."""
+"""Seconds between two times that records of session events leave: of those, each is worked on alone."""
 ITEM_BYTES: Final = 64
 """What a thing adds to a record beside its own bytes, about."""
+TOGETHER: Final = 0.001
+"""Seconds after a record left in which others of its topic leave with it: Kafka and workers take them in one go."""
 
 T = TypeVar("T")
 Done = Callable[[Sequence[T], bool], None]
 
 
+class _Pace:
+    """When records of one topic that are not full leave: those of all partitions together, once per ``interval`` s."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._left_at = -math.inf
+
+    def next(self, now: float, left_at: float) -> float:
+        """When a record of a partition may leave whose last one left at ``left_at``."""
+        joins = left_at < self._left_at and now - self._left_at <= TOGETHER
+        return now if joins else self._left_at + self._interval
+
+    def leaves(self, now: float) -> None:
+        """One leaves now."""
+        if now - self._left_at > TOGETHER:
+            self._left_at = now
+
+
 class _Lane(Generic[T]):
     """The things for one partition of one topic: one record under way at a time, so what fails fails in order.
 
-    The first record leaves at once, then at most one per ``interval`` seconds while they are not full: a lone record
+    The first record leaves at once, then they keep the ``pace`` of their topic while they are not full: a lone record
     costs the whole system milliseconds, a batched one a fraction (``docs/architecture.md``, "A record carries a
     batch"). A thing with ``patience`` waits that long, in s, for others to travel with.
     """
 
     def __init__(
-        self, publisher: Publisher, topic: str, partition: int, interval: float, encode: Callable[[Any], bytes]
+        self, publisher: Publisher, topic: str, partition: int, pace: _Pace, encode: Callable[[Any], bytes]
     ) -> None:
         self._publisher = publisher
         self._topic = topic
         self._partition = partition
-        self._interval = interval
+        self._pace = pace
         self._encode = encode
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[T, int]] = []
         self._bytes = 0
         self._under_way = False
-        self._next_at = 0.0
+        self._left_at = -math.inf
+        self._hurries = False
         self._due_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -81,7 +102,7 @@ class _Lane(Generic[T]):
         """Send what waits as soon as nothing is under way."""
         if not self._waiting:
             return
-        self._next_at = self._due_at = 0.0
+        self._hurries = True
         if not self._under_way:
             self._consider()
 
@@ -91,11 +112,17 @@ class _Lane(Generic[T]):
     def _consider(self) -> None:
         if not self._waiting:
             return
-        now, leaves_at = self._loop.time(), max(self._next_at, self._due_at)
-        if now >= leaves_at or self._full():
+        now = self._loop.time()
+        leaves_at = max(self._pace.next(now, self._left_at), self._due_at)
+        if now >= leaves_at or self._hurries or self._full():
+            if now >= leaves_at:
+                # Those which are full or hurry must not hold up the others.
+                self._pace.leaves(now)
+            self._left_at = now
+            self._hurries = False
             self._set_timer(math.inf)
             self._under_way = True
-            self._publisher.spawn(self._send(self._take(), now))
+            self._publisher.spawn(self._send(self._take()))
         elif leaves_at < self._timer_at:
             self._set_timer(leaves_at)
 
@@ -123,8 +150,7 @@ class _Lane(Generic[T]):
         self._due_at = 0.0 if self._waiting else math.inf
         return taken
 
-    async def _send(self, taken: list[tuple[T, int]], now: float) -> None:
-        self._next_at = now + self._interval
+    async def _send(self, taken: list[tuple[T, int]]) -> None:
         things = [thing for thing, _ in taken]
         ok = await self._publisher.produce(self._topic, self._partition, self._encode(things))
         self._publisher.give_back(sum(size for _, size in taken))
@@ -161,6 +187,11 @@ class Publisher:
         self._confirm = confirm
         self._producer: AIOKafkaProducer | None = None
         self._lanes: dict[tuple[str, int], _Lane[Any]] = {}
+        self._paces = {
+            INCOMING_MESSAGES: _Pace(settings.record_interval),
+            SESSION_EVENTS: _Pace(SESSION_INTERVAL),
+            INBOX_REQUESTS: _Pace(settings.record_interval),
+        }
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = settings.produce_buffer
         self._has_room = asyncio.Event()
@@ -236,8 +267,7 @@ class Publisher:
         partition = partition_of(user, self.settings.partitions)
         lane = self._lanes.get((topic, partition))
         if lane is None:
-            interval = SESSION_INTERVAL if topic == SESSION_EVENTS else self.settings.record_interval
-            lane = self._lanes[topic, partition] = _Lane(self, topic, partition, interval, encode)
+            lane = self._lanes[topic, partition] = _Lane(self, topic, partition, self._paces[topic], encode)
         self._room -= size
         if self._room <= 0:
             self._has_room.clear()

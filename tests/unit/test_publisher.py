@@ -456,3 +456,36 @@ def test_without_a_connection_to_kafka_nothing_is_confirmed() -> None:
         assert (kafka.confirmed, kafka.failed) == ([], ["1"])
 
     run(scenario)
+
+
+@in_jumping_time
+async def test_the_partitions_of_a_topic_leave_together() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.settings.partitions = 8
+    others = [next(u for u in map(str, range(100)) if partition_of(u, 8) == n) for n in range(8)]
+    for user in others:
+        kafka.send("first", to=user)
+    await settle()
+    for n, user in enumerate(others):
+        await until((n + 1) * INTERVAL / 10)
+        kafka.send("second", to=user)
+    await until(1.0)
+    assert [record.at for record in kafka.records] == [0.0] * 8 + [pytest.approx(INTERVAL)] * 8
+    assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_full_records_do_not_hold_up_another_partition() -> None:
+    kafka = Kafka(record_bytes=1_024)
+    kafka.answers_at_once = True
+    kafka.settings.partitions = 8
+    other = next(u for u in map(str, range(100)) if partition_of(u, 8) != partition_of("bob", 8))
+    kafka.send("0")
+    await until(INTERVAL / 4)
+    kafka.send("behind", to=other)
+    for i in range(1, 20):
+        kafka.send(str(i), size=2_000)
+        await until((i + 1) * INTERVAL / 4)
+    record = next(r for r in kafka.records if r.partition == partition_of(other, 8))
+    assert record.at == pytest.approx(INTERVAL)
