@@ -62,11 +62,12 @@ class LogRecord(NamedTuple):
 class LogReader:
     """A connection to Kafka, to read one topic after another; any number of reads, one at a time.
 
-    Every method raises ``LogUnavailable``.
+    ``fetch_bytes`` is what is asked for of a partition at once. Every method raises ``LogUnavailable``.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fetch_bytes: int = PARTITION_FETCH_BYTES) -> None:
         self._kafka = settings.kafka
+        self._fetch_bytes = fetch_bytes
         self._consumer: aiokafka.AIOKafkaConsumer
 
     async def __aenter__(self) -> Self:
@@ -74,7 +75,7 @@ class LogReader:
             bootstrap_servers=self._kafka,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            max_partition_fetch_bytes=self._fetch_bytes,
             fetch_max_bytes=FETCH_BYTES,
         )
         try:
@@ -119,6 +120,11 @@ class LogReader:
         at_since = await self._offsets_at(tps, since_ms, firsts, ends)
         at_until = await self._offsets_at(tps, until_ms, ends, ends)
         return [Span(topic, tp.partition, min(at_since[tp], ends[tp]), max(at_until[tp], at_since[tp])) for tp in tps]
+
+    async def ends(self, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        """Where partitions end now: one question to Kafka, where ``spans`` asks three."""
+        found = await self._answer(self._consumer.end_offsets([TopicPartition(topic, p) for p in partitions]))
+        return {tp.partition: end for tp, end in found.items()}
 
     async def read(self, spans: Iterable[Span], progress: Progress | None = None) -> AsyncGenerator[LogRecord, None]:
         """The records of some spans: in the order of offsets within a partition, partitions mixed.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from redis.exceptions import ResponseError
 
 from chat_streams import statistics, topics
 from chat_streams.inspector.lag import Lag, Watermarks
-from chat_streams.inspector.sampling import Sample, sample
+from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.inspector.series import HOUR_MS, Series
 from chat_streams.log_reader import LogReader
 from chat_streams.position import Position
@@ -115,7 +116,7 @@ class Collector:
         self._history = history
         self._statistics = Statistics("inspector")
         self._statistics.gauges = self._gauges
-        self._watched_at = 0.0
+        self._watched_at = -math.inf
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
         """Look for as long as the site runs (``web.Application.cleanup_ctx``)."""
@@ -231,8 +232,13 @@ class Collector:
         await asyncio.sleep(DATABASE_S)
 
     async def _sample(self) -> None:
-        if time.monotonic() - self._watched_at > WATCHED_S:
+        if not self._watched:
             return
-        async with LogReader(self.settings) as reader:
-            self.samples, self.lags = await sample(reader, self.watermarks)
-        await asyncio.sleep(SAMPLE_S)
+        async with LogReader(self.settings, OLDEST_BYTES) as reader:
+            while self._watched:
+                self.samples, self.lags = await sample(reader, self.watermarks)
+                await asyncio.sleep(SAMPLE_S)
+
+    @property
+    def _watched(self) -> bool:
+        return time.monotonic() - self._watched_at < WATCHED_S

@@ -15,6 +15,9 @@ from chat_streams.records import (
     SESSIONS,
     Codec,
     DeadLetter,
+    Delivery,
+    Message,
+    Messages,
     Undecodable,
     UnknownVersion,
 )
@@ -28,29 +31,48 @@ _CODECS: Final[dict[str, Codec[Any]]] = {
 }
 
 
-def decoded(topic: str, value: bytes | None, bodies: bool) -> tuple[list[dict[str, Any]] | None, str | None]:
-    """The things in a record, or ``None`` and why it can't be decoded."""
+def things_of(topic: str, value: bytes | None) -> list[Any]:
+    """The things in a record, not made readable yet; raises ``Undecodable`` or ``UnknownVersion``."""
     if topic not in _CODECS:
         try:
             found = json.loads(value or b"null")
-        except (ValueError, RecursionError):
-            return None, f"records of {topic} are not decoded here"
-        return [found if isinstance(found, dict) else {"value": found}], None
+        except (ValueError, RecursionError) as error:
+            raise Undecodable(f"records of {topic} are not decoded here") from error
+        return [found if isinstance(found, dict) else {"value": found}]
+    record = _CODECS[topic].decode(value)
+    if isinstance(record, Messages):
+        return list(record.messages)
+    return [record] if topic == topics.DEAD_LETTERS else list(record)
+
+
+def field_of(thing: Any, name: str) -> Any:
+    """A field of a thing; ``None`` where it has none. ``type`` is the kind of thing."""
+    if isinstance(thing, dict):
+        return thing.get(name, "record" if name == "type" else None)
+    return thing.__struct_config__.tag or "message" if name == "type" else getattr(thing, name, None)
+
+
+def shown(thing: Any, bodies: bool) -> dict[str, Any]:
+    """A thing as JSON values."""
+    if isinstance(thing, dict):
+        return thing
+    if isinstance(thing, Message):
+        (item,) = readable(Messages((thing,)), bodies)
+        return item
+    (item,) = readable([thing], bodies)
+    if isinstance(thing, DeadLetter):
+        # The record it holds has a page of its own, where its bodies are masked.
+        item["value"] = f"<{len(thing.value or b'')} bytes>"
+        item["key"] = f"<{len(thing.key or b'')} bytes>"
+    if isinstance(thing, Delivery):
+        text = thing.messages
+        item["messages"] = text.decode(errors="replace") if bodies else f"<masked, {len(text)} bytes>"
+    return item
+
+
+def decoded(topic: str, value: bytes | None, bodies: bool) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """All things in a record as JSON values, or ``None`` and why it can't be decoded."""
     try:
-        record = _CODECS[topic].decode(value)
+        return [shown(thing, bodies) for thing in things_of(topic, value)], None
     except (Undecodable, UnknownVersion) as error:
         return None, str(error)
-    if topic == topics.DEAD_LETTERS:
-        # The record it holds has a page of its own, where its bodies are masked.
-        (item,) = readable([record], bodies)
-        if isinstance(record, DeadLetter):
-            item["value"] = f"<{len(record.value or b'')} bytes>"
-            item["key"] = f"<{len(record.key or b'')} bytes>"
-        return [item], None
-    items = readable(record, bodies)
-    if topic == topics.OUTGOING_MESSAGES:
-        for item in items:
-            if "messages" in item:
-                text = bytes.fromhex(item["messages"])
-                item["messages"] = text.decode(errors="replace") if bodies else f"<masked, {len(text)} bytes>"
-    return items, None

@@ -14,7 +14,8 @@ from chat_streams.topics import INCOMING_MESSAGES
 NEWEST: Final = 3
 """Records of a partition that stand for what it carries now."""
 OLDEST: Final = 50
-"""Records of a lag that are looked at."""
+"""Records of a lag that are looked at, unless they are large."""
+OLDEST_BYTES: Final = 64 * 1024
 _TAG: Final = b"\xa8messages"
 
 
@@ -57,9 +58,9 @@ async def sample(reader: LogReader, marks: Watermarks) -> tuple[dict[str, Sample
     samples = {topic: Sample(int(n), m / n, s / n) for topic, (n, m, s) in totals.items()}
     lags: dict[tuple[str, str, int], Lag] = {}
     for group, committed in marks.committed.items():
-        heads = {tp: offset for tp, offset in committed.items() if marks.behind(group, tp)}
+        heads = {tp: max(0, offset) for tp, offset in committed.items() if marks.behind(group, tp)}
         wanted = [
-            Span(tp.topic, tp.partition, max(0, offset), min(marks.ends[tp], max(0, offset) + OLDEST))
+            Span(tp.topic, tp.partition, offset, min(marks.ends[tp], offset + _oldest(samples.get(tp.topic))))
             for tp, offset in heads.items()
         ]
         seen: dict[TopicPartition, list[float]] = {}
@@ -74,3 +75,7 @@ async def sample(reader: LogReader, marks: Watermarks) -> tuple[dict[str, Sample
                 int(messages if exact else behind * messages / records), max(0.0, (now_ms() - oldest_at) / 1000), exact
             )
     return samples, lags
+
+
+def _oldest(of_topic: Sample | None) -> int:
+    return OLDEST if of_topic is None else max(1, min(OLDEST, int(OLDEST_BYTES / max(1.0, of_topic.size))))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -20,6 +17,7 @@ from aiohttp import web
 from chat_streams.inspector import formats
 from chat_streams.inspector.access import Access, Refused, Viewer, remember, same_origin
 from chat_streams.inspector.collector import Collector
+from chat_streams.inspector.live import Live
 from chat_streams.log_reader import LogUnavailable
 from chat_streams.records import now_ms
 from chat_streams.settings import Settings
@@ -42,11 +40,6 @@ POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-LIVE_S: Final = 2.0
-HEARTBEAT_S: Final = 10.0
-MAX_STREAMS: Final = 64
-"""Live parts at once, over all viewers."""
-MAX_FORM: Final = 64 * 1024
 _AWAY: Final = (LogUnavailable, StoreUnavailable, HistoryUnavailable, TopicsError)
 
 
@@ -73,7 +66,7 @@ class Site:
     cluster: Cluster = field(init=False)
     history: ChatHistory = field(init=False)
     collector: Collector = field(init=False)
-    streams: int = 0
+    live: Live = field(default_factory=Live)
 
     def __post_init__(self) -> None:
         self.cluster, self.history = Cluster(self.settings), ChatHistory(self.settings)
@@ -129,7 +122,7 @@ class Site:
         if live is not None:
 
             async def events(request: web.Request) -> web.StreamResponse:
-                return await self._live(request, live, model)
+                return await self.live.panel(request, lambda: self._panel(request, live, model))
 
             self.router.add_get("/live" + (path if path != "/" else "/overview"), events)
 
@@ -160,55 +153,12 @@ class Site:
         except _AWAY as error:
             raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "2"}) from error
 
-    # Live parts
-
-    async def events(self, request: web.Request, source: AsyncIterator[tuple[str, str, str]]) -> web.StreamResponse:
-        """Server-sent events of ``(id, event, data)``; an empty event is a heartbeat. Ends when the token does."""
-        if self.streams >= MAX_STREAMS:
-            raise web.HTTPServiceUnavailable(
-                text=f"{MAX_STREAMS} live parts are open already", headers={"Retry-After": "5"}
-            )
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        )
-        self.streams += 1
+    async def _panel(self, request: web.Request, template: str, model: Model) -> str:
         try:
-            await response.prepare(request)
-            await response.write(b"retry: 1500\n\n")
-            async for id_, event, data in source:
-                if time.time() > request["viewer"].expires:
-                    break
-                if not event:
-                    await response.write(b": heartbeat\n\n")
-                    continue
-                lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
-                # An empty id would have the browser forget where it was.
-                place = f"id: {id_}\n" if id_ else ""
-                await response.write(f"{place}event: {event}\n{lines}\n".encode())
-        except ConnectionError:
-            pass
-        finally:
-            self.streams -= 1
-        return response
-
-    async def _live(self, request: web.Request, template: str, model: Model) -> web.StreamResponse:
-        async def panels() -> AsyncIterator[tuple[str, str, str]]:
-            last, said = "", time.monotonic()
-            for number in itertools.count(now_ms()):
-                try:
-                    answer = await self._answer(request, model)
-                    text = self.render(request, template, answer.data).text or ""
-                except web.HTTPException as error:
-                    text = self.render(request, "_away.html", {"what": error.text}).text or ""
-                if text != last:
-                    last, said = text, time.monotonic()
-                    yield str(number), "panel", text
-                elif time.monotonic() - said > HEARTBEAT_S:
-                    said = time.monotonic()
-                    yield "", "", ""
-                await asyncio.sleep(LIVE_S)
-
-        return await self.events(request, panels())
+            answer = await self._answer(request, model)
+            return self.render(request, template, answer.data).text or ""
+        except web.HTTPException as error:
+            return self.render(request, "_away.html", {"what": error.text}).text or ""
 
     # Who may see it
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiokafka.structs import TopicPartition
 
+from chat_streams.inspector.feed import Budget, Feed, Follower, plan
 from chat_streams.inspector.formats import empty_in, hex_rows, rate, size
 from chat_streams.inspector.lag import Watermarks
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
 from chat_streams.inspector.pages.journey import slots_lost
 from chat_streams.inspector.pages.search import goal
-from chat_streams.inspector.pages.tail import Filters, positions
+from chat_streams.inspector.pages.tail import SHOWN_PER_S, Filters, View, positions
 from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.sampling import count_of
 from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
+from chat_streams.log_reader import LogRecord, Span
 from chat_streams.position import Position
 from chat_streams.records import (
     DEAD_LETTERS,
@@ -25,9 +29,11 @@ from chat_streams.records import (
     Acknowledge,
     DeadLetter,
     Delivery,
+    Fetch,
     Message,
     Messages,
 )
+from chat_streams.settings import Settings
 from chat_streams.statistics import Histogram, ServiceStats, Statistics, decode, encode
 from chat_streams.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
@@ -185,12 +191,79 @@ def test_filters_look_at_the_thing_itself() -> None:
     wanted = Filters(INCOMING_MESSAGES, user="bob", sender="alice", type="", header="")
     assert wanted.may_match(messages(1), ())
     assert not wanted.may_match(b"carol", ())
-    assert wanted.matches({"to": "bob", "from": "alice"})
-    assert not wanted.matches({"to": "bobby", "from": "alice"})
-    assert not wanted.matches({"to": "alice", "from": "bob"})
+
+    def message(to: str, sender: str) -> Message:
+        return Message(to, sender, "m", NOW, b"")
+
+    assert wanted.matches(message("bob", "alice"))
+    assert not wanted.matches(message("bobby", "alice"))
+    assert not wanted.matches(message("alice", "bob"))
+    acks = Filters(INBOX_REQUESTS, "bob", "", "ack", "")
+    assert acks.matches(Acknowledge("bob", "phone", Position(1, 2)))
+    assert not acks.matches(Fetch("bob", b"c", 1, 1, 1, Position(1, 1), 1, 1, NOW))
     redriven = Filters(INCOMING_MESSAGES, "", "", "", "redrive-for=messaging")
     assert redriven.may_match(b"", [("redrive-for", b"messaging")])
     assert not redriven.may_match(b"", [("redrive-for", b"history")])
+
+
+def test_a_tail_reads_all_there_is_within_its_budget_and_the_newest_of_more() -> None:
+    assert plan({0: (5, 8), 1: (7, 7), 2: (0, 1)}, 10) == {0: (5, 8), 2: (0, 1)}
+    assert plan({0: (0, 1_000), 1: (0, 2), 2: (9, 9)}, 10) == {0: (992, 1_000), 1: (0, 2)}
+    assert plan({0: (0, 9)}, 0) == plan({0: (0, 9)}, -3) == {}
+    (only,) = plan(dict.fromkeys(range(8), (0, 100)), 1).values()
+    assert only == (99, 100)
+    budget = Budget(1_000, 4_000)
+    start = time.monotonic()
+    assert budget.left(start + 100) == 4_000
+    budget.spend(5_000)
+    # One record may be larger than all there is: then nothing is read for a while.
+    assert budget.left(start + 100) == -1_000
+    assert budget.left(start + 103) == 2_000
+
+
+def follower(view: View, at: int | None = None) -> Follower:
+    return Follower({0: at}, view.take)
+
+
+class Log:
+    """A partition of records of ten messages each, and which of them were read."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.reads: list[int] = []
+
+    async def ends(self, topic: str, partitions: list[int]) -> dict[int, int]:
+        return {0: self.end} if partitions else {}
+
+    async def read(self, spans: list[Span]) -> AsyncIterator[LogRecord]:
+        for span in spans:
+            for offset in range(span.first, span.end):
+                self.reads.append(offset)
+                yield LogRecord(span.topic, 0, offset, NOW, None, messages(10), ())
+
+
+async def test_all_who_follow_a_topic_share_what_is_read_and_each_has_their_place() -> None:
+    everything = Filters(INCOMING_MESSAGES, "", "", "", "")
+    views = [View(everything, False, 0.0) for _ in range(3)]
+    one, two, back = (follower(view, at) for view, at in zip(views, (None, None, 95), strict=True))
+    log, feed = Log(100), Feed(Settings(), INCOMING_MESSAGES, Budget())
+    feed.followers = {one, two}
+    await feed.look(log, 1_000)  # type: ignore[arg-type]
+    assert (log.reads, one.place) == ([], "0:100"), "it begins at the end"
+    feed.followers.add(back)
+    log.end = 103
+    await feed.look(log, 1_000)  # type: ignore[arg-type]
+    assert log.reads == list(range(95, 103)), "who comes back goes on there, and nobody's record is read twice"
+    assert [view.counts["things"] for view in views] == [30, 30, 80]
+    # A flood: the newest is read, the rest is counted.
+    log.end = 1_103
+    await feed.look(log, 4)  # type: ignore[arg-type]
+    assert log.reads[8:] == [1_099, 1_100, 1_101, 1_102]
+    assert [f.skipped for f in (one, two, back)] == [996] * 3
+    assert one.skipped_things == pytest.approx(9_960, rel=0.3)
+    assert {f.place for f in (one, two, back)} == {"0:1103"}
+    assert all(view.counts["shown"] == len(view.items) == SHOWN_PER_S for view in views)
+    assert views[0].counts["dropped"] == 70 - SHOWN_PER_S
 
 
 def test_numbers_for_the_eye() -> None:

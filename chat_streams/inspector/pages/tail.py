@@ -1,30 +1,30 @@
-"""The tail of a topic, live. Everything is counted; of what matches, so much is shown as eyes can follow.
+"""The tail of a topic, live: as much as eyes can follow, and a count of all the rest.
 
 Where it goes on is in the id of each event, as offsets: a browser that comes back goes on there, also after a restart
-of the inspector. Each viewer has a consumer of their own, only while they look.
+of the inspector.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
-from aiokafka.structs import TopicPartition
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.collector import OTHER_TOPICS, REQUEST_S, TOPICS
-from chat_streams.inspector.reading import decoded
-from chat_streams.inspector.sampling import count_of
-from chat_streams.inspector.site import HEARTBEAT_S, Answer, Site
-from chat_streams.log_reader import LogUnavailable
+from chat_streams.inspector.collector import OTHER_TOPICS, TOPICS
+from chat_streams.inspector.feed import Feeds, Follower, Read
+from chat_streams.inspector.live import HEARTBEAT_S, Event
+from chat_streams.inspector.reading import field_of, shown
+from chat_streams.inspector.site import Answer, Site
 from chat_streams.records import now_ms
+from chat_streams.times import utc
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 
 TAILS: Final = (*TOPICS, *OTHER_TOPICS)
@@ -32,10 +32,9 @@ BY_USER: Final = (INCOMING_MESSAGES, SESSION_EVENTS, INBOX_REQUESTS)
 SHOWN_PER_S: Final = 40
 """Things shown a second; what is more is counted."""
 MAX_TAILS: Final = 8
+MAX_MINUTES: Final = 120
 EVERY_S: Final = 0.5
-BEHIND: Final = 5_000
-"""Records that a tail may be behind; then it goes on at the end, and counts what it left out."""
-POLL_RECORDS: Final = 500
+"""Eyes follow two changes a second."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,62 @@ class Filters:
             and (not self.header or any(self.header in f"{n}={v.decode(errors='replace')}" for n, v in headers))
         )
 
-    def matches(self, item: dict[str, Any]) -> bool:
+    def matches(self, thing: Any) -> bool:
         """Whether one thing does."""
         return (
-            (not self.user or self.user in (item.get("to"), item.get("user")))
-            and (not self.sender or item.get("from") == self.sender)
-            and (not self.type or self.type in str(item.get("type", "message")))
+            (not self.user or self.user in (field_of(thing, "to"), field_of(thing, "user")))
+            and (not self.sender or field_of(thing, "sender") == self.sender)
+            and (not self.type or self.type in field_of(thing, "type"))
         )
+
+    @property
+    def of_things(self) -> bool:
+        """Whether anything is asked of the things in a record."""
+        return bool(self.user or self.sender or self.type)
+
+
+class View:
+    """What one viewer is shown of what is read, and counts of it; times in s of a monotonic clock."""
+
+    def __init__(self, filters: Filters, bodies: bool, now: float) -> None:
+        self.counts: Counter[str] = Counter(records=0, things=0, matching=0, shown=0, dropped=0)
+        self.items: list[dict[str, Any]] = []
+        self._filters, self._bodies = filters, bodies
+        self._room, self._refilled = float(SHOWN_PER_S), now
+
+    def refill(self, now: float) -> None:
+        """Make room for what may be shown since the last time."""
+        self._room = min(SHOWN_PER_S, self._room + (now - self._refilled) * SHOWN_PER_S)
+        self._refilled = now
+
+    def take(self, read: Read) -> None:
+        """Count a record, and show of it what matches, as far as there is room."""
+        record, filters = read.record, self._filters
+        self.counts["records"] += 1
+        self.counts["things"] += read.count
+        if not filters.may_match(record.value, record.headers):
+            return
+        if self._room < 1 and not filters.of_things:
+            self._count(read.count, [])
+        elif isinstance(read.things, str):
+            if not filters.of_things:
+                text = f"{read.things}: {(record.value or b'')[:48].hex(' ')}"
+                self._count(1, [{"what": "undecodable", "text": text}], record)
+        else:
+            things = [t for t in read.things if filters.matches(t)] if filters.of_things else read.things
+            self._count(len(things), [_item(shown(t, self._bodies)) for t in things[: int(self._room)]], record)
+
+    def _count(self, matching: int, items: list[dict[str, Any]], record: Any = None) -> None:
+        self._room -= len(items)
+        self.counts.update(matching=matching, shown=len(items), dropped=matching - len(items))
+        self.items += [
+            {"partition": record.partition, "offset": record.offset, "at": record.at} | item for item in items
+        ]
 
 
 def register(site: Site) -> None:
     """Add ``/tail`` and its events."""
+    feeds = Feeds(site.settings)
     open_tails = [0]
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
@@ -88,7 +132,7 @@ def register(site: Site) -> None:
             raise web.HTTPServiceUnavailable(text=f"{MAX_TAILS} tails are open already", headers={"Retry-After": "5"})
         open_tails[0] += 1
         try:
-            return await site.events(request, _tail(site, request))
+            return await site.live.events(request, _tail(site, feeds, request))
         finally:
             open_tails[0] -= 1
 
@@ -113,92 +157,33 @@ def positions(text: str) -> dict[int, int]:
     return found
 
 
-async def _tail(site: Site, request: web.Request) -> AsyncIterator[tuple[str, str, str]]:
-    filters, viewer = Filters.of(request), request["viewer"]
+async def _tail(site: Site, feeds: Feeds, request: web.Request) -> AsyncIterator[Event]:
+    filters, kafka = Filters.of(request), site.collector.engines["Kafka"]
     minutes = request.query.get("minutes", "")
-    ends_at = time.monotonic() + 60 * min(int(minutes), 120) if minutes.isdigit() else None
-    tps = [TopicPartition(filters.topic, p) for p in partitions_of(filters, site)]
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=site.settings.kafka, enable_auto_commit=False, fetch_max_bytes=4 * 1024 * 1024
-    )
-    try:
-        async with asyncio.timeout(REQUEST_S):
-            await consumer.start()
-            consumer.assign(tps)
-            ends = await consumer.end_offsets(tps)
-        before = positions(request.headers.get("Last-Event-ID", ""))
-        at = {tp: min(before.get(tp.partition, end), end) for tp, end in ends.items()}
-        for tp, offset in at.items():
-            consumer.seek(tp, offset)
-        async for event in _read(consumer, at, filters, viewer, ends_at):
-            yield event
-    except (KafkaError, OSError, TimeoutError, LogUnavailable) as error:
-        yield "", "away", f"Kafka is away: {type(error).__name__}"
-    finally:
-        await consumer.stop()
-
-
-async def _read(
-    consumer: AIOKafkaConsumer, at: dict[TopicPartition, int], filters: Filters, viewer: Viewer, ends_at: float | None
-) -> AsyncIterator[tuple[str, str, str]]:
-    counts = {"records": 0, "things": 0, "matching": 0, "shown": 0, "dropped": 0, "skipped": 0}
-    room, refilled, shown, said, told = float(SHOWN_PER_S), time.monotonic(), list[dict[str, Any]](), 0.0, 0
-    while ends_at is None or time.monotonic() < ends_at:
-        now = time.monotonic()
-        room, refilled = min(SHOWN_PER_S, room + (now - refilled) * SHOWN_PER_S), now
-        for tp, records in (await consumer.getmany(timeout_ms=250, max_records=POLL_RECORDS)).items():
-            for record in records:
-                counts["records"] += 1
-                size = count_of(tp.topic, record.value)
-                counts["things"] += size
-                if not filters.may_match(record.value, record.headers):
-                    continue
-                if room < 1:
-                    counts["matching"] += size
-                    counts["dropped"] += size
-                    continue
-                for item in _items(record, filters, viewer.bodies):
-                    counts["matching"] += 1
-                    if room >= 1:
-                        room -= 1
-                        counts["shown"] += 1
-                        shown.append(item)
-                    else:
-                        counts["dropped"] += 1
-            at[tp] = records[-1].offset + 1
-        for tp in at:
-            end = consumer.highwater(tp)
-            if end is not None and end - at[tp] > BEHIND:
-                counts["skipped"] += end - at[tp]
-                at[tp] = end
-                consumer.seek(tp, end)
-        quiet = not shown and counts["records"] == told
-        # Eyes follow two changes a second.
-        if now - said > (HEARTBEAT_S if quiet and said else EVERY_S):
-            said, told = now, counts["records"]
-            id_ = ",".join(f"{tp.partition}:{offset}" for tp, offset in at.items())
-            yield id_, "tail", json.dumps({"counts": counts, "items": shown, "at": now_ms()}, ensure_ascii=False)
-            shown = []
+    ends_at = time.monotonic() + (60 * min(int(minutes), MAX_MINUTES) if minutes.isdigit() else math.inf)
+    before = positions(request.headers.get("Last-Event-ID", ""))
+    view = View(filters, request["viewer"].bodies, time.monotonic())
+    follower = Follower({p: before.get(p) for p in partitions_of(filters, site)}, view.take)
+    told, said = None, 0.0
+    with feeds.follow(filters.topic, follower) as ended:
+        while (now := time.monotonic()) < ends_at:
+            if kafka.up is False or ended():
+                yield "", "away", f"Kafka is away since {utc(kafka.since)}" if kafka.up is False else ended()
+                return
+            view.refill(now)
+            counts = dict(view.counts, skipped=follower.skipped, skipped_things=round(follower.skipped_things))
+            if follower.placed and (counts != told or now - said > HEARTBEAT_S):
+                said, told = now, counts
+                data = {"counts": counts, "items": view.items, "at": now_ms()}
+                view.items = []
+                yield follower.place, "tail", json.dumps(data, ensure_ascii=False)
+            await asyncio.sleep(EVERY_S)
     yield "", "end", "the time is over"
 
 
-def _items(record: Any, filters: Filters, bodies: bool) -> list[dict[str, Any]]:
-    place = {"partition": record.partition, "offset": record.offset, "at": record.timestamp}
-    items, problem = decoded(record.topic, record.value, bodies)
-    if items is None:
-        if filters.user or filters.sender or filters.type:
-            return []
-        return [place | {"what": "undecodable", "text": f"{problem}: {(record.value or b'')[:48].hex(' ')}"}]
-    return [
-        place
-        | {
-            "what": str(item.get("type", "message")),
-            "id": item.get("id"),
-            "text": " · ".join(f"{k} {_text(v)}" for k, v in item.items() if k not in ("type", "at_ms", "id"))[:600],
-        }
-        for item in items
-        if filters.matches(item)
-    ]
+def _item(values: dict[str, Any]) -> dict[str, Any]:
+    text = " · ".join(f"{k} {_text(v)}" for k, v in values.items() if k not in ("type", "at_ms", "id"))
+    return {"what": str(values.get("type", "message")), "id": values.get("id"), "text": text[:600]}
 
 
 def _text(value: Any) -> str:

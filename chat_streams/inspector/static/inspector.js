@@ -51,9 +51,11 @@ if (tail) {
   };
   const show = () => {
     if (!total) return;
-    const left = total.dropped + late;
+    const left = total.dropped + late, filtered = tail.dataset.filtered ? ", where what you look for may be, too" : "";
     counts.textContent = `${number.format(total.records)} records, ${number.format(total.things)} things read · ${number.format(total.matching)} match · ` +
-      `${number.format(left)} not shown for speed` + (total.skipped ? ` · ${number.format(total.skipped)} records left out` : "") + (paused ? ` · paused, ${number.format(unseen)} came meanwhile` : "");
+      `${number.format(left)} not shown for speed` +
+      (total.skipped ? ` · ${number.format(total.skipped)} records (≈ ${number.format(total.skipped_things)} things) not read for speed${filtered}` : "") +
+      (paused ? ` · paused, ${number.format(unseen)} came meanwhile` : "");
   };
   const draw = (items) => {
     for (const item of items.sort((a, b) => a.at - b.at)) {
