@@ -1,14 +1,16 @@
 """What the inspector costs the path: ``python -m bench.inspector``.
 
-In turn with the inspector stopped, and running with somebody who looks at the streams and at a tail of
-``incoming_messages``: 50,000 messages stored for an offline user, and 50,000 to one who is there. Prints the rates'
-ratio (with / without), its spread over the rounds, and the inspector's share of all CPU time.
+In turn with the inspector stopped, running with nobody looking, and with somebody who looks at the streams and at a
+tail of ``incoming_messages``: messages stored for an offline user, messages to one who is there, and a rest in which
+nothing happens. Prints rates, their ratio to those without it with its spread over the rounds, and of all CPU time (of
+the machine, in the rest) the share of the inspector and of Kafka.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,40 +22,70 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench.measure import Meter
 from bench.systems import HERE
 from bench.systems.connect_chat import ConnectChat
 from bench.workloads import Scale, online, store
 from gateway.auth import mint
 
-ROUNDS = 9
-WORKLOADS: dict[str, Callable[[ConnectChat, Scale], Awaitable[dict[str, Any]]]] = {"store": store, "online": online}
-LOOKED_AT = ("/live/streams", "/live/tail?topic=incoming_messages")
-COLUMNS = ("workload", "without", "with", "with / without", "smallest", "largest", "inspector's CPU")
+ROUNDS = 7
+MESSAGES = 250_000
+"""So that a workload takes seconds: what a tail may read at once is long used up then."""
+REST_S = 8.0
+LOOKED_AT = {
+    "stopped": None,
+    "nobody looks": (),
+    "looked at": ("/live/streams", "/live/tail?topic=incoming_messages"),
+}
+COLUMNS = ("workload", "inspector", "messages/s", "with / without", "smallest", "largest", "CPU: inspector", "Kafka")
+
+
+async def rest(system: ConnectChat, scale: Scale) -> dict[str, Any]:
+    """Nothing: shares are of what all processors could do."""
+    with Meter(system.processes()) as meter:
+        await asyncio.sleep(REST_S)
+    cpu = meter.cpu | {"unused": meter.seconds * len(os.sched_getaffinity(0)) - sum(meter.cpu.values())}
+    return {"value": None, "cpu": cpu}
+
+
+WORKLOADS: dict[str, Callable[[ConnectChat, Scale], Awaitable[dict[str, Any]]]] = {
+    "store": store,
+    "online": online,
+    "rest": rest,
+}
 
 
 @contextlib.asynccontextmanager
-async def watched(system: ConnectChat) -> AsyncIterator[None]:
-    """Run the inspector, with somebody looking at two of its live pages."""
+async def looking(system: ConnectChat, paths: tuple[str, ...] | None) -> AsyncIterator[None]:
+    """Run the inspector, with somebody looking at its live pages; with ``None``, don't."""
+    if paths is None:
+        yield
+        return
     await system.start_service("inspector")
     token = mint(system.layout.secret_file.read_text().strip(), "eve", 3600)
     base = f"http://127.0.0.1:{system.layout.inspector}"
-    looked_at = asyncio.Event()
+    seen = {path: asyncio.Event() for path in paths}
 
     async def look(session: aiohttp.ClientSession, path: str) -> None:
         async with session.get(base + path) as response:
             response.raise_for_status()
-            async for _ in response.content.iter_any():
-                looked_at.set()
+            async for data in response.content.iter_any():
+                if b"event:" in data:
+                    seen[path].set()
 
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session:
-        tasks = [asyncio.create_task(look(session, path)) for path in LOOKED_AT]
+        tasks = [asyncio.create_task(look(session, path)) for path in paths]
         try:
             async with asyncio.timeout(30):
-                await looked_at.wait()
+                for event in seen.values():
+                    await event.wait()
+            # It has read its hour by then.
+            await asyncio.sleep(2)
             yield
             for task in tasks:
                 if task.done():
                     task.result()
+                    raise RuntimeError("a live part ended by itself")
         finally:
             for task in tasks:
                 task.cancel()
@@ -61,11 +93,11 @@ async def watched(system: ConnectChat) -> AsyncIterator[None]:
             system.stop_service("inspector")
 
 
-async def run(rounds: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Results by workload, without and with, in the order of the rounds."""
+async def run(rounds: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Results by workload and state, in the order of the rounds."""
     folder = HERE / "data" / "inspector"
     shutil.rmtree(folder, ignore_errors=True)
-    results: dict[str, dict[str, list[dict[str, Any]]]] = {name: {"without": [], "with": []} for name in WORKLOADS}
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {(w, s): [] for w in WORKLOADS for s in LOOKED_AT}
     system = ConnectChat(folder)
     try:
         await system.start()
@@ -73,11 +105,13 @@ async def run(rounds: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
         await online(system, Scale())
         for number in range(rounds):
             click.echo(f"round {number + 1} of {rounds}", err=True)
-            for name, workload in WORKLOADS.items():
-                results[name]["without"].append(await workload(system, Scale()))
-            async with watched(system):
-                for name, workload in WORKLOADS.items():
-                    results[name]["with"].append(await workload(system, Scale()))
+            for state, paths in LOOKED_AT.items():
+                async with looking(system, paths):
+                    for name, workload in WORKLOADS.items():
+                        results[name, state].append(await workload(system, Scale(messages=MESSAGES)))
+                # Of users that nobody writes to again.
+                async for key in system.redis.scan_iter(match="{u:*", count=10_000):
+                    await system.redis.unlink(key)
     finally:
         await system.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,17 +119,23 @@ async def run(rounds: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", type=click.IntRange(3), default=ROUNDS, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
 def main(rounds: int) -> None:
     """Run and print a table."""
     table = Table(*COLUMNS)
-    for name, found in uvloop.run(run(rounds)).items():
-        rates = {kind: [one["value"] for one in some] for kind, some in found.items()}
-        ratios = [a / b for a, b in zip(rates["with"], rates["without"], strict=True)]
-        shares = [one["cpu"]["inspector"] / sum(one["cpu"].values()) for one in found["with"]]
-        medians = (f"{statistics.median(rates[kind]):,.0f}/s" for kind in ("without", "with"))
-        spread = (f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios)))
-        table.add_row(name, *medians, *spread, f"{100 * statistics.median(shares):.1f} %")
+    results = uvloop.run(run(rounds))
+    for (name, state), found in results.items():
+        cells = ["", "", "", ""]
+        if name != "rest":
+            rates = [one["value"] for one in found]
+            ratios = [a / b["value"] for a, b in zip(rates, results[name, "stopped"], strict=True)]
+            cells = [f"{statistics.median(rates):,.0f}"]
+            cells += [f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))]
+        shares = [
+            f"{100 * statistics.median(one['cpu'].get(part, 0) / sum(one['cpu'].values()) for one in found):.2f} %"
+            for part in ("inspector", "kafka")
+        ]
+        table.add_row(name, state, *cells, *shares)
     Console(width=120).print(table)
 
 
