@@ -40,6 +40,8 @@ LOOK_S: Final = 2.0
 WATCHED_S: Final = 10.0
 SAMPLE_S: Final = 4.0
 REQUEST_S: Final = 5.0
+WAIT_MS: Final = 2000
+"""Kafka holds a fetch back so long while there is nothing: each answer costs both of them."""
 DATABASE_S: Final = 4.0
 GROUPS: Final = {
     "messaging": (topics.INCOMING_MESSAGES, topics.SESSION_EVENTS),
@@ -155,6 +157,7 @@ class Collector:
             bootstrap_servers=self.settings.kafka,
             enable_auto_commit=False,
             request_timeout_ms=int(REQUEST_S * 1000),
+            fetch_max_wait_ms=WAIT_MS,
         )
         try:
             async with asyncio.timeout(REQUEST_S):
@@ -236,7 +239,7 @@ class Collector:
             return
         async with LogReader(self.settings, OLDEST_BYTES) as reader:
             while self._watched:
-                self.samples, self.lags = await sample(reader, self.watermarks)
+                self.samples, self.lags = await sample(reader, self.watermarks, self.samples)
                 await asyncio.sleep(SAMPLE_S)
 
     @property

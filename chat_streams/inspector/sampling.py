@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from aiokafka.structs import TopicPartition
@@ -46,16 +48,25 @@ def count_of(topic: str, value: bytes | None) -> int:
     return 1
 
 
-async def sample(reader: LogReader, marks: Watermarks) -> tuple[dict[str, Sample], dict[tuple[str, str, int], Lag]]:
-    """Look at the newest records of each partition, and the oldest of each lag; raises ``LogUnavailable``."""
+async def sample(
+    reader: LogReader, marks: Watermarks, known: Mapping[str, Sample] = MappingProxyType({})
+) -> tuple[dict[str, Sample], dict[tuple[str, str, int], Lag]]:
+    """Look at the newest records of each partition, and the oldest of each lag; raises ``LogUnavailable``.
+
+    Where nothing comes, what is ``known`` stays.
+    """
     totals: dict[str, list[float]] = {}
-    spans = [Span(tp.topic, tp.partition, max(0, end - NEWEST), end) for tp, end in marks.ends.items()]
+    spans = [
+        Span(tp.topic, tp.partition, max(0, end - NEWEST), end)
+        for tp, end in marks.ends.items()
+        if tp.topic not in known or marks.rate(tp)
+    ]
     async for record in reader.read(spans):
         total = totals.setdefault(record.topic, [0, 0, 0])
         total[0] += 1
         total[1] += count_of(record.topic, record.value)
         total[2] += len(record.value or b"")
-    samples = {topic: Sample(int(n), m / n, s / n) for topic, (n, m, s) in totals.items()}
+    samples = {**known, **{topic: Sample(int(n), m / n, s / n) for topic, (n, m, s) in totals.items()}}
     lags: dict[tuple[str, str, int], Lag] = {}
     for group, committed in marks.committed.items():
         heads = {tp: max(0, offset) for tp, offset in committed.items() if marks.behind(group, tp)}
