@@ -18,10 +18,10 @@ from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
-from redis.exceptions import ResponseError
 
 from chat_streams import statistics, topics
 from chat_streams.inspector.lag import Lag, Watermarks
+from chat_streams.inspector.leases import Slot, leases
 from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.inspector.series import HOUR_MS, Series
 from chat_streams.log_reader import LogReader
@@ -75,16 +75,6 @@ class Engine:
         if up != self.up:
             self.up, self.since = up, now_ms()
         self.error = "" if error is None else f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A lease of a gateway: ``ttl_ms`` until it runs out unless it is renewed."""
-
-    slot: int
-    owner: str
-    epoch: int
-    ttl_ms: int
 
 
 async def look(
@@ -213,15 +203,7 @@ class Collector:
             await producer.stop()
 
     async def _redis(self) -> None:
-        script = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
-        commands = [("EVAL_RO", script, 1, f"{{slot:{slot}}}") for slot in range(self.settings.slots)]
-        slots = []
-        for number, answer in enumerate(await self._cluster.pipeline(commands)):
-            if isinstance(answer, ResponseError) or not answer[0]:
-                continue
-            owner, _, epoch = answer[0].decode().partition(" ")
-            slots.append(Slot(number, owner, int(epoch or 0), answer[1]))
-        self.slots = slots
+        self.slots = await leases(self._cluster, self.settings.slots)
         self.audit = await last_audit.load(self._cluster)
         self.engines["Redis"].see(None)
 
@@ -233,6 +215,11 @@ class Collector:
         else:
             self.engines["DynamoDB"].see(None)
         await asyncio.sleep(DATABASE_S)
+
+    @property
+    def leases(self) -> list[Slot] | None:
+        """The leases of gateways; ``None`` while Redis does not say."""
+        return self.slots if self.engines["Redis"].up else None
 
     async def _sample(self) -> None:
         if not self._watched:

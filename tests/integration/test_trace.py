@@ -1,4 +1,4 @@
-"""Where a message is, when it was where, and why it is not where it should be: ``trace``."""
+"""Where a message is, and why it is not where it should be: ``trace``. Who it is for: ``user``."""
 
 from __future__ import annotations
 
@@ -70,6 +70,10 @@ async def test_a_message_that_waits_and_why(stack: Stack) -> None:
         assert "first page" in what(found)
         assert f"no device of {bob} has acknowledged it" in found["verdict"]
         assert "device phone" in found["verdict"]
+        there = (await run(stack, "user", bob, "--json")).json
+        (connection,) = there["connections"]
+        assert (there["online"], connection["device"], connection["gateway"]) == (True, "phone", "leased")
+        assert (there["inbox"]["messages"], there["inbox"]["senders"]) == (3, {alice: 3})
         await raw.ack(got[0]["pos"])
         await stack.wait_stored(bob, 2)
 
@@ -81,6 +85,16 @@ async def test_a_message_that_waits_and_why(stack: Stack) -> None:
     assert f"{bob} has no connection since" in found["verdict"]
     assert "and not acknowledged" in found["verdict"]
     assert found["inbox"]["before"] == 1
+
+    shown = (await run(stack, "user", bob)).out
+    for part in (
+        f"{bob}: offline since ",
+        "in the inbox 2 messages, ",
+        got[0]["pos"],
+        connection["connection"][:8],
+        alice,
+    ):
+        assert part in shown
 
     # Redis loses it: nobody is told that it waits.
     await stack.redis.xdel(keys(bob)[0], got[2]["pos"])
@@ -122,3 +136,5 @@ async def test_an_unknown_id_says_what_was_read(stack: Stack) -> None:
     for number in range(stack.settings.partitions):
         assert f" {number} (" in all_of_them.err
     assert (one.out, len(one.err.splitlines())) == ("", 1)
+    nobody = await run(stack, "user", unknown, code=1)
+    assert f"There is no user {unknown}: no inbox" in nobody.err

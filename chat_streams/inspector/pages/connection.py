@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.pages.user import as_json
+from chat_streams.inspector.person import as_json
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.log_reader import LogReader
 from chat_streams.records import SESSIONS, Undecodable, UnknownVersion, UserConnected, now_ms
@@ -44,7 +44,7 @@ def register(site: Site) -> None:
         if not found:
             count = sum(s.end - s.first for s in spans)
             raise NotFound(f"There is no connection {text} in {count:,} records of {SESSION_EVENTS}, {HOURS} h back.")
-        rows: list[dict[str, Any]] = [as_json(key, c, site) for key, c in found.items()]
+        rows: list[dict[str, Any]] = [as_json(key, c, site.collector.leases) for key, c in found.items()]
         return Answer({"id": text, "user": user, "connections": rows})
 
     site.page("/connection/{id}", "connection.html", model, needs=("Kafka",))

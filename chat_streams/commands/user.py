@@ -1,0 +1,98 @@
+"""``faust -A chat_streams user USER``: where somebody is, and what waits for them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from faust.cli import argument, option
+from rich.table import Table
+
+from chat_streams.commands.output import Command, console, utc
+from chat_streams.inspector import person
+from chat_streams.inspector.formats import ago, number, size
+from chat_streams.inspector.leases import leases
+from chat_streams.inspector.person import NoSuchUser, Sources
+from chat_streams.service import Service
+from gateway.protocol import is_id
+from tables.chat_history import ChatHistory
+from tables.cluster import Cluster, StoreUnavailable
+
+
+def register(app: Service) -> None:
+    """Add the command to an app."""
+
+    @app.command(
+        argument("user"),
+        option("--json", "as_json", is_flag=True, help="An object, as /api/user/USER of the inspector; bodies masked."),
+        base=Command,
+    )
+    async def user(self: Command, user: str, as_json: bool) -> None:
+        """Show a user as the inspector does: online or not, devices, connections, what waits in the inbox.
+
+        Exit code 1 if nothing is known of them, or an engine is away.
+        """
+        if not is_id(user):
+            raise click.ClickException(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")
+        cluster, history = Cluster(app.settings), ChatHistory(app.settings)
+        try:
+            try:
+                slots = await leases(cluster, app.settings.slots)
+            except StoreUnavailable:
+                slots = None
+            found = await person.look(Sources(app.settings, cluster, history), user, slots, bodies=False)
+        except NoSuchUser as error:
+            raise click.ClickException(str(error)) from error
+        finally:
+            await cluster.close()
+            await history.close()
+        if as_json:
+            click.echo(json.dumps(found, ensure_ascii=False))
+        else:
+            _show(found)
+        errors = [found[name] for name in ("inbox_error", "connections_error", "history_error") if found[name]]
+        if errors:
+            raise click.ClickException("; ".join(errors))
+
+
+def _show(found: dict[str, Any]) -> None:
+    out, inbox = console(), found["inbox"]
+    since = f" since {utc(found['last_seen'])}" if found["last_seen"] and not found["online"] else ""
+    state = "online" if found["online"] else f"offline{since}"
+    waiting = f"{number(inbox['messages'])} messages, {size(inbox['size'])}"
+    oldest = f", the oldest came {ago(found['oldest_ms'])}" if found["oldest_ms"] else ""
+    out.print(f"{found['user']}: {state}; partition {found['partition']}; in the inbox {waiting}{oldest}", markup=False)
+    tables = (
+        ("devices", ("device", "has everything up to", "last seen"), _devices(inbox)),
+        ("connections", ("connection", "device", "slot", "gateway", "since", "state"), _connections(found)),
+        ("in the inbox", ("sender", "messages"), [(name, number(n)) for name, n in inbox["senders"].items()]),
+        ("last messages", ("at", "from", "id", "bytes"), _received(found)),
+    )
+    for title, columns, rows in tables:
+        if rows:
+            table = Table(*columns, title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*row)
+            out.print(table)
+
+
+def _devices(inbox: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (name, device["cursor"], utc(device["seen"] * 1000) if device["seen"] else "–")
+        for name, device in inbox["devices"].items()
+    ]
+
+
+def _connections(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            *(c["connection"][:8], c["device"], str(c["slot"]), c["gateway"], utc(c["since"])),
+            f"gone {utc(c['gone_at'])}" if c["gone_at"] else "open",
+        )
+        for c in reversed(found["connections"])
+    ]
+
+
+def _received(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [(str(m["at"]), str(m["from"]), str(m["id"]), number(m["size"])) for m in found["received"]]

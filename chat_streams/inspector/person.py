@@ -1,0 +1,154 @@
+"""A user as the stores and the log have them: for the page and the command alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chat_streams.inspector.leases import Slot
+from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.records import SESSIONS, Undecodable, UnknownVersion, now_ms
+from chat_streams.settings import Settings
+from chat_streams.topics import SESSION_EVENTS, partition_of
+from chat_streams.tracing import Connection, Name, Trail
+from tables import inbox_view
+from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.cluster import Cluster, StoreUnavailable
+
+LAST: Final = 20
+"""Messages and connections that are shown."""
+KAFKA_S: Final = 8.0
+END: Final = Position(2**63, MAX_PLACE)
+
+
+class NoSuchUser(Exception):
+    """Nothing is known of a user; the text says where it was looked for."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a user is looked for; ``kafka_away`` says why the log is not read, where it is known to be away."""
+
+    settings: Settings
+    cluster: Cluster
+    history: ChatHistory
+    kafka_away: str = ""
+
+
+async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies: bool) -> dict[str, Any]:
+    """All there is of a user as JSON values, times in ms since the epoch; raises ``NoSuchUser``.
+
+    ``slots`` are the gateways' leases, ``None`` where Redis does not say. What an engine that is away would have said
+    is left empty, and ``inbox_error``, ``connections_error`` or ``history_error`` says why.
+    """
+    settings = sources.settings
+    (inbox, inbox_error), (connections, connections_error), (messages, history_error) = await asyncio.gather(
+        _inbox(sources, user), _connections(sources, user), _received(sources, user, bodies)
+    )
+    errors = [error for error in (inbox_error, connections_error, history_error) if error]
+    partition = partition_of(user, settings.partitions)
+    if not inbox.known and not connections and not messages and not errors:
+        raise NoSuchUser(
+            f"There is no user {user}: no inbox and no devices in Redis, no connection in the last"
+            f" {2 * settings.announce_sweep:g} s of {SESSION_EVENTS}/{partition}, and no message in the"
+            " chat database. Who never connected and was never written to is nowhere."
+        )
+    now, sweep = now_ms(), int(settings.announce_sweep * 2000)
+    leases = {(slot.slot, slot.epoch) for slot in slots or ()}
+    # A gateway that was killed told nobody; without Redis it is not known which of them are there.
+    living = [
+        c
+        for c in connections.values()
+        if c.gone_at is None and now - c.heard_at <= sweep and (slots is None or (c.slot, c.epoch) in leases)
+    ]
+    return {
+        "user": user,
+        "partition": partition,
+        "online": bool(living),
+        "last_seen": max((c.gone_at or c.heard_at for c in connections.values()), default=None),
+        "inbox": inbox._asdict(),
+        "oldest_ms": inbox.oldest_at * 1000 if inbox.oldest_at else None,
+        "connections": [as_json(key, c, slots) for key, c in connections.items()][-LAST:],
+        "received": messages,
+        "inbox_error": inbox_error,
+        "connections_error": connections_error,
+        "history_error": history_error,
+    }
+
+
+async def _inbox(sources: Sources, user: str) -> tuple[inbox_view.InboxView, str | None]:
+    try:
+        return await inbox_view.look(sources.cluster, user), None
+    except StoreUnavailable as error:
+        return inbox_view.NOTHING, f"Redis does not answer: {error}"
+
+
+async def _connections(sources: Sources, user: str) -> tuple[dict[bytes, Connection], str | None]:
+    if sources.kafka_away:
+        return {}, sources.kafka_away
+    try:
+        async with asyncio.timeout(KAFKA_S), LogReader(sources.settings) as reader:
+            return await _connections_of(sources.settings, reader, user), None
+    except (LogUnavailable, TimeoutError) as error:
+        return {}, f"Kafka does not answer: {error!r}"
+
+
+async def _connections_of(settings: Settings, reader: LogReader, user: str) -> dict[bytes, Connection]:
+    """The connections of a user as the log of the last two sweeps has them; a living one is announced once in each."""
+    trail = Trail(Name("", user, ""), [])
+    needle = user.encode()
+    since = now_ms() - int(settings.announce_sweep * 2000)
+    partition = partition_of(user, settings.partitions)
+    async for record in reader.read(await reader.spans(SESSION_EVENTS, [partition], since_ms=since)):
+        if record.value is not None and needle in record.value:
+            try:
+                trail.add_sessions(SESSIONS.decode(record.value), record.at)
+            except (Undecodable, UnknownVersion):
+                continue
+    return trail.connections
+
+
+def as_json(key: bytes, connection: Connection, slots: Sequence[Slot] | None) -> dict[str, Any]:
+    """A connection as JSON values; ``gateway`` says whether its slot is leased in its epoch."""
+    lease = next((s for s in slots or () if s.slot == connection.slot), None)
+    if slots is None:
+        gateway = "unknown: Redis does not answer"
+    elif lease is None:
+        gateway = "the slot has no lease: its gateway is gone"
+    elif lease.epoch != connection.epoch:
+        gateway = "the slot is another gateway's by now"
+    else:
+        gateway = "leased"
+    return {
+        "connection": key.hex(),
+        "device": connection.device,
+        "slot": connection.slot,
+        "epoch": connection.epoch,
+        "gateway": gateway,
+        "since": connection.since,
+        "heard_at": connection.heard_at,
+        "gone_at": connection.gone_at,
+    }
+
+
+async def _received(sources: Sources, user: str, bodies: bool) -> tuple[list[dict[str, Any]], str | None]:
+    try:
+        page = await sources.history.range(user, ORIGIN, END, None, LAST)
+    except HistoryUnavailable as error:
+        return [], str(error)
+    found = []
+    for text in reversed(page.messages):
+        message = json.loads(text)
+        body = message.get("body")
+        found.append(
+            {
+                **{name: message.get(name) for name in ("pos", "id", "from", "at")},
+                "size": len(text),
+                "body": json.dumps(body, ensure_ascii=False)[:2000] if bodies else None,
+            }
+        )
+    return found, None
