@@ -124,7 +124,11 @@ class Collector:
         self._watched_at = time.monotonic()
 
     def _gauges(self) -> dict[str, float]:
-        return {f"lag_{group}": float(self.watermarks.lag(group)) for group in GROUPS}
+        marks, redis = self.watermarks, self.engines["Redis"]
+        found = {f"lag_{group}": float(marks.lag(group)) for group in GROUPS} if marks.ends else {}
+        if (end := marks.ends.get(TopicPartition(topics.DEAD_LETTERS, 0))) is not None:
+            found["dead_letters"] = float(end)
+        return found | {"redis_since": float(redis.since)} if redis.up else found
 
     async def _forever(self, look: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -205,6 +209,8 @@ class Collector:
     async def _redis(self) -> None:
         self.slots = await leases(self._cluster, self.settings.slots)
         self.audit = await last_audit.load(self._cluster)
+        if self.audit is not None:
+            self.series.ledger.audited(int(self.audit["at"]))
         self.engines["Redis"].see(None)
 
     async def _dynamodb(self) -> None:

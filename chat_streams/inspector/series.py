@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from typing import Final, NamedTuple
 
+from chat_streams.inspector.ledger import Ledger
 from chat_streams.statistics import INTERVAL_S, ServiceStats
+from chat_streams.topics import INCOMING_MESSAGES
 
 HOUR_MS: Final = 3600 * 1000
 STEP_MS: Final = int(INTERVAL_S * 1000)
 POINTS: Final = HOUR_MS // STEP_MS
 MAX_INSTANCES: Final = 200
 MAX_EVENTS: Final = 200
+SPOKE_MS: Final = STEP_MS * 3 // 2
 GONE_MS: Final = 4 * STEP_MS
 """An instance that said nothing for so long is gone."""
+COUNTED: Final = ("gateway", "messaging")
+"""Whose counters the sum is made of."""
+WITNESSES: Final = {
+    "dead_letters": "dead_letters was written to: what is redriven is applied without being accepted anew",
+    "redis_since": "Redis was away: what it lost is applied again",
+}
+"""Gauges of the inspector, and what it means for the sum when one changes."""
 _COUNTERS: Final = ("accepted", "delivered", "acknowledged", "appended", "overflowed", "retries", "stored", "refused")
 _HIGHEST: Final = ("latency_p50_ms", "latency_p99_ms", "lag_messaging", "lag_notification", "lag_history")
 
@@ -35,6 +45,8 @@ class Series:
         self.before: dict[str, ServiceStats] = {}
         """The record before the newest, for rates."""
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self.ledger = Ledger()
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
     def add(self, record: ServiceStats) -> None:
         """Take a record in; they come in the order of the topic."""
@@ -48,10 +60,10 @@ class Series:
         for name in _HIGHEST:
             if name in record.gauges:
                 point[name] = max(point.get(name, 0.0), record.gauges[name])
-        point["dead"] += sum(a.dead_letters for a in record.agents) - (
-            sum(a.dead_letters for a in former.agents) if former and former.started_at == record.started_at else 0
-        )
+        point["dead"] += (dead := max(0, _dead(record) - (_dead(former) if _same(former, record) else 0)))
         self._note(former, record)
+        if record.service in COUNTED:
+            self.ledger.count(record.at, deltas, dead)
         if former is not None:
             self.before[record.instance] = former
         self.instances[record.instance] = record
@@ -61,6 +73,8 @@ class Series:
             self._points.popitem(last=False)
         while len(self._points) > POINTS + 1:
             self._points.popitem(last=False)
+        if record.service == "inspector":
+            self._judge(former, record)
         while len(self.instances) > MAX_INSTANCES:
             gone, _ = self.instances.popitem(last=False)
             self.before.pop(gone, None)
@@ -102,16 +116,51 @@ class Series:
         return columns
 
     def _deltas(self, former: ServiceStats | None, record: ServiceStats) -> dict[str, int]:
-        if former is not None and former.started_at == record.started_at:
+        if former is not None and _same(former, record):
             return {n: v - former.counters.get(n, 0) for n, v in record.counters.items()}
         # A process seen for the first time: what it counted before is of the time before, unless it is new.
         return dict(record.counters) if record.at - record.started_at <= 2 * STEP_MS else {}
 
     def _note(self, former: ServiceStats | None, record: ServiceStats) -> None:
-        if former is None or former.started_at != record.started_at:
+        if former is None or not _same(former, record):
             if record.at - record.started_at <= 2 * STEP_MS:
                 self.events.append(Event(record.started_at, "started", record.instance))
             return
         more = record.gauges.get("rebalances", 0) - former.gauges.get("rebalances", 0)
         if more > 0:
             self.events.append(Event(record.at, f"{more:g} rebalance{'s' if more > 1 else ''}", record.instance))
+            if record.service == "messaging":
+                self.ledger.explain(
+                    record.at, f"{record.instance} was in a rebalance, after which some is applied again"
+                )
+
+    def _judge(self, former: ServiceStats | None, record: ServiceStats) -> None:
+        """The inspector's own record tells how much waits in the log: time to look whether all adds up."""
+        silent = False
+        for other in self.instances.values():
+            if other.service in COUNTED and other.at < record.at - SPOKE_MS:
+                if other.at >= record.at - GONE_MS:
+                    silent = True
+                elif other.instance not in self._ended:
+                    self._ended[other.instance] = None
+                    self.ledger.explain(other.at, f"{other.instance} ended, and up to 5 s of its counts with it")
+        while len(self._ended) > MAX_INSTANCES:
+            self._ended.popitem(last=False)
+        if former is not None and _same(former, record):
+            for name, text in WITNESSES.items():
+                if former.gauges.get(name) != record.gauges.get(name):
+                    self.ledger.explain(record.at, text)
+        if "lag_messaging" in record.gauges:
+            self.ledger.judge(record.at, int(record.gauges["lag_messaging"]), not silent)
+
+
+def _same(former: ServiceStats | None, record: ServiceStats) -> bool:
+    """Whether a record is of the same process as the one before it."""
+    return former is not None and former.started_at == record.started_at
+
+
+def _dead(record: ServiceStats | None) -> int:
+    """Records that became dead letters where messages are counted; those of other topics are none of the sum."""
+    if record is None:
+        return 0
+    return sum(a.dead_letters for a in record.agents if (record.service, a.topic) == ("messaging", INCOMING_MESSAGES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from chat_streams.inspector.feed import Budget, Feed, Follower, plan
 from chat_streams.inspector.formats import empty_in, hex_rows, rate, size
 from chat_streams.inspector.lag import Watermarks
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
+from chat_streams.inspector.pages.guarantee import verdict
 from chat_streams.inspector.pages.journey import slots_lost
 from chat_streams.inspector.pages.search import goal
 from chat_streams.inspector.pages.tail import SHOWN_PER_S, Filters, View, positions
@@ -112,6 +114,90 @@ def test_the_hour_is_bounded_whatever_comes() -> None:
     assert len(series.events) <= MAX_EVENTS
     assert chart["accepted"][5] == 0.2
     assert chart["pending"][-2] == len(chart["at"]) - 1
+
+
+class Story:
+    """Records of ``service_stats`` every 5 s, and what the panel says of the live sum after each."""
+
+    def __init__(self) -> None:
+        self.series, self.at = Series(), NOW
+        self.counts: dict[str, Counter[str]] = {"gateway@a:1": Counter(), "messaging@a:2": Counter()}
+
+    def go_on(self, intervals: int = 1, lag: int = 0, **gauges: float) -> str:
+        for _ in range(intervals):
+            self.at += STEP_MS
+            for instance, counters in self.counts.items():
+                self.series.add(said(self.at, instance, NOW, **counters))
+            inspector = said(self.at, "inspector@a:3", NOW)
+            inspector.gauges = {"lag_messaging": float(lag), **gauges}
+            self.series.add(inspector)
+        return str(verdict(self.series.ledger)["tone"])
+
+
+def test_the_live_sum_is_red_when_what_was_accepted_is_not_accounted_for() -> None:
+    story = Story()
+    gateway, messaging = story.counts.values()
+    assert story.go_on() == "grey", "nothing is known before it was quiet once"
+    assert story.go_on(3) == "good"
+    for _ in range(10):
+        # What a gateway has said and messaging has not yet is no error.
+        gateway.update(accepted=1_000)
+        assert story.go_on(lag=3) in ("good", "wait")
+        messaging.update(appended=990, retries=10)
+    assert story.go_on(4) == "good"
+    gateway.update(accepted=500)
+    messaging.update(appended=499)
+    assert story.go_on(3) in ("good", "wait")
+    assert story.go_on(4) == "bad"
+    assert "1 accepted and not applied" in verdict(story.series.ledger)["words"]
+    assert story.go_on(100) == "bad", "it stays so"
+    messaging.update(appended=1)
+    assert story.go_on(3) == "good"
+
+
+def test_the_live_sum_is_red_under_way_too_when_too_much_is_missing() -> None:
+    story = Story()
+    gateway, messaging = story.counts.values()
+    story.go_on(4)
+    tones = []
+    for _ in range(30):
+        gateway.update(accepted=1_000)
+        messaging.update(appended=700)
+        tones.append(story.go_on())
+    assert tones[0] == "good"
+    assert tones[-1] == "bad"
+
+
+@pytest.mark.parametrize("killed", ["gateway@a:1", "messaging@a:2"])
+def test_the_live_sum_is_amber_when_a_killed_process_took_counts_with_it(killed: str) -> None:
+    story = Story()
+    gateway, messaging = story.counts.values()
+    story.go_on(4)
+    gateway.update(accepted=500)
+    messaging.update(appended=450 if killed.startswith("m") else 520)
+    story.go_on()
+    del story.counts[killed]
+    assert "bad" not in [story.go_on() for _ in range(20)]
+    found = verdict(story.series.ledger)
+    assert found["tone"] == "wait"
+    assert f"{killed} ended" in found["explained"][0]["text"]
+    # The next audit has the exact sum: what was before it is of no interest any more.
+    story.series.ledger.audited(story.at + 1)
+    assert verdict(story.series.ledger)["tone"] == "grey"
+    assert story.go_on(4) == "good"
+
+
+def test_the_live_sum_is_amber_after_what_an_operator_redrove_and_red_without() -> None:
+    story = Story()
+    messaging = story.counts["messaging@a:2"]
+    story.go_on(4, dead_letters=7.0)
+    messaging.update(appended=1)
+    assert story.go_on(8, dead_letters=8.0) == "wait"
+    assert "dead_letters was written to" in verdict(story.series.ledger)["explained"][0]["text"]
+    story.series.ledger.audited(story.at + 1)
+    assert story.go_on(4, dead_letters=8.0) == "good"
+    messaging.update(appended=1)
+    assert story.go_on(8, dead_letters=8.0) == "bad"
 
 
 def test_lag_and_time_to_empty() -> None:

@@ -10,6 +10,8 @@ from aiohttp import web
 from chat_streams.auditor import Options, audit
 from chat_streams.commands.audit import MEANINGS, kept_summary
 from chat_streams.inspector.access import Viewer
+from chat_streams.inspector.formats import clock
+from chat_streams.inspector.ledger import Ledger
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.records import now_ms
 from tables import last_audit
@@ -27,7 +29,7 @@ def register(site: Site) -> None:
         return Answer(
             {
                 "audit": audit_of(site),
-                "live": _live(site),
+                "live": _live(site) | verdict(site.collector.series.ledger),
                 "running": task is not None and not task.done(),
                 "progress": running["done"] / running["total"] if running["total"] else 0,
                 "audit_error": running["error"],
@@ -72,6 +74,27 @@ def audit_of(site: Site) -> dict[str, Any] | None:
         "findings": found.get("findings", [])[:50],
         "adds_up": sum(parts.values()) == int(found["messages"]) and not any(wrong.values()),
     }
+
+
+def verdict(ledger: Ledger) -> dict[str, Any]:
+    """Whether the live sum adds up: ``tone`` is how to show it, ``words`` say it, ``explained`` what it was off by."""
+    off = f"{ledger.off:,} accepted and not applied" if ledger.off > 0 else f"{-ledger.off:,} applied and not accepted"
+    reasons = "; ".join(reason.text for reason in ledger.reasons)
+    if ledger.wrong:
+        tone, words = (
+            "bad",
+            f"It does NOT add up: {off}, since {clock(ledger.off_since or 0)}, and nothing explains it.",
+        )
+    elif ledger.exact_at is None:
+        tone, words = "grey", "Not known yet: counters agree once nothing is under way for 10 s."
+    elif ledger.off_since is not None or reasons:
+        tone, words = "wait", f"Counting: {off}. It may be off: {reasons or 'not everybody has said their counts yet'}."
+    elif ledger.explained:
+        tone, words = "wait", f"It adds up since {clock(ledger.exact_at)}; before that it was off, for a known reason."
+    else:
+        tone, words = "good", f"It adds up: to the last message at {clock(ledger.exact_at)}."
+    explained = [reason._asdict() for reason in ledger.explained]
+    return {"tone": tone, "words": words, "off": ledger.off, "exact_at": ledger.exact_at, "explained": explained}
 
 
 def _live(site: Site) -> dict[str, Any]:

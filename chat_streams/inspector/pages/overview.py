@@ -6,7 +6,7 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.collector import GROUPS
-from chat_streams.inspector.pages.guarantee import audit_of
+from chat_streams.inspector.pages.guarantee import audit_of, verdict
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.records import now_ms
 
@@ -42,6 +42,7 @@ def register(site: Site) -> None:
                 },
                 "dead_letters": sum(end for tp, end in c.watermarks.ends.items() if tp.topic == "dead_letters"),
                 "audit": audit_of(site),
+                "live": verdict(c.series.ledger),
             }
         )
 

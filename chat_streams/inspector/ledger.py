@@ -1,0 +1,107 @@
+"""Whether what was accepted is all accounted for, by the counters of the services: pure, one record after the other.
+
+Services count at different moments, so at any one the sum is off by what they did in seconds. It is exact when nothing
+was counted for two intervals and nothing waits in the log; from one such moment to the next it must add up. In between
+it must be off by no more than what moves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from chat_streams.records import MAX_MESSAGES
+from chat_streams.statistics import INTERVAL_S
+
+INTERVAL_MS: Final = int(1000 * INTERVAL_S)
+QUIET: Final = 2
+"""Intervals without a count, after which all have said all."""
+PATIENCE: Final = 3
+"""Intervals that it may be off, before it is wrong."""
+MAX_REASONS: Final = 20
+APPLIED: Final = ("appended", "retries", "overflowed")
+
+
+class Reason(NamedTuple):
+    """Something that is known to put counters out."""
+
+    at: int
+    text: str
+
+
+class Ledger:
+    """Accepted messages against what messaging did with them; times in ms since the epoch."""
+
+    def __init__(self) -> None:
+        self.off = 0
+        """Accepted and not accounted for, since the sum was exact; negative where more was applied."""
+        self.exact_at: int | None = None
+        """When it was exact; ``None`` before that."""
+        self.off_since: int | None = None
+        self.wrong = False
+        self.reasons: deque[Reason] = deque(maxlen=MAX_REASONS)
+        """Why it may be off, since it last added up."""
+        self.explained: deque[Reason] = deque(maxlen=MAX_REASONS)
+        """Why it was off, with by how much, since the last audit."""
+        self._again = 0
+        self._moves: deque[tuple[int, int, int]] = deque(maxlen=1_000)
+        self._began: int | None = None
+
+    def count(self, at: int, rose: Mapping[str, int], dead: int) -> None:
+        """Take in by how much counters of a process rose; ``dead`` records became dead letters."""
+        accepted, applied = rose.get("accepted", 0), sum(rose.get(name, 0) for name in APPLIED)
+        self._again += rose.get("retries", 0)
+        if accepted or applied or dead:
+            self.off += accepted - applied - dead
+            self._moves.append((at, accepted, applied))
+        if refused := rose.get("refused", 0):
+            self.reasons.append(Reason(at, f"{refused:,} were refused, and may be in the log all the same"))
+        if dead:
+            self.reasons.append(Reason(at, f"{dead:,} records became dead letters, of one message or many"))
+
+    def explain(self, at: int, text: str) -> None:
+        """Note why it may be off."""
+        self.reasons.append(Reason(at, text))
+
+    def audited(self, at: int) -> None:
+        """Begin anew: the audit has the exact sum."""
+        if self.exact_at is not None and self.exact_at < at:
+            self.__init__()  # type: ignore[misc]
+
+    def judge(self, now: int, lag: int, all_spoke: bool) -> None:
+        """Look whether it adds up; ``lag`` is in records, ``all_spoke`` whether each process there is did so lately."""
+        if not all_spoke:
+            return
+        self._began = self._began or now
+        last = self._moves[-1][0] if self._moves else self._began
+        quiet = not lag and now - last >= QUIET * INTERVAL_MS
+        if self.exact_at is None:
+            if quiet:
+                self._exact(now)
+            return
+        if not self.off and quiet:
+            self._exact(now)
+        elif quiet or not self._plausible(now, lag):
+            self.off_since = self.off_since or now
+            if now - self.off_since < PATIENCE * INTERVAL_MS:
+                return
+            if not self.reasons and -self._again <= self.off < 0:
+                self.reasons.append(Reason(now, "records were applied again, and counted as retries"))
+            if not self.reasons:
+                self.wrong = True
+            elif quiet:
+                why = "; ".join(reason.text for reason in self.reasons)
+                self.explained.append(Reason(self.reasons[0].at, f"off by {self.off:+,}: {why}"))
+                self._exact(now)
+        else:
+            self.off_since, self.wrong = None, False
+
+    def _exact(self, now: int) -> None:
+        self.off, self._again, self.exact_at, self.off_since, self.wrong = 0, 0, now, None, False
+        self.reasons.clear()
+
+    def _plausible(self, now: int, lag: int) -> bool:
+        lately = [move for move in self._moves if now - move[0] <= 2 * QUIET * INTERVAL_MS]
+        moving = max(sum(accepted for _, accepted, _ in lately), sum(applied for _, _, applied in lately))
+        return -moving <= self.off <= moving + lag * MAX_MESSAGES
