@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from chat_streams.inspector import formats
-from chat_streams.inspector.access import Access, Refused, Viewer, remember, same_origin
+from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
 from chat_streams.log_reader import LogUnavailable
@@ -71,7 +71,7 @@ class Site:
     def __post_init__(self) -> None:
         self.cluster, self.history = Cluster(self.settings), ChatHistory(self.settings)
         self.collector = Collector(self.settings, self.cluster, self.history)
-        self._access = Access(Authenticator(self.settings))
+        self.access = Access(Authenticator(self.settings))
         self.templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(FOLDER / "templates"),
             autoescape=True,
@@ -89,9 +89,6 @@ class Site:
         app.cleanup_ctx.append(self.collector.run)
         app.cleanup_ctx.append(self._close)
         router = app.router
-        router.add_get("/login", self._login_page)
-        router.add_post("/login", self._login)
-        router.add_post("/logout", self._logout)
         router.add_get("/static/{name}", self._static)
         self.router = router
         pages.register(self)
@@ -186,7 +183,7 @@ class Site:
             raise web.HTTPForbidden(text="this form was not sent from a page of the inspector")
         if request.path not in OPEN_PATHS and not request.path.startswith("/static/"):
             try:
-                request["viewer"] = await self._access.viewer(request)
+                request["viewer"] = await self.access.viewer(request)
             except Refused as error:
                 if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
                     raise web.HTTPUnauthorized(text=f"a token is wanted: {error}") from error
@@ -214,25 +211,6 @@ class Site:
         template = "_away.html" if "HX-Request" in request.headers else "error.html"
         return self.render(request, template, {"status": status, "what": text}, status)
 
-    async def _login_page(self, request: web.Request) -> web.Response:
-        return self.render(request, "login.html", {"error": "", "next": _local(request.query.get("next", "/"))})
-
-    async def _login(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        token, goal = str(form.get("token", "")).strip(), _local(str(form.get("next", "/")))
-        try:
-            viewer = await self._access.of_token(token)
-        except Refused as error:
-            return self.render(request, "login.html", {"error": str(error), "next": goal}, 403)
-        response = web.HTTPSeeOther(goal)
-        remember(response, token, viewer, request.secure)
-        return response
-
-    async def _logout(self, request: web.Request) -> web.StreamResponse:
-        response = web.HTTPSeeOther("/login")
-        response.del_cookie("inspector_token", path="/")
-        return response
-
     async def _static(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         path = LIBRARIES.get(name) or FOLDER / "static" / name
@@ -241,11 +219,6 @@ class Site:
                 text=f"there is no file {name[:60]}; were the browser libraries installed ('make setup')?"
             )
         return web.FileResponse(path, headers={"Cache-Control": "max-age=600"})
-
-
-def _local(goal: str) -> str:
-    """A path of this site, whatever the address asks for."""
-    return goal if goal.startswith("/") and not goal.startswith(("//", "/\\")) else "/"
 
 
 def _dumps(value: Any) -> str:

@@ -268,25 +268,27 @@ async def test_streams_workers_gateways_and_charts_show_the_running_system(
 async def test_dead_letters_are_grouped_and_only_an_operator_redrives(
     stack: Stack, inspector: Running, visit: Open
 ) -> None:
-    alice, bob, received = user("alice"), user("bob"), Received()
+    alice, bob, carol, received, hers = user("alice"), user("bob"), user("carol"), Received(), Received()
     producer = AIOKafkaProducer(bootstrap_servers=stack.settings.kafka)
     await producer.start()
     (await producer.send_and_wait(INBOX_REQUESTS, b"\x00garbage", partition=0))
     await producer.stop()
-    await stack.redis.set(keys(bob)[0], "no stream")
+    for name in (bob, carol):
+        await stack.redis.set(keys(name)[0], "no stream")
     (lost,) = await stack.send(alice, bob, ["lost"])
 
-    async def there() -> Any:
+    async def there(app: str, count: int) -> Any:
         _, found = await api(stack, inspector, "/api/dead-letters")
-        groups = found["groups"]
-        return groups if len(groups) >= 2 else None
+        return [g for g in found["groups"] if g["app"] == app and g["open"] == count]
 
-    groups = await eventually(there)
-    (number,) = [g["letters"][0]["number"] for g in groups if g["app"] == "messaging"]
-    (garbage,) = [g["letters"][0]["number"] for g in groups if g["app"] == "notification"]
+    await stack.send(alice, carol, ["lost, too"])
+    (group,) = await eventually(lambda: there("messaging", 2))
+    number = group["letters"][0]["number"]
+    (group,) = await eventually(lambda: there("notification", 1))
+    garbage = group["letters"][0]["number"]
     page = await visit(f"/message/{lost}")
     await expect(page.get_by_text(re.compile("messaging could not apply it"))).to_be_visible()
-    await page.get_by_role("link", name=f"Dead letter {number}").click()
+    await page.get_by_role("link", name=re.compile(r"Dead letter \d")).click()
     await expect(page.get_by_text(lost).first).to_be_visible()
     await expect(page.get_by_text("needs a token with the role operator")).to_be_visible()
     assert await page.get_by_role("button", name="What would redriving do?").count() == 0
@@ -297,19 +299,21 @@ async def test_dead_letters_are_grouped_and_only_an_operator_redrives(
     assert status == 403
     assert "operator" in answer["error"]
 
-    await stack.redis.delete(keys(bob)[0])
+    for name in (bob, carol):
+        await stack.redis.delete(keys(name)[0])
     page = await visit("/dead-letters", "operator")
     await shoot(page, "dead-letters")
     group = page.get_by_role("region", name=re.compile("WRONGTYPE"))
     await group.get_by_role("button", name="What would redriving do?").click()
     await expect(page.get_by_text(re.compile(f"dead letter {number}.*would go to {INCOMING_MESSAGES}"))).to_be_visible()
-    async with stack.connect(bob, received) as client:
+    async with stack.connect(bob, received) as client, stack.connect(carol, hers):
         await client.wait_caught_up()
-        assert received.messages == [], "a dry run wrote something"
-        await page.get_by_role("button", name="Redrive 1 record").click()
-        await expect(page.get_by_text(re.compile("now at offset"))).to_be_visible()
+        assert received.messages == hers.messages == [], "a dry run wrote something"
+        await page.get_by_role("button", name="Redrive 2 records").click()
+        await expect(page.get_by_text(re.compile("now at offset"))).to_have_count(2)
         (message,) = await received.wait(1)
         assert message.id == lost
+        await hers.wait(1)
     await page.goto("/dead-letters")
     await expect(page.get_by_role("region", name=re.compile("WRONGTYPE"))).to_contain_text("0 open")
 
@@ -326,6 +330,23 @@ async def test_the_guarantee_adds_up_and_an_operator_has_it_audited(stack: Stack
     numbers = {row.split("\t")[0].strip("=+ "): int(row.split("\t")[1].replace(",", "")) for row in cells}
     assert numbers["accepted"] == sum(count for name, count in numbers.items() if name != "accepted") > 0
     await shoot(page, "guarantee")
+
+
+async def test_a_rebalance_is_on_the_time_line_with_who_has_which_partition_since(stack: Stack, visit: Open) -> None:
+    page = await visit("/agents")
+    worker = page.get_by_role("region", name=re.compile("^history@"))
+    await expect(worker).to_have_count(1)
+    second = await stack.start(stack.service("history"))
+    try:
+        events = page.get_by_role("region", name="Starts and rebalances")
+        await expect(events).to_contain_text(re.compile(rf"\d rebalances? history@\S+:{stack.running['history'].pid}"))
+        await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"))
+        await expect(worker).to_have_count(2)
+        for one in (0, 1):
+            half = worker.nth(one).get_by_role("cell", name=re.compile(r"^\d, \d, \d, \d$"))
+            await expect(half).to_be_visible()
+    finally:
+        stack.forget(second)
 
 
 async def test_an_engine_that_is_away_is_grey_with_since_when_and_the_rest_works(

@@ -12,6 +12,7 @@ from chat_streams.inspector.pages import (
     gateways,
     guarantee,
     journey,
+    login,
     overview,
     record,
     search,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def register(site: Site) -> None:
     """Add all pages to a site."""
     for module in (
-        *(overview, search, journey, user, connection, record, streams, tail),
+        *(login, overview, search, journey, user, connection, record, streams, tail),
         *(agents, gateways, dead_letters, guarantee, charts),
     ):
         module.register(site)

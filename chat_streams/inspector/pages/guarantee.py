@@ -80,6 +80,7 @@ def verdict(ledger: Ledger) -> dict[str, Any]:
     """Whether the live sum adds up: ``tone`` is how to show it, ``words`` say it, ``explained`` what it was off by."""
     off = f"{ledger.off:,} accepted and not applied" if ledger.off > 0 else f"{-ledger.off:,} applied and not accepted"
     reasons = "; ".join(reason.text for reason in ledger.reasons)
+    under_way = f"; since then {off}, no more than is under way" if ledger.off else ""
     if ledger.wrong:
         tone, words = (
             "bad",
@@ -92,7 +93,7 @@ def verdict(ledger: Ledger) -> dict[str, Any]:
     elif ledger.explained:
         tone, words = "wait", f"It adds up since {clock(ledger.exact_at)}; before that it was off, for a known reason."
     else:
-        tone, words = "good", f"It adds up: to the last message at {clock(ledger.exact_at)}."
+        tone, words = "good", f"It adds up: to the last message at {clock(ledger.exact_at)}{under_way}."
     explained = [reason._asdict() for reason in ledger.explained]
     return {"tone": tone, "words": words, "off": ledger.off, "exact_at": ledger.exact_at, "explained": explained}
 

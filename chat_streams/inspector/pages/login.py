@@ -1,0 +1,40 @@
+"""The way in and out: the token of a viewer, taken by a form and kept in a cookie."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from chat_streams.inspector.access import COOKIE, Refused, remember
+from chat_streams.inspector.site import Site
+
+
+def register(site: Site) -> None:
+    """Add ``/login`` and ``/logout``."""
+
+    async def form(request: web.Request) -> web.Response:
+        return site.render(request, "login.html", {"error": "", "next": local(request.query.get("next", "/"))})
+
+    async def login(request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        token, goal = str(form.get("token", "")).strip(), local(str(form.get("next", "/")))
+        try:
+            viewer = await site.access.of_token(token)
+        except Refused as error:
+            return site.render(request, "login.html", {"error": str(error), "next": goal}, 403)
+        response = web.HTTPSeeOther(goal)
+        remember(response, token, viewer, request.secure)
+        return response
+
+    async def logout(request: web.Request) -> web.StreamResponse:
+        response = web.HTTPSeeOther("/login")
+        response.del_cookie(COOKIE, path="/")
+        return response
+
+    site.router.add_get("/login", form)
+    site.router.add_post("/login", login)
+    site.router.add_post("/logout", logout)
+
+
+def local(goal: str) -> str:
+    """A path of this site, whatever the address asks for."""
+    return goal if goal.startswith("/") and not goal.startswith(("//", "/\\")) else "/"
