@@ -321,8 +321,11 @@ def _evidence(position: int, head: Head, claims: Claims) -> str:
     return "gone from the inbox, not acknowledged by any device"
 
 
-def check_head(head: Head, claims: Claims, rules: Rules, log_end: int) -> list[str]:
-    """What is wrong with the state of an inbox; ``log_end`` is a position (packed) that the log had not reached."""
+def check_head(head: Head, claims: Claims, rules: Rules, log_start: int, log_end: int) -> list[str]:
+    """What is wrong with the state of an inbox; ``log_end`` is a position (packed) that the log had not reached.
+
+    What is below ``log_start`` is of an earlier generation, and the log knows nothing of it.
+    """
     problems = []
     if max(head.top, head.last) >= log_end:
         highest = unpack(max(head.top, head.last))
@@ -330,11 +333,11 @@ def check_head(head: Head, claims: Claims, rules: Rules, log_end: int) -> list[s
     in_log = rules.now // 1000 - int(SURELY * rules.retention)
     for name, cursor in head.devices.items():
         shown = claims.get(name, _NO_CLAIM).shown
-        if cursor > max(shown, head.floor) and head.seen[name] >= in_log:
+        if cursor > max(shown, head.floor, log_start) and head.seen[name] >= in_log:
             text = unpack(shown) if shown else "nothing"
             problems.append(f"the cursor {unpack(cursor)} of device {name} is above all the log shows of it, {text}")
     acked = max((claim.shown for claim in claims.values()), default=0)
-    if head.floor > acked and head.devices and min(head.seen.values()) >= in_log:
+    if head.floor > max(acked, log_start) and head.devices and min(head.seen.values()) >= in_log:
         problems.append(f"the floor {unpack(head.floor)} is above all that any device acknowledged, {unpack(acked)}")
     if len(head.devices) < rules.max_devices:
         living = rules.now - int(SURELY * rules.inbox_ttl * 1000)

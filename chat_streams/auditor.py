@@ -416,7 +416,7 @@ class _Auditor:
             problems = {
                 user: found
                 for user, head in heads.items()
-                if (found := check_head(head, acks.logged.of(user), self._rules, log_end))
+                if (found := check_head(head, acks.logged.of(user), self._rules, self._position(0) - 1, log_end))
             }
             if not problems:
                 return

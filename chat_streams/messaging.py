@@ -32,7 +32,7 @@ from chat_streams.records import (
     UserConnected,
 )
 from chat_streams.service import Service
-from chat_streams.topics import INCOMING_MESSAGES, SESSION_EVENTS
+from chat_streams.topics import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
 from tables.cluster import Cluster
 from tables.inbox import Inbox, StaleToken
 from tables.sessions import Sessions
@@ -46,7 +46,7 @@ app = Service("messaging")
 incoming_messages = app.topic(INCOMING_MESSAGES)
 session_events = app.topic(SESSION_EVENTS)
 sessions = Sessions(
-    app.Table("sessions", partitions=app.settings.partitions, key_type=bytes, value_type=bytes),
+    app.Table(REGISTRY, partitions=app.settings.partitions, key_type=bytes, value_type=bytes),
     most=app.settings.max_devices,
 )
 inbox = Inbox(Cluster(app.settings), app.settings)

@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     # Topics
     partitions: int = Field(8, ge=1, le=10_000)
     """Of incoming_messages, session_events and inbox_requests alike."""
+    topics_version: int = Field(1, ge=1, le=1_000)
+    """Of those topics and their names; the next one is made by ``topics repartition``."""
     slots: int = Field(16, ge=1, le=10_000)
     """Partitions of outgoing_messages: twice the number of gateways, for rolling deploys."""
     replication: int = Field(1, ge=1, le=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,20 +21,31 @@ from aiokafka.structs import TopicPartition
 from chat_streams.metadata import topic_ids
 from chat_streams.settings import Settings
 
-INCOMING_MESSAGES: Final = "incoming_messages"
-SESSION_EVENTS: Final = "session_events"
-INBOX_REQUESTS: Final = "inbox_requests"
+
+def named(topic: str, version: int) -> str:
+    """What a topic on the partitions of users is called in version ``version`` (from 1) of these topics."""
+    return topic if version == 1 else f"{topic}-{version}"
+
+
+_VERSION_TEXT: Final = os.environ.get("CHAT_TOPICS_VERSION", "1")
+# Faust's agents name their topics when they are imported. Whatever is no number is refused by the settings.
+VERSION: Final = int(_VERSION_TEXT) if _VERSION_TEXT.isdecimal() else 1
+INCOMING_MESSAGES: Final = named("incoming_messages", VERSION)
+SESSION_EVENTS: Final = named("session_events", VERSION)
+INBOX_REQUESTS: Final = named("inbox_requests", VERSION)
 OUTGOING_MESSAGES: Final = "outgoing_messages"
 DEAD_LETTERS: Final = "dead_letters"
 GENERATIONS: Final = "log_generations"
 SERVICE_STATS: Final = "service_stats"
-REGISTRY_CHANGELOG: Final = "messaging-sessions-changelog"
+REGISTRY: Final = named("sessions", VERSION)
+REGISTRY_CHANGELOG: Final = f"messaging-{REGISTRY}-changelog"
 
 MAX_RECORD: Final = 2 * 1024 * 1024
 REQUEST_SECONDS: Final = 10.0
 DEAD_LETTER_PARTITIONS: Final = 1
 OUTGOING_SECONDS: Final = 3600
 STATS_SECONDS: Final = 2 * 3600
+COMPACTED: Final = {"cleanup.policy": "compact"}
 
 
 class TopicsError(Exception):
@@ -48,11 +60,12 @@ class Log(NamedTuple):
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A record of ``log_generations``: which generation the topic with this id is."""
+    """A record of ``log_generations``: which generation the topic with this id is, and which version of its name."""
 
     generation: int
     topic_id: str
     partitions: int
+    version: int = 1
 
 
 @lru_cache(maxsize=65_536)
@@ -62,27 +75,43 @@ def partition_of(user: str, partitions: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Topic:
+class Topic:
+    """A topic as it must be."""
+
     name: str
     partitions: int
     config: dict[str, str]
 
 
-def _wanted(settings: Settings) -> list[_Topic]:
-    common = {"min.insync.replicas": str(settings.min_insync), "unclean.leader.election.enable": "false"}
-    kept = common | {"retention.ms": str(settings.retention * 1000), "max.message.bytes": str(MAX_RECORD)}
-    brief = kept | {"retention.ms": str(OUTGOING_SECONDS * 1000), "segment.bytes": str(256 * 1024 * 1024)}
-    compacted = common | {"cleanup.policy": "compact"}
+def of_users(settings: Settings, version: int, partitions: int) -> list[Topic]:
+    """The topics on whose partitions the users are; ``incoming_messages`` first."""
+    kept = _kept(settings)
     return [
-        _Topic(INCOMING_MESSAGES, settings.partitions, kept),
-        _Topic(SESSION_EVENTS, settings.partitions, kept),
-        _Topic(INBOX_REQUESTS, settings.partitions, kept),
-        _Topic(OUTGOING_MESSAGES, settings.slots, brief),
-        _Topic(DEAD_LETTERS, DEAD_LETTER_PARTITIONS, kept | {"max.message.bytes": str(2 * MAX_RECORD)}),
-        _Topic(REGISTRY_CHANGELOG, settings.partitions, compacted),
-        _Topic(GENERATIONS, 1, compacted),
+        Topic(named("incoming_messages", version), partitions, kept),
+        Topic(named("session_events", version), partitions, kept),
+        Topic(named("inbox_requests", version), partitions, kept),
+        Topic(f"messaging-{named('sessions', version)}-changelog", partitions, _common(settings) | COMPACTED),
+    ]
+
+
+def _common(settings: Settings) -> dict[str, str]:
+    return {"min.insync.replicas": str(settings.min_insync), "unclean.leader.election.enable": "false"}
+
+
+def _kept(settings: Settings) -> dict[str, str]:
+    return _common(settings) | {"retention.ms": str(settings.retention * 1000), "max.message.bytes": str(MAX_RECORD)}
+
+
+def _wanted(settings: Settings) -> list[Topic]:
+    common, kept = _common(settings), _kept(settings)
+    brief = kept | {"retention.ms": str(OUTGOING_SECONDS * 1000), "segment.bytes": str(256 * 1024 * 1024)}
+    return [
+        *of_users(settings, VERSION, settings.partitions),
+        Topic(OUTGOING_MESSAGES, settings.slots, brief),
+        Topic(DEAD_LETTERS, DEAD_LETTER_PARTITIONS, kept | {"max.message.bytes": str(2 * MAX_RECORD)}),
+        Topic(GENERATIONS, 1, common | COMPACTED),
         # Small segments: only a whole one is removed.
-        _Topic(
+        Topic(
             SERVICE_STATS,
             1,
             common | {"retention.ms": str(STATS_SECONDS * 1000), "segment.bytes": str(16 * 1024 * 1024)},
@@ -90,7 +119,7 @@ def _wanted(settings: Settings) -> list[_Topic]:
     ]
 
 
-class _Admin:
+class Admin:
     """An admin client that says clearly when there is no Kafka."""
 
     def __init__(self, settings: Settings) -> None:
@@ -118,22 +147,37 @@ async def create(settings: Settings) -> list[str]:
 
     Raises ``TopicsError`` when an existing one is not as it must be.
     """
-    async with _Admin(settings) as admin:
-        existing = set(await admin.list_topics())
-        missing = [t for t in _wanted(settings) if t.name not in existing]
-        if missing:
-            answer = await admin.create_topics(
-                [NewTopic(t.name, t.partitions, settings.replication, topic_configs=t.config) for t in missing]
-            )
-            for name, code, *text in answer.topic_errors:
-                if code not in (0, TopicAlreadyExistsError.errno):
-                    raise TopicsError(
-                        f"topic {name} was not created: {for_code(code).__name__}: {' '.join(map(str, text))}"
-                    )
-        ids = await _ids_of_all(admin, [t.name for t in _wanted(settings)])
-    await _note_generation(settings, ids[INCOMING_MESSAGES])
+    async with Admin(settings) as admin:
+        there = set(await admin.list_topics())
+        if GENERATIONS in there and INCOMING_MESSAGES not in there:
+            newest = max(await generations(settings), key=lambda g: g.generation, default=None)
+            if newest is not None and newest.version != VERSION:
+                raise TopicsError(
+                    f"CHAT_TOPICS_VERSION is {VERSION}, the log is version {newest.version}: the next version is made"
+                    " by 'faust -A chat_streams topics repartition' only"
+                )
+        made, ids = await create_missing(admin, settings, _wanted(settings))
+    await note_generation(settings, ids[INCOMING_MESSAGES], settings.partitions, VERSION)
     await check(settings)
-    return [t.name for t in missing]
+    return made
+
+
+async def create_missing(
+    admin: AIOKafkaAdminClient, settings: Settings, wanted: Sequence[Topic]
+) -> tuple[list[str], dict[str, str]]:
+    """Create those topics that are missing; returns the names of these, and the ids of all. Raises ``TopicsError``."""
+    existing = set(await admin.list_topics())
+    missing = [t for t in wanted if t.name not in existing]
+    if missing:
+        answer = await admin.create_topics(
+            [NewTopic(t.name, t.partitions, settings.replication, topic_configs=t.config) for t in missing]
+        )
+        for name, code, *text in answer.topic_errors:
+            if code not in (0, TopicAlreadyExistsError.errno):
+                raise TopicsError(
+                    f"topic {name} was not created: {for_code(code).__name__}: {' '.join(map(str, text))}"
+                )
+    return [t.name for t in missing], await _ids_of_all(admin, [t.name for t in wanted])
 
 
 async def _ids_of_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, str]:
@@ -148,7 +192,7 @@ async def _ids_of_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[
 
 async def check(settings: Settings) -> Log:
     """The log, once all topics are found to be as they must be; raises ``TopicsError`` naming all that is wrong."""
-    async with _Admin(settings) as admin:
+    async with Admin(settings) as admin:
         described = {t["topic"]: t for t in await admin.describe_topics()}
         configs = await _configs(admin, [t.name for t in _wanted(settings) if t.name in described])
         wrong = []
@@ -174,15 +218,20 @@ async def check(settings: Settings) -> Log:
         if wrong:
             raise TopicsError("; ".join(wrong))
         ids = await topic_ids(admin, [INCOMING_MESSAGES])
-    generations = await _generations(settings)
-    mine = next((g for g in generations if g.topic_id == ids[INCOMING_MESSAGES]), None)
+    known = await generations(settings)
+    mine = next((g for g in known if g.topic_id == ids[INCOMING_MESSAGES]), None)
     if mine is None:
         raise TopicsError(
             f"topic {INCOMING_MESSAGES} was made anew and has no generation yet, so its messages would be taken for old"
             " ones: run 'faust -A chat_streams topics create'"
         )
-    if mine.generation != max(g.generation for g in generations):
-        raise TopicsError(f"topic {INCOMING_MESSAGES} is of generation {mine.generation}, there is a newer one")
+    newest = max(known, key=lambda g: g.generation)
+    if mine.generation != newest.generation:
+        raise TopicsError(
+            f"topic {INCOMING_MESSAGES} is of generation {mine.generation}, the log is of generation"
+            f" {newest.generation} by now: set CHAT_TOPICS_VERSION={newest.version} and"
+            f" CHAT_PARTITIONS={newest.partitions}"
+        )
     return Log(mine.generation, settings.partitions)
 
 
@@ -197,7 +246,8 @@ async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str
     }
 
 
-async def _generations(settings: Settings) -> list[Generation]:
+async def generations(settings: Settings) -> list[Generation]:
+    """All generations of the log there were; raises ``TopicsError``."""
     consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=settings.kafka, enable_auto_commit=False)
     tp = TopicPartition(GENERATIONS, 0)
     found: list[Generation] = []
@@ -217,14 +267,16 @@ async def _generations(settings: Settings) -> list[Generation]:
     return found
 
 
-async def _note_generation(settings: Settings, topic_id: str) -> None:
-    generations = await _generations(settings)
-    if any(g.topic_id == topic_id for g in generations):
-        return
-    generation = Generation(max((g.generation for g in generations), default=0) + 1, topic_id, settings.partitions)
+async def note_generation(settings: Settings, topic_id: str, partitions: int, version: int) -> int:
+    """Make the log with this id the next generation, unless it is one; returns which. Raises ``TopicsError``."""
+    known = await generations(settings)
+    if (mine := next((g for g in known if g.topic_id == topic_id), None)) is not None:
+        return mine.generation
+    generation = Generation(max((g.generation for g in known), default=0) + 1, topic_id, partitions, version)
     producer = aiokafka.AIOKafkaProducer(bootstrap_servers=settings.kafka, acks="all", enable_idempotence=True)
     await producer.start()
     try:
         await producer.send_and_wait(GENERATIONS, msgspec.json.encode(generation), key=topic_id.encode())
     finally:
         await producer.stop()
+    return generation.generation

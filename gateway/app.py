@@ -175,6 +175,9 @@ class Gateway:
 
         Raises ``HistoryUnavailable`` when it has not after ``engine_timeout``.
         """
+        assert self._log is not None
+        if until.generation < self._log.generation:
+            return  # All of an earlier log was written before this one began.
         tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self.settings.partitions))
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka)
         try:

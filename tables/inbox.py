@@ -81,7 +81,7 @@ class Page:
     missed: bool
 
 
-def _watermark(tag: str, partition: int) -> str:
+def _watermark(tag: str, partition: str) -> str:
     return f"{{{tag}}}:applied:{partition}"
 
 
@@ -118,6 +118,11 @@ class Inbox:
         self._settings = settings
         self._ttl_ms = settings.inbox_ttl * 1000
         self._window_ms = settings.retry_window * 1000
+        self._version = settings.topics_version
+
+    def _name(self, partition: int) -> str:
+        # Workers of two versions of the topics, in a repartition, have nothing to do with each other's partitions.
+        return str(partition) if self._version == 1 else f"{self._version}/{partition}"
 
     async def adopt(self, partition: int, expected: str, token: str) -> int | None:
         """Make ``token`` the one to append with for a partition of the log.
@@ -126,8 +131,9 @@ class Inbox:
         the offset below which all that was applied is surely on every one of them, 0 if one was never marked. Raises
         ``StoreUnavailable``.
         """
+        name = self._name(partition)
         answers = await self._cluster.on_primaries(
-            lambda tag: ("FCALL", function("adopt"), 1, _watermark(tag, partition), str(partition), expected, token)
+            lambda tag: ("FCALL", function("adopt"), 1, _watermark(tag, name), name, expected, token)
         )
         return min((int(applied) for kept, applied in answers if not kept), default=None)
 
@@ -136,24 +142,21 @@ class Inbox:
 
         Returns whether all of them know the token. Raises ``StoreUnavailable``.
         """
+        name = self._name(partition)
         answers = await self._cluster.on_primaries(
-            lambda tag: (
-                ("FCALL", function("mark"), 1, _watermark(tag, partition), str(partition), token, applied)
-                + (2 * self._ttl_ms,)
-            )
+            lambda tag: ("FCALL", function("mark"), 1, _watermark(tag, name), name, token, applied, 2 * self._ttl_ms)
         )
         return all(answers)
 
     async def applied(self, partition: int) -> int:
         """The offset below which every primary has all of a partition; raises ``StoreUnavailable``."""
-        answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, partition)))
+        answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, self._name(partition))))
         return min(int(answer or 0) for answer in answers)
 
     async def distrust(self, partition: int) -> None:
         """Have the worker of a partition restore its inboxes from the log; raises ``StoreUnavailable``."""
-        await self._cluster.on_primaries(
-            lambda tag: ("FCALL", function("distrust"), 1, _watermark(tag, partition), str(partition))
-        )
+        name = self._name(partition)
+        await self._cluster.on_primaries(lambda tag: ("FCALL", function("distrust"), 1, _watermark(tag, name), name))
 
     async def restore(self, devices: Mapping[str, Mapping[str, LoggedDevice]]) -> None:
         """Bring the devices of users back as the log has them; what is here and newer stays."""
@@ -202,8 +205,8 @@ class Inbox:
             command: list[Any] = [
                 *("FCALL", function("append"), 5, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
                 f"{{u:{user}}}:extra",
-                *(str(partition), token, self._ttl_ms, self._settings.inbox_messages, self._settings.inbox_bytes),
-                *(MAX_DIGESTS, self._window_ms, now),
+                *(self._name(partition), token, self._ttl_ms),
+                *(self._settings.inbox_messages, self._settings.inbox_bytes, MAX_DIGESTS, self._window_ms, now),
             ]
             for position, message in batch:
                 text = f"{position.entry}-{position.place}"

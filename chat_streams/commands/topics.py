@@ -1,25 +1,68 @@
-"""``faust -A chat_streams topics create|check``."""
+"""``faust -A chat_streams topics create|check|repartition``."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import click
-from faust.cli import AppCommand, argument
+from aiokafka.errors import KafkaError
+from faust.cli import AppCommand, argument, option
 
-from chat_streams import topics
+from chat_streams import repartition, topics
 from chat_streams.commands.output import Command
 from chat_streams.service import Service
 from tables.chat_history import ChatHistory, HistoryUnavailable
+
+ACTIONS: Final = ("create", "check", "repartition")
 
 
 def register(app: Service) -> None:
     """Add the command to an app."""
 
-    @app.command(argument("action", type=click.Choice(["create", "check"])), base=Command)
-    async def topics(self: AppCommand, action: str) -> None:
-        """Create what is missing (topics, the table of the chat database), or check what is there."""
-        await _run(app, action)
+    @app.command(
+        argument("action", type=click.Choice(ACTIONS)),
+        option("--partitions", type=click.IntRange(1, 10_000), help="repartition: how many there shall be."),
+        option("--dry-run", is_flag=True, help="repartition: only say what would be done."),
+        option(
+            "--wait",
+            "wait_s",
+            type=click.FloatRange(1, 3600),
+            default=60.0,
+            show_default=True,
+            help="repartition: seconds for messaging and history to apply what is in the log; then all stays as it is.",
+        ),
+        base=Command,
+    )
+    async def topics(self: AppCommand, action: str, partitions: int | None, dry_run: bool, wait_s: float) -> None:
+        """Create what is missing (topics, the table of the chat database), check what is there, or repartition.
+
+        A repartition goes on while the services run. Afterwards they are restarted with the settings it prints.
+        """
+        if (action == "repartition") != (partitions is not None):
+            raise click.UsageError("--partitions goes with repartition, and repartition needs it")
+        if partitions is not None:
+            await _repartition(app, partitions, dry_run, wait_s)
+        else:
+            await _run(app, action)
+
+
+async def _repartition(app: Service, partitions: int, dry_run: bool, wait_s: float) -> None:
+    settings = app.settings
+    try:
+        plan = await repartition.plan(settings, partitions)
+        names = ", ".join(topic.name for topic in plan.new)
+        click.echo(
+            f"from {plan.old.partitions} to {partitions} partitions, generation {plan.generation}: {plan.old.name} is"
+            f" closed and read to its end, then these begin: {names}"
+        )
+        if dry_run:
+            click.echo("dry run: nothing is changed")
+            return
+        await repartition.repartition(settings, plan, wait_s, click.echo)
+    except (topics.TopicsError, KafkaError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"now restart the workers, then the gateways, with {plan.settings}")
 
 
 async def _run(app: Service, action: str) -> None:

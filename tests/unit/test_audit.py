@@ -177,8 +177,8 @@ def test_what_was_only_forwarded_is_not_acknowledged() -> None:
     assert isinstance(verdict(item(5), gone, logged.of("bob")), Problem)
     assert verdict(item(3), gone, logged.of("bob")) is Fate.ACKNOWLEDGED
     # But a cursor as high as that is nothing strange.
-    assert check_head(head(phone=8), logged.of("bob"), RULES, END) == []
-    assert len(check_head(head(phone=9), logged.of("bob"), RULES, END)) == 1
+    assert check_head(head(phone=8), logged.of("bob"), RULES, 0, END) == []
+    assert len(check_head(head(phone=9), logged.of("bob"), RULES, 0, END)) == 1
 
 
 def test_acknowledgements_that_may_not_be_applied_yet_accuse_nobody() -> None:
@@ -191,21 +191,22 @@ def test_acknowledgements_that_may_not_be_applied_yet_accuse_nobody() -> None:
 
 def test_states_that_no_log_explains_are_found() -> None:
     claims = acked(phone=4)
-    assert check_head(head(phone=4), claims, RULES, END) == []
-    assert check_head(head(floor=4, phone=4, tv=4), claims, RULES, END) == []
-    (found,) = check_head(head(floor=6, phone=4), claims, RULES, END)
+    assert check_head(head(phone=4), claims, RULES, 0, END) == []
+    assert check_head(head(floor=4, phone=4, tv=4), claims, RULES, 0, END) == []
+    (found,) = check_head(head(floor=6, phone=4), claims, RULES, 0, END)
     assert "floor" in found
-    (found,) = check_head(head(top=1_000_000, phone=4), claims, RULES, END)
+    (found,) = check_head(head(top=1_000_000, phone=4), claims, RULES, 0, END)
     assert "above the end of the log" in found
-    (found,) = check_head(head(phone=4), acked(phone=4, tv=4), RULES, END)
+    (found,) = check_head(head(phone=4), acked(phone=4, tv=4), RULES, 0, END)
     assert "device tv" in found
     # Forgotten after the time to live, or for a newer one.
-    assert check_head(head(phone=4), {**acked(when=NOW - 29 * DAY * 1000, tv=1), **claims}, RULES, END) == []
+    assert check_head(head(phone=4), {**acked(when=NOW - 29 * DAY * 1000, tv=1), **claims}, RULES, 0, END) == []
     assert (
-        check_head(head(**{f"d{n}": 4 for n in range(16)}), acked(**{f"d{n}": 4 for n in range(17)}), RULES, END) == []
+        check_head(head(**{f"d{n}": 4 for n in range(16)}), acked(**{f"d{n}": 4 for n in range(17)}), RULES, 0, END)
+        == []
     )
     # The log has forgotten what it was.
-    assert check_head(head(phone=9, seen=NOW // 1000 - 29 * DAY), {}, RULES, END) == []
+    assert check_head(head(phone=9, seen=NOW // 1000 - 29 * DAY), {}, RULES, 0, END) == []
 
 
 # Retries
