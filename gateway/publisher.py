@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from chat_streams.patience import patiently
 from chat_streams.records import (
@@ -42,6 +43,9 @@ ITEM_BYTES: Final = 64
 """What a thing adds to a record beside its own bytes, about."""
 TOGETHER: Final = 0.001
 """Seconds after a record left in which others of its topic leave with it: Kafka and workers take them in one go."""
+
+CLOSED_SECONDS: Final = 1.0
+"""Between two tries to write to a log that was closed by a repartition."""
 
 T = TypeVar("T")
 Done = Callable[[Sequence[T], bool], None]
@@ -197,6 +201,7 @@ class Publisher:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._renewal: asyncio.Task[None] | None = None
+        self._closed_until = 0.0
         self.healthy = False
 
     async def start(self) -> None:
@@ -296,7 +301,7 @@ class Publisher:
     async def produce(self, topic: str, partition: int, value: bytes) -> bool:
         """Write one record; whether Kafka has it for sure. At once ``False`` while there is no connection to it."""
         producer = self._producer
-        if producer is None:
+        if producer is None or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
             return False
         try:
             async with asyncio.timeout(2 * self.settings.produce_timeout):
@@ -304,6 +309,9 @@ class Publisher:
         except (KafkaError, TimeoutError, OSError) as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False
+            if isinstance(error, MessageSizeTooLargeError):
+                # Records are far smaller than the limit, unless `topics repartition` has lowered it.
+                self._closed_until = time.monotonic() + CLOSED_SECONDS
             self._renew(producer)
             return False
         self.healthy = True
