@@ -27,7 +27,7 @@ from rich.table import Table
 from bench.links import Watch, body
 from bench.measure import CLIENT, machine
 from bench.systems import HERE, ROOT
-from bench.systems.connect_chat import SETTINGS, ChatLink, ConnectChat
+from bench.systems.connect_chat import DEVICE, SETTINGS, ChatLink, ConnectChat
 from bench.workloads import SIZE, Scale, crowd, drain, online, paced, store, store_many
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, partition_of
 from docker.local.layout import Layout
@@ -104,13 +104,13 @@ class Scaled(ConnectChat):
             found[topic] = found.get(topic, 0) + segment.stat().st_size
         return {topic: size for topic, size in found.items() if topic in TOPICS}
 
-    async def connect(self, user: str, *, receive: bool) -> ChatLink:
+    async def connect(self, user: str, *, receive: bool, device: str = DEVICE) -> ChatLink:
         """Connect to the next gateway."""
         names = [name for name in self.running if name.partition("-")[0] == "gateway"]
         port = self.running[names[next(self._turn) % len(names)]].part.port
         first, self.layout = self.layout, self.layout.model_copy(update={"gateway": port})
         try:
-            return await super().connect(user, receive=receive)
+            return await super().connect(user, receive=receive, device=device)
         finally:
             self.layout = first
 
