@@ -55,7 +55,7 @@ bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK
 bench-peers: ## Install the peers of the benchmark: two Debian packages (needs root), and NATS with Go
 	@sh bench/install-peers.sh
 
-lint: setup ## Check style, types and the container files
+lint: setup $(VENV)/aws.stamp ## Check style, types and the container files
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
@@ -76,9 +76,16 @@ lock: ## Lock the Python packages of pyproject.toml anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra dev pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock pyproject.toml -o docker/requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock --extra bench pyproject.toml -o bench/requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock --extra aws pyproject.toml -o docker/aws/requirements.lock
 
 $(VENV)/bench.stamp: bench/requirements.lock $(VENV)/installed.stamp | setup
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r $< >&2
+	@touch $@
+
+# Bytecode of all of the CDK would take three times as long as the rest, and a stack uses a few of its modules.
+$(VENV)/aws.stamp: docker/aws/requirements.lock $(VENV)/installed.stamp | setup
+	@echo "setup: installing the packages of the stack for AWS into $(VENV)" >&2
+	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r $< >&2
 	@touch $@
 
 # Progress goes to stderr: "make token" prints a token and nothing else.

@@ -1,0 +1,1 @@
+"""The stack for AWS, in the CDK: ``docs/aws.md``."""
