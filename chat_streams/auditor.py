@@ -23,7 +23,7 @@ from aiokafka.structs import TopicPartition
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
-from chat_streams import dead_letters, topics
+from chat_streams import broker, dead_letters, topics
 from chat_streams.audit import (
     Fate,
     Finding,
@@ -59,7 +59,7 @@ from chat_streams.redrive import Redrive
 from chat_streams.settings import Settings
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tables.chat_history import ChatHistory
-from tables.cluster import Cluster, StoreUnavailable
+from tables.cluster import Cluster, StoreUnavailable, connect
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
 
 NOTIFICATION: Final = "notification"
@@ -110,14 +110,15 @@ class _Groups:
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = settings.kafka
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka)
+        self._settings = settings
+        self._admin = AIOKafkaAdminClient(**broker.client_options(settings))
 
     async def __aenter__(self) -> _Groups:
         try:
             await self._admin.start()
         except KafkaError as error:
             await self._admin.close()
-            raise LogUnavailable(f"Kafka at {self._kafka} (CHAT_KAFKA): {error!r}") from error
+            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -452,7 +453,7 @@ class _Auditor:
             await self._check_heads(_Acks(number, user), {user: view.head})
 
     async def _users_in_redis(self) -> AsyncIterator[str]:
-        redis = RedisCluster.from_url(self._settings.redis, socket_timeout=self._settings.engine_timeout)
+        redis = connect(self._settings)
         try:
             async for key in redis.scan_iter(match="{u:*}:inbox", count=1_000, target_nodes=RedisCluster.PRIMARIES):
                 with contextlib.suppress(UnicodeDecodeError):

@@ -14,7 +14,7 @@ from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES
 from tables.chat_history import ChatHistory, Entry
 
-app = Service("history")
+app = Service("history", redis=False)
 incoming_messages = app.topic(INCOMING_MESSAGES)
 history = ChatHistory(app.settings)
 

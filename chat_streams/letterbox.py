@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import aiokafka
 from aiokafka.errors import KafkaError
 
-from chat_streams import dead_letters
+from chat_streams import broker, dead_letters
 from chat_streams.dead_letters import CODECS, MESSAGING, Catalogue, Filter, Summary
 from chat_streams.log_reader import LogReader, LogUnavailable, Progress, Span
 from chat_streams.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion, now_ms
@@ -190,7 +190,7 @@ class _Redriver:
 
     async def __aenter__(self) -> None:
         self._producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka,
+            **broker.client_options(self._settings),
             acks="all",
             enable_idempotence=True,
             max_request_size=2 * MAX_RECORD,
@@ -198,7 +198,7 @@ class _Redriver:
         try:
             await self._producer.start()
         except KafkaError as error:
-            raise LogUnavailable(f"Kafka at {self._settings.kafka} (CHAT_KAFKA): {error!r}") from error
+            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
 
     async def __aexit__(self, *_: object) -> None:
         assert self._producer is not None

@@ -18,6 +18,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
+from chat_streams import broker
 from chat_streams.settings import Settings
 
 T = TypeVar("T")
@@ -66,13 +67,14 @@ class LogReader:
     """
 
     def __init__(self, settings: Settings, fetch_bytes: int = PARTITION_FETCH_BYTES) -> None:
+        self._settings = settings
         self._kafka = settings.kafka
         self._fetch_bytes = fetch_bytes
         self._consumer: aiokafka.AIOKafkaConsumer
 
     async def __aenter__(self) -> Self:
         self._consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._kafka,
+            **broker.client_options(self._settings),
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_partition_fetch_bytes=self._fetch_bytes,
@@ -207,4 +209,4 @@ class LogReader:
         except TimeoutError as error:
             raise LogUnavailable(f"no answer from Kafka at {self._kafka} within {PATIENCE_S:g} s") from error
         except KafkaError as error:
-            raise LogUnavailable(f"Kafka at {self._kafka} (CHAT_KAFKA): {error!r}") from error
+            raise LogUnavailable(await broker.trouble(self._settings, error)) from error

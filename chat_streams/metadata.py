@@ -1,14 +1,22 @@
-"""Kafka's ids of topics (KIP-516), for which aiokafka 0.14 has no request: Metadata in version 10."""
+"""Topics with their ids (KIP-516) and what we may do with them (KIP-430): Metadata 10, which aiokafka 0.14 has not."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.types import (
     Boolean,
     CompactArray,
@@ -18,6 +26,28 @@ from aiokafka.protocol.types import (
     Schema,
     TaggedFields,
 )
+
+_UNSETTLED: Final = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
+NOT_ALLOWED: Final = 29
+"""TOPIC_AUTHORIZATION_FAILED"""
+OPERATIONS: Final = {"read": 3, "write": 4, "describe configs of": 10}
+"""The numbers of Kafka's ``AclOperation``, and the bits in what is allowed."""
+
+
+@dataclass(frozen=True)
+class TopicMetadata:
+    """A topic as the brokers have it."""
+
+    id: str
+    """In hexadecimal."""
+    partitions: int
+    replicas: int
+    """Of the partition that has the fewest."""
+    operations: int
+
+    def allows(self, operation: str) -> bool:
+        """Whether we may do one of ``OPERATIONS``; without an authorizer, the broker says yes to all."""
+        return bool(self.operations >> OPERATIONS[operation] & 1)
 
 
 class _Uuid:
@@ -80,11 +110,38 @@ class _MetadataRequest(Request[_Metadata10]):
         self._names = names
 
     def build(self, request_struct_class: type[_Metadata10]) -> _Metadata10:
-        return request_struct_class([(bytes(16), name, {}) for name in self._names], False, False, False, {})
+        return request_struct_class([(bytes(16), name, {}) for name in self._names], False, False, True, {})
 
 
-async def topic_ids(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, str]:
-    """The id of each topic that exists, in hexadecimal; raises ``KafkaError``."""
+async def topics_of(admin: AIOKafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, TopicMetadata], set[str]]:
+    """Those of the topics that exist, and the names of those we may not even see; raises ``KafkaError``."""
     answer: Any = await admin._client.send(admin._client.get_random_node(), _MetadataRequest(names))
     topics = answer.to_object()["topics"]
-    return {t["topic"]: uuid.UUID(bytes=t["topic_id"]).hex for t in topics if t["error_code"] == 0}
+    found = {
+        t["topic"]: TopicMetadata(
+            uuid.UUID(bytes=t["topic_id"]).hex,
+            len(t["partitions"]),
+            min(len(p["replicas"]) for p in t["partitions"]),
+            t["operations"],
+        )
+        for t in topics
+        if t["error_code"] == 0
+    }
+    return found, {t["topic"] for t in topics if t["error_code"] == NOT_ALLOWED}
+
+
+async def may_join(admin: AIOKafkaAdminClient, group: str) -> bool | None:
+    """Whether we may be in a consumer group, None while its coordinator can't say; raises ``KafkaError``.
+
+    The heartbeat of a member that there is not: what we may is looked at before who we are.
+    """
+    try:
+        node = await admin.find_coordinator(group)
+        answer: Any = await admin._send_request_to_node(node, HeartbeatRequest(group, -1, ""))
+    except GroupAuthorizationFailedError:
+        return False
+    except _UNSETTLED:
+        return None
+    if answer.error_code in {error.errno for error in _UNSETTLED}:
+        return None
+    return bool(answer.error_code != GroupAuthorizationFailedError.errno)

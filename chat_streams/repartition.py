@@ -25,7 +25,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, for_code
 from aiokafka.structs import TopicPartition
 
-from chat_streams import topics
+from chat_streams import broker, topics
 from chat_streams.records import INCOMING, Messages
 from chat_streams.settings import Settings
 from chat_streams.topics import Admin, Topic, TopicsError
@@ -96,7 +96,7 @@ async def repartition(settings: Settings, plan: Plan, wait_s: float, say: Say) -
 
 async def _close(settings: Settings, admin: AIOKafkaAdminClient, topic: Topic) -> None:
     await _configure(admin, topic, CLOSED)
-    producer = aiokafka.AIOKafkaProducer(bootstrap_servers=settings.kafka, acks="all")
+    producer = aiokafka.AIOKafkaProducer(**broker.client_options(settings), acks="all")
     nothing = INCOMING.encode(Messages(()))
     await producer.start()
     try:
@@ -130,7 +130,7 @@ async def _configure(admin: AIOKafkaAdminClient, topic: Topic, changes: dict[str
 
 async def _wait_read(settings: Settings, admin: AIOKafkaAdminClient, topic: Topic, deadline: float) -> None:
     tps = [TopicPartition(topic.name, partition) for partition in range(topic.partitions)]
-    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=settings.kafka, enable_auto_commit=False)
+    consumer = aiokafka.AIOKafkaConsumer(**broker.client_options(settings), enable_auto_commit=False)
     before: dict[TopicPartition, int] = {}
     try:
         await consumer.start()

@@ -13,11 +13,12 @@ import click
 import faust
 import structlog
 
-from chat_streams import streams_on_uvloop, topics
+from chat_streams import broker, streams_on_uvloop, topics
 from chat_streams.contiguous import ChatApp
 from chat_streams.settings import Settings, SettingsError, settings
 from chat_streams.statistics import INTERVAL_S
 from chat_streams.topics import Log
+from tables.cluster import Cluster, StoreRefused
 
 QUIET: Final = ("aiokafka", "faust", "mode", "aiohttp.access", "botocore", "aiobotocore")
 REQUEST_TIMEOUT: Final = 30.0
@@ -58,13 +59,14 @@ def tame_garbage_collector() -> None:
 class Service(ChatApp):
     """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
 
-    def __init__(self, name: str, **options: Any) -> None:
+    def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
         configure_logging()
         self.settings = _settings_or_exit()
         streams_on_uvloop.install()
         super().__init__(
             name,
             broker=f"aiokafka://{self.settings.kafka.replace(',', ';')}",
+            broker_credentials=broker.credentials(self.settings),
             loss_window=self.settings.loss_window,
             dead_letters=topics.DEAD_LETTERS,
             key_serializer="raw",
@@ -89,6 +91,7 @@ class Service(ChatApp):
             consumer_max_fetch_size=topics.MAX_RECORD,
             **options,
         )
+        self._redis = redis
         self.log_generation: Log | None = None
         self._add_pages()
         self.statistics.gauges = self._gauges
@@ -103,16 +106,26 @@ class Service(ChatApp):
         return self.log_generation
 
     def worker_init(self) -> None:
-        """Check the topics before a worker starts; ends the process with one clear line when they are wrong."""
+        """Check the engines before a worker starts; ends the process with one clear line when they can't do."""
         super().worker_init()
         # Faust calls this before any command of the app, and the one that creates the topics can't have them yet.
         if "worker" not in sys.argv:
             return
         try:
-            self.log_generation = asyncio.run(topics.check(self.settings))
-        except topics.TopicsError as error:
+            self.log_generation = asyncio.run(self._check())
+        except (topics.TopicsError, StoreRefused) as error:
             raise click.ClickException(str(error)) from error
         tame_garbage_collector()
+
+    async def _check(self) -> Log:
+        log = await topics.check(self.settings, self.conf.id)
+        if self._redis:
+            cluster = Cluster(self.settings)
+            try:
+                await cluster.check()
+            finally:
+                await cluster.close()
+        return log
 
     async def publish_statistics(self) -> None:
         """Say how this worker is, every few seconds, for as long as it runs."""

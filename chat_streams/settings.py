@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import ssl
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DAY = 24 * 3600
@@ -19,13 +21,26 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Times are in seconds and sizes in bytes unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="CHAT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CHAT_", extra="ignore", hide_input_in_errors=True)
 
     # Engines
     kafka: str = "127.0.0.1:9092"
     """Bootstrap servers, ``host:port`` with commas."""
+    kafka_tls: bool = False
+    kafka_ca_file: Path | None = None
+    """Certificates in PEM, one of which signed the brokers'; None for those the system trusts."""
+    kafka_user: str | None = None
+    """By SASL/SCRAM-SHA-512; None for nobody in particular."""
+    kafka_password: SecretStr | None = None
+    kafka_password_file: Path | None = None
     redis: str = "redis://127.0.0.1:7000"
-    """The URL of any node of the cluster; more nodes, in case that one is away, as ``,host:port``."""
+    """The URL of any node of the cluster, ``rediss://`` for TLS; more, in case that one is away, as ``,host:port``."""
+    redis_ca_file: Path | None = None
+    """As ``kafka_ca_file``."""
+    redis_user: str | None = None
+    """Of Redis's access control list; None for its user ``default``."""
+    redis_password: SecretStr | None = None
+    redis_password_file: Path | None = None
     redis_connections: int = Field(32, ge=1, le=1_000)
     """Per node and process; who finds none free waits."""
     engine_timeout: float = Field(5.0, gt=0, le=60)
@@ -113,25 +128,83 @@ class Settings(BaseSettings):
     @field_validator("redis")
     @classmethod
     def _redis_nodes(cls, value: str) -> str:
-        if not re.fullmatch(r"rediss?://[^,]+(,[^,:/@]+:[0-9]{1,5})*", value):
+        if "@" in value:
+            raise ValueError("it is shown in errors: user and password have variables of their own")
+        if not re.fullmatch(r"rediss?://[^,]+(,[^,:/]+:[0-9]{1,5})*", value):
             raise ValueError("redis://host:port or rediss://host:port is wanted, and ,host:port for each further node")
         return value
 
+    @field_validator("kafka_ca_file", "redis_ca_file")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except ssl.SSLError as error:
+                raise ValueError(f"{value} holds no certificates in PEM") from error
+            except OSError as error:
+                raise ValueError(f"{value} cannot be read: {error.strerror}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _logins(self) -> Self:
+        if self.kafka_ca_file is not None and not self.kafka_tls:
+            raise ValueError("CHAT_KAFKA_CA_FILE is of no use without CHAT_KAFKA_TLS=true")
+        if self.redis_ca_file is not None and not self.redis_tls:
+            raise ValueError("CHAT_REDIS_CA_FILE is of no use without rediss:// in CHAT_REDIS")
+        # SCRAM does not send the password, but what follows is for all to read; Redis sends the password itself.
+        if self.kafka_login() is not None and not self.kafka_tls and not _is_loopback(self.kafka):
+            raise ValueError("CHAT_KAFKA_USER is refused without CHAT_KAFKA_TLS=true, but for a Kafka on loopback")
+        if self.redis_login() is not None and not self.redis_tls and not _is_loopback(self.redis.partition("//")[2]):
+            raise ValueError("CHAT_REDIS_PASSWORD is refused without rediss:// in CHAT_REDIS, but for one on loopback")
+        return self
+
+    @property
+    def redis_tls(self) -> bool:
+        """Whether Redis is spoken to by TLS."""
+        return self.redis.startswith("rediss:")
+
+    def kafka_login(self) -> tuple[str, str] | None:
+        """User and password for Kafka; raises ``SettingsError`` when one is there without the other."""
+        password = _secret("CHAT_KAFKA_PASSWORD", self.kafka_password, self.kafka_password_file)
+        if bool(self.kafka_user) != bool(password):
+            raise SettingsError("CHAT_KAFKA_USER and CHAT_KAFKA_PASSWORD (or its file) go together: one is missing")
+        return (self.kafka_user, password) if self.kafka_user and password else None
+
+    def redis_login(self) -> tuple[str | None, str] | None:
+        """User (None: ``default``) and password for Redis; raises ``SettingsError`` for a user without a password."""
+        password = _secret("CHAT_REDIS_PASSWORD", self.redis_password, self.redis_password_file)
+        if self.redis_user and not password:
+            raise SettingsError("CHAT_REDIS_USER is set, and neither CHAT_REDIS_PASSWORD nor CHAT_REDIS_PASSWORD_FILE")
+        return (self.redis_user or None, password) if password else None
+
     def jwt_key(self) -> str:
         """The HS256 key; raises ``SettingsError`` when there is none or it is too short to be safe (RFC 7518, 3.2)."""
-        if self.jwt_secret is not None:
-            key, origin = self.jwt_secret.get_secret_value(), "CHAT_JWT_SECRET"
-        elif self.jwt_secret_file is not None:
-            origin = f"CHAT_JWT_SECRET_FILE ({self.jwt_secret_file})"
-            try:
-                key = self.jwt_secret_file.read_text().strip()
-            except OSError as error:
-                raise SettingsError(f"{origin} cannot be read: {error.strerror}") from error
-        else:
+        key = _secret("CHAT_JWT_SECRET", self.jwt_secret, self.jwt_secret_file)
+        if key is None:
             raise SettingsError("no key for tokens: set CHAT_JWT_SECRET, CHAT_JWT_SECRET_FILE (HS256) or CHAT_JWKS_URL")
         if len(key.encode()) < 32:
-            raise SettingsError(f"{origin} is shorter than 32 bytes")
+            of_file = f"_FILE ({self.jwt_secret_file})" if self.jwt_secret is None else ""
+            raise SettingsError(f"CHAT_JWT_SECRET{of_file} is shorter than 32 bytes")
         return key
+
+
+def _secret(variable: str, value: SecretStr | None, file: Path | None) -> str | None:
+    """A secret, or what its file holds without the space around it; raises ``SettingsError``."""
+    if value is not None:
+        return value.get_secret_value()
+    if file is None:
+        return None
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{variable}_FILE ({file}) cannot be read: {error.strerror}") from error
+
+
+def _is_loopback(addresses: str) -> bool:
+    """Whether each of the addresses, ``host:port`` with commas, is of this machine only."""
+    hosts = [address.rpartition(":")[0].strip("[] ") for address in addresses.split(",")]
+    return all(host == "localhost" or re.fullmatch(r"127(\.[0-9]{1,3}){3}|::1", host) for host in hosts)
 
 
 @lru_cache(maxsize=1)
@@ -140,5 +213,8 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"CHAT_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        # What is wrong with two settings together names them in its text.
+        lines = [
+            f"CHAT_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()
+        ]
         raise SettingsError("wrong setting: " + "; ".join(lines)) from error

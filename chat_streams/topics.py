@@ -18,7 +18,8 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import TopicPartition
 
-from chat_streams.metadata import topic_ids
+from chat_streams import broker
+from chat_streams.metadata import TopicMetadata, may_join, topics_of
 from chat_streams.settings import Settings
 
 
@@ -46,6 +47,42 @@ DEAD_LETTER_PARTITIONS: Final = 1
 OUTGOING_SECONDS: Final = 3600
 STATS_SECONDS: Final = 2 * 3600
 COMPACTED: Final = {"cleanup.policy": "compact"}
+NEEDS: Final = {
+    "gateway": {
+        INCOMING_MESSAGES: {"write"},
+        SESSION_EVENTS: {"write"},
+        INBOX_REQUESTS: {"write"},
+        OUTGOING_MESSAGES: {"read"},
+        SERVICE_STATS: {"write"},
+    },
+    "messaging": {
+        INCOMING_MESSAGES: {"read"},
+        SESSION_EVENTS: {"read"},
+        OUTGOING_MESSAGES: {"write"},
+        REGISTRY_CHANGELOG: {"read", "write"},
+        DEAD_LETTERS: {"write"},
+        SERVICE_STATS: {"write"},
+    },
+    "notification": {
+        SESSION_EVENTS: {"read"},
+        INBOX_REQUESTS: {"read"},
+        OUTGOING_MESSAGES: {"write"},
+        DEAD_LETTERS: {"write"},
+        SERVICE_STATS: {"write"},
+    },
+    "history": {INCOMING_MESSAGES: {"read"}, DEAD_LETTERS: {"write"}, SERVICE_STATS: {"write"}},
+    "inspector": {
+        INCOMING_MESSAGES: {"read"},
+        SESSION_EVENTS: {"read"},
+        INBOX_REQUESTS: {"read"},
+        OUTGOING_MESSAGES: {"read"},
+        DEAD_LETTERS: {"read"},
+        SERVICE_STATS: {"read", "write"},
+    },
+}
+"""What each service does with which topic. All of them read ``log_generations``, and the configs of every topic."""
+GROUPS: Final = ("messaging", "notification", "history")
+"""The services that are consumer groups, too."""
 
 
 class TopicsError(Exception):
@@ -123,9 +160,9 @@ class Admin:
     """An admin client that says clearly when there is no Kafka."""
 
     def __init__(self, settings: Settings) -> None:
-        self._kafka = settings.kafka
+        self._settings = settings
         self._client = AIOKafkaAdminClient(
-            bootstrap_servers=settings.kafka, request_timeout_ms=int(REQUEST_SECONDS * 1000)
+            **broker.client_options(settings), request_timeout_ms=int(REQUEST_SECONDS * 1000)
         )
 
     async def __aenter__(self) -> AIOKafkaAdminClient:
@@ -133,9 +170,7 @@ class Admin:
             await self._client.start()
         except KafkaError as error:
             await self._client.close()
-            raise TopicsError(
-                f"no Kafka at {self._kafka} (CHAT_KAFKA): {error}; start it ('make up') or correct the setting"
-            ) from error
+            raise TopicsError(await broker.trouble(self._settings, error)) from error
         return self._client
 
     async def __aexit__(self, *_: object) -> None:
@@ -148,7 +183,7 @@ async def create(settings: Settings) -> list[str]:
     Raises ``TopicsError`` when an existing one is not as it must be.
     """
     async with Admin(settings) as admin:
-        there = set(await admin.list_topics())
+        there, _ = await topics_of(admin, [GENERATIONS, INCOMING_MESSAGES])
         if GENERATIONS in there and INCOMING_MESSAGES not in there:
             newest = max(await generations(settings), key=lambda g: g.generation, default=None)
             if newest is not None and newest.version != VERSION:
@@ -166,7 +201,7 @@ async def create_missing(
     admin: AIOKafkaAdminClient, settings: Settings, wanted: Sequence[Topic]
 ) -> tuple[list[str], dict[str, str]]:
     """Create those topics that are missing; returns the names of these, and the ids of all. Raises ``TopicsError``."""
-    existing = set(await admin.list_topics())
+    existing, _ = await topics_of(admin, [t.name for t in wanted])
     missing = [t for t in wanted if t.name not in existing]
     if missing:
         answer = await admin.create_topics(
@@ -177,37 +212,49 @@ async def create_missing(
                 raise TopicsError(
                     f"topic {name} was not created: {for_code(code).__name__}: {' '.join(map(str, text))}"
                 )
-    return [t.name for t in missing], await _ids_of_all(admin, [t.name for t in wanted])
+    found = await _find_all(admin, [t.name for t in wanted])
+    return [t.name for t in missing], {name: topic.id for name, topic in found.items()}
 
 
-async def _ids_of_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, str]:
+async def _find_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicMetadata]:
     # What the controller has made, the broker itself knows a moment later.
     deadline = time.monotonic() + REQUEST_SECONDS
-    while len(ids := await topic_ids(admin, names)) < len(names):
+    while len(found := (await topics_of(admin, names))[0]) < len(names):
         if time.monotonic() > deadline:
-            raise TopicsError(f"not there after {REQUEST_SECONDS:g} s: topic {', '.join(set(names) - ids.keys())}")
+            raise TopicsError(f"not there after {REQUEST_SECONDS:g} s: topic {', '.join(set(names) - found.keys())}")
         await asyncio.sleep(0.05)
-    return ids
+    return found
 
 
-async def check(settings: Settings) -> Log:
-    """The log, once all topics are found to be as they must be; raises ``TopicsError`` naming all that is wrong."""
+async def check(settings: Settings, service: str = "") -> Log:
+    """The log, once all topics are found to be as they must be; raises ``TopicsError`` naming all that is wrong.
+
+    With a service, also whether the Kafka user may do what ``NEEDS`` says of it.
+    """
     async with Admin(settings) as admin:
-        described = {t["topic"]: t for t in await admin.describe_topics()}
+        described, hidden = await topics_of(admin, [t.name for t in _wanted(settings)])
+        missing = _missing_rights(described, hidden, service)
+        if settings.kafka_user and service in GROUPS and not await _may_join(admin, service):
+            missing.append(f"may not read as group {service}")
+        if missing:
+            raise TopicsError(
+                f"Kafka user {settings.kafka_user or 'ANONYMOUS'} {', '.join(missing)}: give it the rights that"
+                f" docs/security.md lists{' for ' * bool(service)}{service}"
+            )
         configs = await _configs(admin, [t.name for t in _wanted(settings) if t.name in described])
         wrong = []
         for topic in _wanted(settings):
             if topic.name not in described:
                 wrong.append(f"topic {topic.name} is missing: create it with 'faust -A chat_streams topics create'")
                 continue
-            found = len(described[topic.name]["partitions"])
+            found = described[topic.name].partitions
             if found != topic.partitions:
                 setting = "CHAT_SLOTS" if topic.name == OUTGOING_MESSAGES else "CHAT_PARTITIONS"
                 wrong.append(
                     f"topic {topic.name} has {found} partitions, {topic.partitions} are wanted ({setting}):"
                     " a topic is never grown in place; correct the setting"
                 )
-            replicas = min(len(p["replicas"]) for p in described[topic.name]["partitions"])
+            replicas = described[topic.name].replicas
             if replicas < settings.replication:
                 wrong.append(f"topic {topic.name} has {replicas} replicas, {settings.replication} are wanted")
             for name, value in topic.config.items():
@@ -217,9 +264,8 @@ async def check(settings: Settings) -> Log:
                         wrong.append(f"topic {topic.name} has {name}={actual}, {value} is wanted")
         if wrong:
             raise TopicsError("; ".join(wrong))
-        ids = await topic_ids(admin, [INCOMING_MESSAGES])
     known = await generations(settings)
-    mine = next((g for g in known if g.topic_id == ids[INCOMING_MESSAGES]), None)
+    mine = next((g for g in known if g.topic_id == described[INCOMING_MESSAGES].id), None)
     if mine is None:
         raise TopicsError(
             f"topic {INCOMING_MESSAGES} was made anew and has no generation yet, so its messages would be taken for old"
@@ -235,6 +281,28 @@ async def check(settings: Settings) -> Log:
     return Log(mine.generation, settings.partitions)
 
 
+async def _may_join(admin: AIOKafkaAdminClient, group: str) -> bool:
+    # The first group of a new Kafka waits until the topic of the groups' offsets is made.
+    deadline = time.monotonic() + REQUEST_SECONDS
+    while (allowed := await may_join(admin, group)) is None and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    return allowed is not False
+
+
+def _missing_rights(described: dict[str, TopicMetadata], hidden: set[str], service: str) -> list[str]:
+    needs = {name: {"describe configs of"} for name in described}
+    for name, operations in ({GENERATIONS: {"read"}} | NEEDS.get(service, {})).items():
+        needs.setdefault(name, set()).update(operations)
+    missing = [f"may not see topic {name}" for name in sorted(hidden)]
+    missing += [
+        f"may not {operation} topic {name}"
+        for name, operations in sorted(needs.items())
+        for operation in sorted(operations)
+        if name in described and not described[name].allows(operation)
+    ]
+    return missing
+
+
 async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
     if not names:
         return {}
@@ -248,7 +316,7 @@ async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str
 
 async def generations(settings: Settings) -> list[Generation]:
     """All generations of the log there were; raises ``TopicsError``."""
-    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=settings.kafka, enable_auto_commit=False)
+    consumer = aiokafka.AIOKafkaConsumer(**broker.client_options(settings), enable_auto_commit=False)
     tp = TopicPartition(GENERATIONS, 0)
     found: list[Generation] = []
     try:
@@ -273,7 +341,7 @@ async def note_generation(settings: Settings, topic_id: str, partitions: int, ve
     if (mine := next((g for g in known if g.topic_id == topic_id), None)) is not None:
         return mine.generation
     generation = Generation(max((g.generation for g in known), default=0) + 1, topic_id, partitions, version)
-    producer = aiokafka.AIOKafkaProducer(bootstrap_servers=settings.kafka, acks="all", enable_idempotence=True)
+    producer = aiokafka.AIOKafkaProducer(**broker.client_options(settings), acks="all", enable_idempotence=True)
     await producer.start()
     try:
         await producer.send_and_wait(GENERATIONS, msgspec.json.encode(generation), key=topic_id.encode())

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from chat_streams import topics
+from chat_streams import broker, topics
 from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.records import (
@@ -238,13 +238,13 @@ class Tracer:
         return False
 
     async def _next_offset(self, group: str, partition: int) -> int | None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka)
+        admin = AIOKafkaAdminClient(**broker.client_options(self._settings))
         tp = TopicPartition(INCOMING_MESSAGES, partition)
         try:
             await admin.start()
             offset = int((await admin.list_consumer_group_offsets(group, partitions=[tp]))[tp].offset)
         except KafkaError as error:
-            raise LogUnavailable(f"Kafka at {self._settings.kafka} (CHAT_KAFKA): {error!r}") from error
+            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
         finally:
             await admin.close()
         return offset if offset >= 0 else None

@@ -14,6 +14,7 @@ from chat_streams.service import configure_logging, tame_garbage_collector
 from chat_streams.settings import SettingsError, settings
 from chat_streams.topics import TopicsError
 from gateway.app import create_app
+from tables.cluster import StoreRefused
 
 SHUTDOWN_SECONDS = 15.0
 
@@ -38,7 +39,7 @@ def main() -> None:
             loop=asyncio.new_event_loop(),
             handler_cancellation=False,
         )
-    except (SettingsError, TopicsError, KafkaError) as error:
+    except (SettingsError, TopicsError, StoreRefused, KafkaError) as error:
         sys.exit(f"gateway: {error}")
     except OSError as error:
         sys.exit(f"gateway: cannot listen on {s.gateway_host}:{s.gateway_port} (CHAT_GATEWAY_PORT): {error.strerror}")

@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from chat_streams import topics
+from chat_streams import broker, topics
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.records import PUSH, Delivery
 from chat_streams.settings import Settings
@@ -72,10 +72,14 @@ class Gateway:
         self._sample_at = 0.0
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """Start before the socket listens, stop after (``web.Application.cleanup_ctx``); raises ``TopicsError``."""
-        self._log = await topics.check(self.settings)
+        """Start before the socket listens, stop after (``web.Application.cleanup_ctx``).
+
+        Raises ``TopicsError`` and ``StoreRefused``.
+        """
+        self._log = await topics.check(self.settings, "gateway")
+        await self._cluster.check()
         await self.publisher.start()
-        self._ends = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka, enable_auto_commit=False)
+        self._ends = AIOKafkaConsumer(**broker.client_options(self.settings), enable_auto_commit=False)
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
@@ -179,7 +183,7 @@ class Gateway:
         if until.generation < self._log.generation:
             return  # All of an earlier log was written before this one began.
         tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self.settings.partitions))
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka)
+        admin = AIOKafkaAdminClient(**broker.client_options(self.settings))
         try:
             last = min(until, await self.log_end(tp.partition))
             async with asyncio.timeout(self.settings.engine_timeout):

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import TopicPartition
 
+from chat_streams import broker
 from chat_streams.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
 from chat_streams.settings import Settings
 from chat_streams.topics import MAX_RECORD, OUTGOING_MESSAGES
@@ -40,7 +41,7 @@ class Deliveries:
         """
         await self.close()
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka,
+            **broker.client_options(self._settings),
             enable_auto_commit=False,
             auto_offset_reset="latest",
             max_partition_fetch_bytes=max(FETCH_BYTES, MAX_RECORD),

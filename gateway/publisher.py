@@ -12,6 +12,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
+from chat_streams import broker
 from chat_streams.patience import patiently
 from chat_streams.records import (
     INCOMING,
@@ -330,7 +331,7 @@ class Publisher:
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
-            bootstrap_servers=self.settings.kafka,
+            **broker.client_options(self.settings),
             acks="all",
             enable_idempotence=True,
             linger_ms=0,

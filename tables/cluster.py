@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
@@ -17,9 +18,11 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -38,6 +41,7 @@ _VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
 LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
 SLOTS: Final = 16_384
 _ELSEWHERE: Final = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError)
+"""Answers that say nothing of the command itself."""
 
 Command = tuple[Any, ...]
 
@@ -51,18 +55,32 @@ class StoreUnavailable(Exception):
     """Redis did not do what was asked for: it is away, moving slots or choosing a new primary. Try again."""
 
 
+class StoreRefused(Exception):
+    """Redis does not want us, and trying again is no use; the text says why, and which setting to look at."""
+
+
+def connect(settings: Settings, **options: Any) -> RedisCluster:
+    """A client of redis-py, not connected yet: where Redis is, how it is spoken to, and who speaks."""
+    url, *others = settings.redis.split(",")
+    user, password = settings.redis_login() or (None, None)
+    if settings.redis_tls:
+        options["ssl_ca_certs"] = None if settings.redis_ca_file is None else str(settings.redis_ca_file)
+    return RedisCluster.from_url(
+        url,
+        startup_nodes=[ClusterNode(host, int(port)) for host, port in (node.split(":") for node in others)],
+        username=user,
+        password=password,
+        socket_timeout=settings.engine_timeout,
+        socket_connect_timeout=settings.engine_timeout,
+        **options,
+    )
+
+
 class Cluster:
     """A client of the cluster. Commands are function calls, ``("FCALL", name, n, key, …)``: element 3 is a key."""
 
     def __init__(self, settings: Settings) -> None:
-        url, *others = settings.redis.split(",")
-        self._redis = RedisCluster.from_url(
-            url,
-            startup_nodes=[ClusterNode(host, int(port)) for host, port in (node.split(":") for node in others)],
-            max_connections=settings.redis_connections,
-            socket_timeout=settings.engine_timeout,
-            socket_connect_timeout=settings.engine_timeout,
-        )
+        self._redis = connect(settings, max_connections=settings.redis_connections)
         self._configured = dict(self._redis.nodes_manager.startup_nodes)
         self._settings = settings
         self._tags: tuple[object, list[tuple[ClusterNode, str]]] | None = None
@@ -72,6 +90,30 @@ class Cluster:
     async def close(self) -> None:
         """Close all connections."""
         await self._redis.aclose()
+
+    async def check(self) -> None:
+        """Raise ``StoreRefused`` when Redis does not accept us or we not it. One that is away may come later."""
+        redis, login = f"Redis at {self._settings.redis} (CHAT_REDIS)", self._settings.redis_login()
+        try:
+            await self.ping()
+        except StoreUnavailable as error:
+            causes = list(_causes(error))
+            for cause in causes:
+                if isinstance(cause, ssl.SSLCertVerificationError):
+                    raise StoreRefused(
+                        f"{redis}: its certificate is not accepted: {cause.verify_message}; trusted is"
+                        f" {self._settings.redis_ca_file or 'what the system trusts'} (CHAT_REDIS_CA_FILE)"
+                    ) from error
+                if isinstance(cause, ssl.SSLError):
+                    raise StoreRefused(f"{redis} speaks no TLS that we understand: {cause.reason}") from error
+                if isinstance(cause, AuthenticationError):
+                    name = (login and login[0]) or "default"
+                    raise StoreRefused(
+                        f"{redis} refused user {name} (CHAT_REDIS_USER, CHAT_REDIS_PASSWORD): {cause}"
+                    ) from error
+                if _forbidden(cause):
+                    raise StoreRefused(f"{redis}: {cause}; the rights it needs are in docs/security.md") from error
+            log.warning("redis is away", error=str(error))
 
     async def ping(self) -> None:
         """Raise ``StoreUnavailable`` when the cluster can't take a command."""
@@ -115,7 +157,7 @@ class Cluster:
                     await self._load()
                     answers = await once()
                 for answer in answers:
-                    if isinstance(answer, _ELSEWHERE) or _no_function(answer):
+                    if isinstance(answer, _ELSEWHERE) or _no_function(answer) or _forbidden(answer):
                         raise answer
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             await self._forget_topology()
@@ -202,6 +244,19 @@ class Cluster:
 def _tag_of(slot: int) -> str:
     """A hash tag whose keys are in a slot of the cluster."""
     return next(str(n) for n in itertools.count() if key_slot(str(n).encode()) == slot)
+
+
+def _forbidden(answer: object) -> bool:
+    # Redis 7.0 says it of a function's own commands without the code NOPERM.
+    return isinstance(answer, NoPermissionError) or (
+        isinstance(answer, ResponseError) and str(answer).startswith("The user executing the script can't")
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _no_function(answer: object) -> bool:

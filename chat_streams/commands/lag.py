@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition
 from faust.cli import option
 from rich.table import Table
 
+from chat_streams import broker
 from chat_streams.commands.output import Command, console
 from chat_streams.inspector.collector import GROUPS, LOOK_S, look
 from chat_streams.inspector.formats import empty_in, number, seconds
@@ -38,8 +39,10 @@ def register(app: Service) -> None:
         """Show how far each service is behind the log, as the inspector does; it looks for a few seconds."""
         try:
             rows = await _measure(app.settings)
-        except (LogUnavailable, KafkaError, OSError, TimeoutError) as error:
-            raise click.ClickException(f"Kafka at {app.settings.kafka} (CHAT_KAFKA): {error!r}") from error
+        except LogUnavailable as error:
+            raise click.ClickException(str(error)) from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise click.ClickException(await broker.trouble(app.settings, error)) from error
         _show(rows, as_json)
         if most_s is not None and (late := [row for row in rows if (row["seconds"] or 0) > most_s]):
             names = ", ".join(f"{row['group']} on {row['topic']}" for row in late)
@@ -50,8 +53,8 @@ async def _measure(settings: Settings) -> list[dict[str, Any]]:
     marks = Watermarks()
     topics = sorted({topic for of_group in GROUPS.values() for topic in of_group})
     tps = [TopicPartition(topic, p) for topic in topics for p in range(settings.partitions)]
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka, enable_auto_commit=False)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka)
+    consumer = AIOKafkaConsumer(**broker.client_options(settings), enable_auto_commit=False)
+    admin = AIOKafkaAdminClient(**broker.client_options(settings))
     try:
         await consumer.start()
         await admin.start()

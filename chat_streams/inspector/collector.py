@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
-from chat_streams import statistics, topics
+from chat_streams import broker, statistics, topics
 from chat_streams.inspector.lag import Lag, Watermarks
 from chat_streams.inspector.leases import Slot, leases
 from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
@@ -148,7 +148,7 @@ class Collector:
     @contextlib.asynccontextmanager
     async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.settings.kafka,
+            **broker.client_options(self.settings),
             enable_auto_commit=False,
             request_timeout_ms=int(REQUEST_S * 1000),
             fetch_max_wait_ms=WAIT_MS,
@@ -161,7 +161,7 @@ class Collector:
             await consumer.stop()
 
     async def _kafka(self) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka, request_timeout_ms=int(REQUEST_S * 1000))
+        admin = AIOKafkaAdminClient(**broker.client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
         try:
             async with self._consumer() as consumer, asyncio.timeout(None) as limit:
                 await admin.start()
@@ -198,7 +198,7 @@ class Collector:
                         self.series.add(statistics.decode(record.value or b""))
 
     async def _publish(self) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=self.settings.kafka, request_timeout_ms=int(REQUEST_S * 1000))
+        producer = AIOKafkaProducer(**broker.client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
         try:
             async with asyncio.timeout(REQUEST_S):
                 await producer.start()

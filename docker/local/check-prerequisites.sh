@@ -40,4 +40,9 @@ if [ "${1:-}" = test ] && ! command -v chromium >/dev/null 2>&1; then
     say "chromium is missing (for the browser tests): sudo apt install chromium"
 fi
 
+# The server of the Python package has no TLS.
+if [ "${1:-}" = test ] && ! command -v valkey-server >/dev/null 2>&1 && ! command -v redis-server >/dev/null 2>&1; then
+    say "redis-server is missing (for the tests of TLS; 7 or newer, or valkey-server): sudo apt install redis-server"
+fi
+
 exit "$missing"

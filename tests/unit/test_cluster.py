@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import pytest
 from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import NoPermissionError, ResponseError
 
 from chat_streams.settings import Settings
-from tables.cluster import Cluster
+from tables.cluster import Cluster, StoreUnavailable
 
 
 class Connection:
@@ -52,7 +53,33 @@ async def test_nobody_reads_the_answers_meant_for_another(error: Exception, rais
     assert node.released
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NoPermissionError("this user has no permissions to run the 'xadd' command"),
+        ResponseError(
+            "The user executing the script can't run this command or subcommand script: f, on @user_function:2."
+        ),
+    ],
+)
+async def test_a_right_that_is_taken_away_is_waited_for_and_no_fault_of_the_message(
+    monkeypatch: pytest.MonkeyPatch, answer: ResponseError
+) -> None:
+    """Anything else that is answered makes a dead letter of the record."""
+    cluster = Cluster(Settings())
+
+    async def nothing() -> None: ...
+
+    async def answers(commands: Any) -> list[Any]:
+        return [answer]
+
+    monkeypatch.setattr(cluster._redis, "initialize", nothing)
+    monkeypatch.setattr(cluster, "_round", answers)
+    with pytest.raises(StoreUnavailable):
+        await cluster.pipeline([("FCALL", "append", 1, "{u:bob}:inbox")])
+
+
 def test_more_nodes_than_one_may_be_named() -> None:
-    cluster = Cluster(Settings(redis="redis://:secret@127.0.0.1:7000,127.0.0.1:7001,127.0.0.1:7002"))
+    cluster = Cluster(Settings(redis="redis://127.0.0.1:7000,127.0.0.1:7001,127.0.0.1:7002", redis_password="secret"))
     assert sorted(cluster._configured) == [f"127.0.0.1:{port}" for port in (7000, 7001, 7002)]
     assert {node.connection_kwargs["password"] for node in cluster._configured.values()} == {"secret"}

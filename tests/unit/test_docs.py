@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from chat_streams.settings import Settings
+from chat_streams.topics import NEEDS
 from docker.local.layout import PREFIX, Layout
 from gateway import protocol
 from gateway.protocol import Close
@@ -20,6 +21,7 @@ from gateway.protocol import Close
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+SECURITY = (ROOT / "docs" / "security.md").read_text()
 
 
 def rows(text: str) -> list[list[str]]:
@@ -74,6 +76,8 @@ def test_the_default_of_a_setting_is_the_documented_one(name: str, field: FieldI
     cell = next(row[2] for row in rows(SETTINGS) if row[0] == f"`{name}`")
     if default is None:
         assert cell.split(":")[0] == "none"
+    elif isinstance(default, bool):
+        assert cell == str(default).lower()
     elif isinstance(default, int | float):
         assert float(cell.split(" ")[0].replace(",", "")) == default
     else:
@@ -105,3 +109,20 @@ def test_the_limits_of_the_protocol_are_the_documented_ones() -> None:
         assert re.search(rf"\b{limit:,}\b", PROTOCOL)
     assert protocol.PATH in PROTOCOL
     assert protocol.SUBPROTOCOL in PROTOCOL
+
+
+@pytest.mark.parametrize("service", NEEDS)
+def test_the_documented_rights_are_those_a_service_looks_for(service: str) -> None:
+    (row,) = (row for row in rows(SECURITY) if row[0] == f"`{service}`")
+    for operation, cell in (("read", row[1]), ("write", row[2])):
+        assert set(re.findall("`(.+?)`", cell)) == {
+            name for name, needs in NEEDS[service].items() if operation in needs
+        }
+
+
+def test_redis_users_may_call_what_the_functions_call() -> None:
+    source = (ROOT / "tables" / "inbox.lua").read_text()
+    called = {name.lower() for name in re.findall(r"redis\.p?call\('(\w+)'", source)}
+    (rights,) = re.findall(r"^user chat-services (.+)$", SECURITY, re.MULTILINE)
+    assert called
+    assert called <= set(re.findall(r"\+(\S+)", rights))

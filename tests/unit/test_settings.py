@@ -37,6 +37,9 @@ def _only_these(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("LOSS_WINDOW", "soon"),
         ("REDIS", "127.0.0.1:7000"),
         ("REDIS", "redis://127.0.0.1:7000,redis://127.0.0.1:7001"),
+        ("REDIS", "redis://:sesame@127.0.0.1:7000"),
+        ("KAFKA_CA_FILE", "/nowhere"),
+        ("REDIS_CA_FILE", __file__),
     ],
 )
 def test_a_wrong_value_is_an_error_naming_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -111,3 +114,43 @@ def test_the_key_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file.write_text(KEY + "\n")
     file.chmod(stat.S_IRUSR)
     assert module.settings().jwt_key() == KEY
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"KAFKA_USER": "alice"}, "CHAT_KAFKA_PASSWORD"),
+        ({"KAFKA_PASSWORD": "sesame"}, "CHAT_KAFKA_USER"),
+        ({"KAFKA_USER": "alice", "KAFKA_PASSWORD_FILE": "/nowhere"}, "/nowhere"),
+        ({"REDIS_USER": "alice"}, "CHAT_REDIS_PASSWORD"),
+        ({"KAFKA": "kafka:9092", "KAFKA_USER": "alice", "KAFKA_PASSWORD": "sesame"}, "CHAT_KAFKA_TLS"),
+        ({"KAFKA": "127.0.0.1:1,127.evil.test:1", "KAFKA_USER": "a", "KAFKA_PASSWORD": "sesame"}, "CHAT_KAFKA_TLS"),
+        ({"REDIS": "redis://127.0.0.1:1,b:1", "REDIS_PASSWORD": "sesame"}, "rediss://"),
+    ],
+)
+def test_a_login_is_whole_and_not_on_an_open_wire(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], text: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"CHAT_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        module.settings()
+    assert text in str(caught.value)
+    assert "sesame" not in str(caught.value) + str(caught.value.__cause__)
+
+
+def test_on_loopback_a_login_needs_no_tls_and_with_it_any_place_will_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("sesame\n")
+    monkeypatch.setenv("CHAT_KAFKA_USER", "alice")
+    monkeypatch.setenv("CHAT_KAFKA_PASSWORD_FILE", str(file))
+    monkeypatch.setenv("CHAT_REDIS_PASSWORD", "open")
+    assert module.settings().kafka_login() == ("alice", "sesame")
+    assert module.settings().redis_login() == (None, "open")
+    monkeypatch.setenv("CHAT_KAFKA", "kafka.test:9094")
+    monkeypatch.setenv("CHAT_KAFKA_TLS", "true")
+    monkeypatch.setenv("CHAT_REDIS", "rediss://redis.test:6379")
+    module.settings.cache_clear()
+    assert module.settings().redis_tls

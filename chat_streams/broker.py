@@ -1,0 +1,97 @@
+"""How everything here connects to Kafka, and why it could not."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import faust
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
+from aiokafka.protocol.metadata import MetadataRequest
+
+from chat_streams.settings import Settings
+
+MECHANISM: Final = "SCRAM-SHA-512"
+PROBE_S: Final = 5.0
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """What every client of aiokafka is made with: where Kafka is, how it is spoken to, and who speaks."""
+    options: dict[str, Any] = {"bootstrap_servers": settings.kafka, "security_protocol": "PLAINTEXT"}
+    if settings.kafka_tls:
+        options |= {"security_protocol": "SSL", "ssl_context": _tls(settings.kafka_ca_file)}
+    if (login := settings.kafka_login()) is not None:
+        user, password = login
+        options["security_protocol"] = "SASL_SSL" if settings.kafka_tls else "SASL_PLAINTEXT"
+        options |= {"sasl_mechanism": MECHANISM, "sasl_plain_username": user, "sasl_plain_password": password}
+    return options
+
+
+def credentials(settings: Settings) -> Any:
+    """The same for Faust's ``broker_credentials``; its URL says where Kafka is."""
+    tls = _tls(settings.kafka_ca_file) if settings.kafka_tls else None
+    if (login := settings.kafka_login()) is not None:
+        return faust.SASLCredentials(username=login[0], password=login[1], ssl_context=tls, mechanism=MECHANISM)
+    return None if tls is None else faust.SSLCredentials(tls)
+
+
+async def trouble(settings: Settings, error: BaseException) -> str:
+    """What keeps us from Kafka, in words for an operator, after ``error`` of a client that could not connect.
+
+    aiokafka logs why it could not and raises that it could not; so this tries once more, for 5 s a server at most.
+    """
+    kafka = f"Kafka at {settings.kafka} (CHAT_KAFKA)"
+    options = client_options(settings)
+    for address in options.pop("bootstrap_servers").split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            connection = await create_conn(
+                host.strip("[]"), int(port), request_timeout_ms=int(PROBE_S * 1000), **options
+            )
+            try:
+                await connection.send(MetadataRequest([]))
+            finally:
+                connection.close()
+        except SaslAuthenticationFailed:
+            return f"{kafka} refused user {settings.kafka_user}: the password is wrong, or there is no such user"
+        except UnsupportedSaslMechanismError:
+            return f"{kafka} takes no {MECHANISM}, by which user {settings.kafka_user} is to log in"
+        except ssl.SSLCertVerificationError as cause:
+            trusted = settings.kafka_ca_file or "what the system trusts"
+            return (
+                f"{kafka}: the certificate of {address} is not accepted: {cause.verify_message}; trusted is {trusted}"
+                " (CHAT_KAFKA_CA_FILE)"
+            )
+        except ssl.SSLError as cause:
+            return f"{kafka}: {address} speaks no TLS that we understand ({cause.reason}): see CHAT_KAFKA_TLS"
+        except (KafkaError, OSError, TimeoutError, ValueError) as cause:
+            error = cause
+        else:
+            return f"{kafka}: {error!r}"
+    hint = "start it ('make up') or correct the setting"
+    if not isinstance(error, ConnectionRefusedError):
+        hint += "; a Kafka that ends the connection may want TLS (CHAT_KAFKA_TLS) or a user (CHAT_KAFKA_USER)"
+    return f"no {kafka}: {error!r}; {hint}"
+
+
+class _OneWay(ssl.SSLObject):
+    """Ends a connection by our own close_notify, which is all that RFC 8446, 6.1, wants.
+
+    asyncio and uvloop wait for the other one's for 30 s, and the answer to a fetch that comes meanwhile may make that
+    in vain: whoever stopped a consumer of aiokafka waited so long (seen with uvloop 0.23 and asyncio of Python 3.11).
+    """
+
+    def unwrap(self) -> None:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            super().unwrap()
+
+
+@lru_cache(maxsize=4)
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
+    context.sslobject_class = _OneWay
+    return context
