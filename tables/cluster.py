@@ -97,8 +97,7 @@ class Cluster:
         try:
             await self.ping()
         except StoreUnavailable as error:
-            causes = list(_causes(error))
-            for cause in causes:
+            for cause in _causes(error):
                 if isinstance(cause, ssl.SSLCertVerificationError):
                     raise StoreRefused(
                         f"{redis}: its certificate is not accepted: {cause.verify_message}; trusted is"

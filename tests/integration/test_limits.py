@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -12,6 +13,7 @@ from gateway.protocol import SUBPROTOCOL
 from tests.integration.support import Received, Stack, user
 
 BURST = 20
+CONNECTIONS = 4
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -19,7 +21,13 @@ async def strict(stack: Stack) -> AsyncIterator[str]:
     """Start a gateway that allows little, and return its URL."""
     running = await stack.start(
         stack.service(
-            "gateway", send_rate=100, send_burst=BURST, connect_rate=0.5, connect_burst=3, origins="https://chat.test"
+            "gateway",
+            send_rate=100,
+            send_burst=BURST,
+            connect_rate=0.5,
+            connect_burst=3,
+            max_connections=CONNECTIONS,
+            origins="https://chat.test",
         )
     )
     yield running.part.url
@@ -72,6 +80,24 @@ async def test_too_many_connects_are_told_to_wait(stack: Stack, strict: str) -> 
     assert "wait" in closed.reason
     # The client does.
     async with stack.connect(bob, url=strict):
+        pass
+
+
+async def test_a_full_gateway_says_when_to_come_again(stack: Stack, strict: str) -> None:
+    """Also those who have said no hello count; what one user may hold is in test_hostile.py."""
+    async with contextlib.AsyncExitStack() as opened:
+
+        async def overfill() -> None:
+            for _ in range(CONNECTIONS + 1):
+                await opened.enter_async_context(stack.socket(strict))
+
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await overfill()
+        assert caught.value.status == 503
+        assert caught.value.headers is not None
+        assert int(caught.value.headers["Retry-After"]) > 0
+    # The client comes again, and there is room.
+    async with stack.connect(user("late"), url=strict):
         pass
 
 

@@ -57,9 +57,7 @@ async def test_nobody_reads_the_answers_meant_for_another(error: Exception, rais
     "answer",
     [
         NoPermissionError("this user has no permissions to run the 'xadd' command"),
-        ResponseError(
-            "The user executing the script can't run this command or subcommand script: f, on @user_function:2."
-        ),
+        ResponseError("The user executing the script can't run this command or subcommand script: f"),
     ],
 )
 async def test_a_right_that_is_taken_away_is_waited_for_and_no_fault_of_the_message(
