@@ -249,6 +249,23 @@ class Transport(driver.Transport):
     Producer = Producer
 
 
+class _Commits(faust.Sensor):
+    """Counts how long commits take; what agents do, ``process`` counts.
+
+    Faust's own sensors hear of the first record of a batch only: the others are taken from the stream's queue.
+    """
+
+    def __init__(self, statistics: Statistics) -> None:
+        super().__init__()
+        self._statistics = statistics
+
+    def on_commit_initiated(self, consumer: Any) -> float:
+        return time.monotonic()
+
+    def on_commit_completed(self, consumer: Any, state: float) -> None:
+        self._statistics.took("commit", time.monotonic() - state)
+
+
 class ChatApp(faust.App):
     """A Faust app with contiguous partitions; its agents hand their stream to ``process``."""
 
@@ -259,6 +276,7 @@ class ChatApp(faust.App):
         # Since when the agent of each topic has nothing to do; None while it works.
         self._idle_since: dict[str, float | None] = {}
         super().__init__(*args, **kwargs)
+        self.sensors.add(_Commits(self.statistics))
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)
@@ -334,6 +352,7 @@ class ChatApp(faust.App):
     async def _waiting(self, stream: Any, most: int) -> AsyncIterator[list[faust.EventT[Any]]]:
         queue = stream.channel.queue
         topic = stream.channel.topics[0]
+        self.statistics.agent(topic)
         self._idle_since[topic] = time.monotonic()
         async for event in stream.events():
             self._idle_since[topic] = None

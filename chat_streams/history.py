@@ -33,5 +33,6 @@ async def write(records: list[Record[Messages]]) -> None:
         for record in records
         for index, message in enumerate(record.value.messages)
     ]
-    await history.put(entries)
+    with app.statistics.timed("write"):
+        await history.put(entries)
     app.statistics.counters["stored"] += len(entries)

@@ -73,7 +73,8 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
     tokens = {partition: await adoption.token(partition) for partition in {r.partition for r in records}}
     recipients, batches = _by_recipient(records, tokens)
     try:
-        results = await inbox.append(recipients, batches)
+        with app.statistics.timed("append"):
+            results = await inbox.append(recipients, batches)
     except StaleToken as error:
         log.warning("redis refused to append", reason=str(error))
         for partition, token in tokens.items():

@@ -98,7 +98,8 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
 async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
     sent: list[Awaitable[Any]] = []
     for some in _rounds(wanted):
-        pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in some])
+        with app.statistics.timed("read"):
+            pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in some])
         outbox = Outbox(app)
         for w, page in zip(some, pages, strict=True):
             outbox.page(w.slot, w.user, w.connection, w.epoch, w.request, page)

@@ -15,6 +15,7 @@ import structlog
 
 from chat_streams import broker, streams_on_uvloop, topics
 from chat_streams.contiguous import ChatApp
+from chat_streams.metrics import PATH, Metrics
 from chat_streams.settings import Settings, SettingsError, settings
 from chat_streams.statistics import INTERVAL_S
 from chat_streams.topics import Log
@@ -93,6 +94,7 @@ class Service(ChatApp):
         )
         self._redis = redis
         self.log_generation: Log | None = None
+        self.metrics = Metrics(self.statistics)
         self._add_pages()
         self.statistics.gauges = self._gauges
         self.statistics.partitions = self._partitions
@@ -167,6 +169,10 @@ class Service(ChatApp):
         async def readyz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
             ready = self.is_ready
             return view.json({"ready": ready}, status=200 if ready else 503)
+
+        @self.page(PATH)
+        async def metrics(view: faust.web.View, request: aiohttp.web.Request) -> Any:
+            return await self.metrics.answer(request)
 
 
 def _settings_or_exit() -> Settings:

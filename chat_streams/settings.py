@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     # Gateway
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(8080, ge=1, le=65_535)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(8085, ge=1, le=65_535)
+    """Of ``/metrics`` of the gateway, whose own port is open to everyone."""
     jwt_secret: SecretStr | None = None
     """HS256 key, at least 32 bytes; or the file, or the JWKS URL."""
     jwt_secret_file: Path | None = None

@@ -18,9 +18,10 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams import broker, topics
+from chat_streams.metrics import PATH, Metrics
 from chat_streams.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.records import PUSH, Delivery
-from chat_streams.settings import Settings
+from chat_streams.records import Delivery
+from chat_streams.settings import Settings, SettingsError
 from chat_streams.statistics import Statistics
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
@@ -43,7 +44,6 @@ HISTORY_LOOK_SECONDS: Final = 0.2
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
-SAMPLE_SECONDS: Final = 0.05
 COUNTED: Final = frozenset({*protocol.Close, 1000, 1001, 1006, 1009})
 """Close codes that are counted each by itself."""
 
@@ -62,14 +62,13 @@ class Gateway:
         self._origins = {name.strip() for name in (settings.origins or "").split(",")}
         self.statistics = Statistics("gateway")
         self.statistics.gauges = self._gauges
-        self.publisher = Publisher(settings, self._confirm)
+        self.publisher = Publisher(settings, self._confirm, self.statistics)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self._log: Log | None = None
         self._ends: AIOKafkaConsumer | None = None
         self._stopping = False
         self._sockets: set[WebSocket] = set()
         self._at = (0, "")
-        self._sample_at = 0.0
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Start before the socket listens, stop after (``web.Application.cleanup_ctx``).
@@ -78,6 +77,7 @@ class Gateway:
         """
         self._log = await topics.check(self.settings, "gateway")
         await self._cluster.check()
+        metrics = await self._serve_metrics()
         await self.publisher.start()
         self._ends = AIOKafkaConsumer(**broker.client_options(self.settings), enable_auto_commit=False)
         await self._ends.start()
@@ -93,6 +93,20 @@ class Gateway:
         await self._ends.stop()
         await self.history.close()
         await self._cluster.close()
+        await metrics.cleanup()
+
+    async def _serve_metrics(self) -> web.AppRunner:
+        """Metrics have a port of their own, which a load balancer does not know."""
+        app = web.Application()
+        app.router.add_get(PATH, Metrics(self.statistics).answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        host, port = self.settings.metrics_host, self.settings.metrics_port
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise SettingsError(f"cannot listen on {host}:{port} (CHAT_METRICS_PORT): {error.strerror}") from error
+        return runner
 
     async def leave(self, app: web.Application) -> None:
         """Say goodbye to all clients, each with another delay until it reconnects, and let their last frames out."""
@@ -133,7 +147,6 @@ class Gateway:
             code = ws.close_code or 1006
             # A client may close with any of 4,000 codes.
             self.statistics.counters[f"closed_{code if code in COUNTED else 0}"] += 1
-            self.statistics.counters["stalls"] += socket.state.stalls if socket.user else 0
         return ws
 
     def _is_welcome(self, request: web.Request) -> bool:
@@ -195,17 +208,16 @@ class Gateway:
         finally:
             await admin.close()
 
-    def forwarded(self, delivery: Delivery) -> None:
-        """Count what a client was sent; how long a pushed message took is looked at now and then only."""
+    def forwarded(self, delivery: Delivery, since: int) -> int | None:
+        """Count what a client was sent that is connected since a time (ms since the epoch).
+
+        Returns when the first of the messages was accepted, if that was since then: all count with its delay.
+        """
         self.statistics.counters["delivered"] += delivery.count
-        now = time.monotonic()
-        if (
-            delivery.request == PUSH
-            and now >= self._sample_at
-            and (at := protocol.at_of(delivery.messages)) is not None
-        ):
-            self._sample_at = now + SAMPLE_SECONDS
-            self.statistics.latency.add(max(0.0, time.time() * 1000 - at))
+        if not delivery.count or (at := protocol.at_of(delivery.messages)) is None or at < since:
+            return None
+        self.statistics.took("delivery", max(0.0, time.time() - at / 1000), delivery.count)
+        return at
 
     def at_text(self, at: int) -> str:
         """The text of a time; the same one is asked for many times in a row."""
@@ -216,7 +228,7 @@ class Gateway:
     def _gauges(self) -> dict[str, float]:
         lease = self.hub.lease
         found = {"connections": float(len(self._sockets)), "produce_buffer_bytes": float(self.publisher.held)}
-        found["open_stalls"] = float(sum(socket.state.stalls for socket in self.hub))
+        found["lease"] = float(lease is not None)
         return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
 
     def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:

@@ -96,6 +96,16 @@ class Connection:
         return self._count < self._limits.window and self._bytes < self._limits.window_bytes
 
     @property
+    def unacknowledged(self) -> int:
+        """Messages forwarded and not acknowledged."""
+        return self._count
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether all that the inbox held on connecting was forwarded."""
+        return self._was_registered and self._caught_up_at is None
+
+    @property
     def unacknowledged_bytes(self) -> int:
         """Of what was forwarded and not acknowledged."""
         return self._bytes

@@ -27,6 +27,7 @@ from chat_streams.records import (
     UserDisconnected,
 )
 from chat_streams.settings import Settings
+from chat_streams.statistics import Statistics, counting_errors
 from chat_streams.topics import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
@@ -187,8 +188,11 @@ class Publisher:
     is tried again here, since the client sends it again under its id.
     """
 
-    def __init__(self, settings: Settings, confirm: Callable[[Sequence[Accepted], bool], None]) -> None:
+    def __init__(
+        self, settings: Settings, confirm: Callable[[Sequence[Accepted], bool], None], statistics: Statistics
+    ) -> None:
         self.settings = settings
+        self._statistics = statistics
         self._confirm = confirm
         self._producer: AIOKafkaProducer | None = None
         self._lanes: dict[tuple[str, int], _Lane[Any]] = {}
@@ -305,8 +309,9 @@ class Publisher:
         if producer is None or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
             return False
         try:
-            async with asyncio.timeout(2 * self.settings.produce_timeout):
-                await producer.send_and_wait(topic, value, partition=partition)
+            with self._statistics.timed(f"produce_{topic}"), counting_errors("kafka"):
+                async with asyncio.timeout(2 * self.settings.produce_timeout):
+                    await producer.send_and_wait(topic, value, partition=partition)
         except (KafkaError, TimeoutError, OSError) as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False

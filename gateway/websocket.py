@@ -7,7 +7,8 @@ import math
 import random
 import secrets
 import time
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 from aiohttp import WSMsgType, web
@@ -44,6 +45,14 @@ class Ended(Exception):
         self.code = code
 
 
+class _Live(NamedTuple):
+    """What was forwarded soon after it was accepted, ``at`` (ms since the epoch), and is not acknowledged."""
+
+    until: Position
+    messages: int
+    at: int
+
+
 class WebSocket:
     """A connection from its hello to its end.
 
@@ -53,6 +62,7 @@ class WebSocket:
     __slots__ = (
         *("_allowance", "_ended", "_gateway", "_held_back", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
         *("_reader", "_reserved", "_stopped", "_tasks", "_timer", "_unconfirmed", "_writer", "_ws"),
+        *("_live", "_since", "_stalls", "_waits"),
         *("device", "id", "number", "patience", "state", "user"),
     )
 
@@ -77,6 +87,10 @@ class WebSocket:
         self._unconfirmed = 0
         self._held_back: dict[str, tuple[str, float]] | None = None
         self._reserved = 0
+        self._since = 0
+        self._live: deque[_Live] | None = None
+        self._waits = True
+        self._stalls = 0
         self._timer: asyncio.TimerHandle | None = None
         self._histories = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,8 +135,10 @@ class WebSocket:
         """A part of the inbox has come."""
         before = self.state.forwarded
         frames = self.state.deliver(delivery, self._now())
-        if self.state.forwarded > before:
-            self._gateway.forwarded(delivery)
+        if self.state.forwarded > before and (at := self._gateway.forwarded(delivery, self._since)) is not None:
+            if self._live is None:
+                self._live = deque()
+            self._live.append(_Live(delivery.until, delivery.count, at))
         self._advance(frames)
 
     def missed(self, missed: Missed) -> None:
@@ -176,6 +192,9 @@ class WebSocket:
                 self._hub.announce(self)
                 continue
             self._reserve(due)
+        if self.state.stalls != self._stalls:
+            self._gateway.statistics.counters["stalls"] += self.state.stalls - self._stalls
+            self._stalls = self.state.stalls
         at = self.state.next_due()
         if at is not None and self._ended is None:
             self._timer = asyncio.get_running_loop().call_at(max(at, now + 0.001), self.progress)
@@ -233,6 +252,7 @@ class WebSocket:
             log.warning("hello cannot be answered", user=user, error=str(error))
             raise Ended(Close.STORE_AWAY, "the offline store is away, try again") from error
         self.user, self.device, self.number = user, hello.device, device.number
+        self._since = now_ms()
         self.state = Connection(device.cursor, self._gateway.limits, self._now(), _jitter)
         self.patience = (self.state.next_due() or 0) - self._now()
         self._put(
@@ -300,13 +320,14 @@ class WebSocket:
 
     def _take_other(self, frame: ClientFrame) -> None:
         if isinstance(frame, Ack):
-            position = Position.parse(frame.pos)
+            position, before = Position.parse(frame.pos), self.state.unacknowledged
             try:
                 moved = self.state.acknowledge(position)
             except AckRefused as error:
                 self._put(protocol.error("bad_ack", str(error)))
                 return
             if moved:
+                self._count_acknowledged(before - self.state.unacknowledged)
                 self._hub.acknowledge(self)
                 self.progress()
         elif isinstance(frame, Ping):
@@ -315,6 +336,14 @@ class WebSocket:
             self._start_history(frame)
         else:
             raise Ended(Close.BAD_SEQUENCE, "a second hello")
+
+    def _count_acknowledged(self, messages: int) -> None:
+        statistics = self._gateway.statistics
+        statistics.counters["confirmed"] += messages
+        while self._live and self._live[0].until <= self.state.acked:
+            _, number, at = self._live.popleft()
+            statistics.took("acknowledgement", max(0.0, time.time() - at / 1000), number)
+        self._live = self._live or None
 
     def _send(self, frame: Send) -> None:
         settings = self._gateway.settings
@@ -407,6 +436,9 @@ class WebSocket:
     def _advance(self, frames: list[bytes]) -> None:
         for frame in frames:
             self._put(frame)
+        if self._waits and self.state.is_caught_up:
+            self._waits = False
+            self._gateway.statistics.took("catch_up", (now_ms() - self._since) / 1000)
         if self._reserved and not self.state.outstanding:
             reserved, self._reserved = self._reserved, 0
             self._hub.give_back(reserved)

@@ -22,6 +22,7 @@ from chat_streams.patience import patiently
 from chat_streams.position import MAX_PLACE, Position
 from chat_streams.records import Message
 from chat_streams.settings import Settings
+from chat_streams.statistics import counting_errors
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb.client import DynamoDBClient
@@ -206,15 +207,16 @@ class ChatHistory:
 
         async def put() -> None:
             nonlocal left
-            try:
-                db = await self._db()
-                answer = await db.batch_write_item(RequestItems={table: left})
-            except ClientError as error:
-                if error.response["Error"]["Code"] in _FINAL - {"ResourceNotFoundException"}:
-                    raise
-                raise _Again(str(error)) from error
-            if left := answer["UnprocessedItems"].get(table, []):
-                raise _Again(f"{len(left)} of {len(items)} items were not processed")
+            with counting_errors("dynamodb"):
+                try:
+                    db = await self._db()
+                    answer = await db.batch_write_item(RequestItems={table: left})
+                except ClientError as error:
+                    if error.response["Error"]["Code"] in _FINAL - {"ResourceNotFoundException"}:
+                        raise
+                    raise _Again(str(error)) from error
+                if left := answer["UnprocessedItems"].get(table, []):
+                    raise _Again(f"{len(left)} of {len(items)} items were not processed")
 
         async with self._places:
             await patiently("write history", (_Again, BotoCoreError, OSError, TimeoutError), put)
@@ -324,13 +326,14 @@ class ChatHistory:
         items: list[dict[str, Any]] = []
         limit = arguments["Limit"]
         try:
-            db = await self._db()
-            while True:
-                answer = await db.query(TableName=self._settings.history_table, **arguments)
-                items += answer["Items"]
-                # DynamoDB ends a page after 1 MiB, full or not.
-                if len(items) >= limit or "LastEvaluatedKey" not in answer:
-                    return items
-                arguments["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+            with counting_errors("dynamodb"):
+                db = await self._db()
+                while True:
+                    answer = await db.query(TableName=self._settings.history_table, **arguments)
+                    items += answer["Items"]
+                    # DynamoDB ends a page after 1 MiB, full or not.
+                    if len(items) >= limit or "LastEvaluatedKey" not in answer:
+                        return items
+                    arguments["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
         except (ClientError, BotoCoreError, OSError, TimeoutError) as error:
             raise HistoryUnavailable(repr(error)) from error

@@ -32,6 +32,7 @@ from redis.exceptions import (
 
 from chat_streams.patience import patiently
 from chat_streams.settings import Settings
+from chat_streams.statistics import engines
 
 log = structlog.get_logger()
 
@@ -159,6 +160,7 @@ class Cluster:
                     if isinstance(answer, _ELSEWHERE) or _no_function(answer) or _forbidden(answer):
                         raise answer
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            engines["engine_errors_redis"] += 1
             await self._forget_topology()
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
         return answers

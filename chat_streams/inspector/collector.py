@@ -106,8 +106,8 @@ class Collector:
         self.lags: dict[tuple[str, str, int], Lag] = {}
         self._cluster = cluster
         self._history = history
-        self._statistics = Statistics("inspector")
-        self._statistics.gauges = self._gauges
+        self.statistics = Statistics("inspector")
+        self.statistics.gauges = self._gauges
         self._watched_at = -math.inf
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
@@ -202,7 +202,7 @@ class Collector:
         try:
             async with asyncio.timeout(REQUEST_S):
                 await producer.start()
-            await self._statistics.publish(lambda key, value: producer.send_and_wait(SERVICE_STATS, value, key, 0))
+            await self.statistics.publish(lambda key, value: producer.send_and_wait(SERVICE_STATS, value, key, 0))
         finally:
             await producer.stop()
 

@@ -19,6 +19,7 @@ from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
 from chat_streams.log_reader import LogUnavailable
+from chat_streams.metrics import PATH
 from chat_streams.records import now_ms
 from chat_streams.settings import Settings
 from chat_streams.times import utc
@@ -35,7 +36,7 @@ LIBRARIES: Final = {
     "uPlot.iife.min.js": FOLDER / "web/node_modules/uplot/dist/uPlot.iife.min.js",
     "uPlot.min.css": FOLDER / "web/node_modules/uplot/dist/uPlot.min.css",
 }
-OPEN_PATHS: Final = ("/login", "/healthz", "/readyz")
+OPEN_PATHS: Final = ("/login", "/healthz", "/readyz", PATH)
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -181,6 +182,8 @@ class Site:
     async def _guarded(self, request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD") and not same_origin(request):
             raise web.HTTPForbidden(text="this form was not sent from a page of the inspector")
+        if request.path == PATH and not request.headers.keys().isdisjoint(("Forwarded", "X-Forwarded-For")):
+            raise web.HTTPForbidden(text="metrics are not for what comes through a proxy")
         if request.path not in OPEN_PATHS and not request.path.startswith("/static/"):
             try:
                 request["viewer"] = await self.access.viewer(request)

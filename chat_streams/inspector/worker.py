@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 from faust.app.base import BootStrategy
 
+from chat_streams.inspector.measured import samples
 from chat_streams.inspector.site import Site
+from chat_streams.metrics import Metrics
 from chat_streams.service import Service
 from chat_streams.settings import SettingsError
 
@@ -29,6 +31,7 @@ class Inspector(Service):
             self.site = Site(self.settings)
         except SettingsError as error:
             raise click.ClickException(str(error)) from error
+        self.metrics = Metrics(self.site.collector.statistics, lambda: samples(self.site.collector))
         self.site.install(self.web.web_app)
 
     def worker_init(self) -> None:

@@ -44,5 +44,8 @@ fi
 if [ "${1:-}" = test ] && ! command -v valkey-server >/dev/null 2>&1 && ! command -v redis-server >/dev/null 2>&1; then
     say "redis-server is missing (for the tests of TLS; 7 or newer, or valkey-server): sudo apt install redis-server"
 fi
+if [ "${1:-}" = test ] && ! command -v promtool >/dev/null 2>&1; then
+    say "promtool is missing (for the tests of the alerts): sudo apt install prometheus"
+fi
 
 exit "$missing"

@@ -33,6 +33,7 @@ _OFFSETS = {
     "notification_web": 12,
     "history_web": 13,
     "inspector": 14,
+    "gateway_metrics": 15,
 }
 # Bound for the life of the process: whoever holds the first port of a block of ports owns the block.
 _owned_blocks: list[socket.socket] = []
@@ -63,6 +64,7 @@ class Layout(BaseSettings):
     notification_web: Port = 8082
     history_web: Port = 8083
     inspector: Port = 8084
+    gateway_metrics: Port = 8085
 
     @field_validator("data")
     @classmethod
@@ -157,6 +159,8 @@ def service_environment(layout: Layout) -> dict[str, str]:
         "CHAT_DYNAMODB_ENDPOINT": f"http://{HOST}:{layout.dynamodb}",
         "CHAT_GATEWAY_HOST": HOST,
         "CHAT_GATEWAY_PORT": str(layout.gateway),
+        "CHAT_METRICS_HOST": HOST,
+        "CHAT_METRICS_PORT": str(layout.gateway_metrics),
         "CHAT_JWT_SECRET_FILE": str(layout.secret_file),
         # DynamoDB Local takes any credentials; the user's own files must not be looked at.
         "AWS_ACCESS_KEY_ID": "local",

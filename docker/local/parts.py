@@ -37,7 +37,9 @@ class Service(Part):
         self.environment = service_environment(layout)
         if service == "gateway":
             self.url_format = "ws://{}/v1/connect"
+            self.ports["gateway_metrics"] = layout.gateway_metrics + INSTANCE_STEP * (instance - 1)
             self.environment["CHAT_GATEWAY_PORT"] = str(self.port)
+            self.environment["CHAT_METRICS_PORT"] = str(self.ports["gateway_metrics"])
             self.command = [sys.executable, "-m", "gateway"]
         else:
             self.url_format = "http://{}"

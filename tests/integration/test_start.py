@@ -108,8 +108,11 @@ async def test_a_wrong_setting_is_named(stack: Stack) -> None:
     )
 
 
-async def test_a_busy_port(stack: Stack) -> None:
-    await fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway}", "CHAT_GATEWAY_PORT")
+async def test_a_busy_port(stack: Stack, closed_port: int) -> None:
+    await asyncio.gather(
+        fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway}", "CHAT_GATEWAY_PORT", metrics_port=closed_port),
+        fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway_metrics}", "CHAT_METRICS_PORT"),
+    )
 
 
 def listening() -> dict[int, str]:

@@ -21,6 +21,7 @@ from chat_streams.records import (
     UserDisconnected,
 )
 from chat_streams.settings import Settings
+from chat_streams.statistics import Statistics
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from gateway.publisher import ITEM_BYTES, Accepted, Publisher
 
@@ -70,7 +71,7 @@ class Kafka:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(partitions=1, record_interval=INTERVAL, **settings)
-        self.publisher = Publisher(self.settings, self._confirm)
+        self.publisher = Publisher(self.settings, self._confirm, Statistics("gateway"))
         self.publisher.produce = self._produce  # type: ignore[method-assign]
         self.records: list[Record] = []
         self.answers_at_once: bool | None = None

@@ -58,7 +58,7 @@ def _gateway(site: Site, record: ServiceStats) -> dict[str, Any]:
         "accepted_per_s": series.rate(record.instance, "accepted"),
         "delivered_per_s": series.rate(record.instance, "delivered"),
         "refused": record.counters.get("refused", 0),
-        "stalls": record.counters.get("stalls", 0) + int(gauges.get("open_stalls", 0)),
+        "stalls": record.counters.get("stalls", 0),
         "latency_p50_ms": gauges.get("latency_p50_ms"),
         "latency_p99_ms": gauges.get("latency_p99_ms"),
         "produce_buffer_bytes": int(gauges.get("produce_buffer_bytes", 0)),

@@ -1,0 +1,39 @@
+"""What the inspector shows Prometheus of the whole system."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from chat_streams.inspector.collector import GROUPS, Collector
+from chat_streams.inspector.lag import summary
+from chat_streams.metrics import Samples
+from chat_streams.topics import DEAD_LETTERS
+
+FATES = ("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost")
+_NAMES = {"accepted": "messages", "lost": "none"}
+"""What the report of an audit calls them, where that is another word."""
+
+
+def samples(collector: Collector) -> Samples:
+    """All metrics of the inspector, as of its last look; who asks has it look at lags, too."""
+    collector.watch()
+    found: defaultdict[str, list[tuple[tuple[str, ...], float]]] = defaultdict(list)
+    for row in summary(collector.watermarks, collector.lags, GROUPS):
+        for partition in row["partitions"]:
+            labels = (row["group"], row["topic"], str(partition["partition"]))
+            for name in ("seconds", "messages", "records"):
+                if partition[name] is not None:
+                    found[f"lag_{name}"].append((labels, partition[name]))
+    for engine in collector.engines.values():
+        if engine.up is not None:
+            found["engine_up"].append(((engine.name.lower(),), engine.up))
+    found["slots"] = [((), collector.settings.slots)]
+    found["slots_leased"] = [((), len(collector.slots))]
+    found["dead_letter_records"] = [
+        ((), end) for tp, end in collector.watermarks.ends.items() if tp.topic == DEAD_LETTERS
+    ]
+    if (audit := collector.audit) is not None:
+        found["audit_clean"] = [((), bool(audit["clean"]))]
+        found["audit_timestamp_seconds"] = [((), int(audit["at"]) / 1000)]
+        found["audit_messages"] = [((fate,), int(audit.get(_NAMES.get(fate, fate), 0))) for fate in FATES]
+    return found
