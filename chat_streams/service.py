@@ -1,19 +1,17 @@
-"""What the Faust apps have in common: settings for Faust, logging, a check of the topics, and readiness."""
+"""What the Faust apps have in common: settings for Faust, a check of the topics, and readiness."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import sys
 from typing import Any, Final
 
 import aiohttp.web
 import click
 import faust
-import structlog
 
-from chat_streams import broker, streams_on_uvloop, topics
+from chat_streams import broker, logs, streams_on_uvloop, topics
 from chat_streams.contiguous import ChatApp
 from chat_streams.metrics import PATH, Metrics
 from chat_streams.settings import Settings, SettingsError, settings
@@ -21,30 +19,12 @@ from chat_streams.statistics import INTERVAL_S
 from chat_streams.topics import Log
 from tables.cluster import Cluster, StoreRefused
 
-QUIET: Final = ("aiokafka", "faust", "mode", "aiohttp.access", "botocore", "aiobotocore")
 REQUEST_TIMEOUT: Final = 30.0
 LOOPBACK: Final = "127.0.0.1"
 GARBAGE: Final = 50_000
 """Containers made and not freed, between two looks of the garbage collector at them."""
 STREAM_BUFFER: Final = 64
 """Records of up to 0.5 MiB."""
-
-
-def configure_logging() -> None:
-    """Log lines of key=value pairs on stderr, without bodies and tokens; libraries from WARNING up."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    for name in QUIET:
-        # Left at NOTSET, aiokafka builds debug records that nobody sees: 10 % of a worker's time.
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def tame_garbage_collector() -> None:
@@ -61,8 +41,8 @@ class Service(ChatApp):
     """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
 
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
-        configure_logging()
         self.settings = _settings_or_exit()
+        logs.configure(self.settings.log_format)
         streams_on_uvloop.install()
         super().__init__(
             name,
@@ -78,6 +58,7 @@ class Service(ChatApp):
             topic_partitions=self.settings.partitions,
             # Faust's own default is every interface, and --web-host does not change it; --web-bind does.
             web_bind=LOOPBACK,
+            logging_config=logs.config(self.settings.log_format),
             web_tables_enabled=False,
             web_router_enabled=False,
             stream_buffer_maxsize=STREAM_BUFFER,

@@ -11,6 +11,8 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from chat_streams.logs import Format
+
 DAY = 24 * 3600
 
 
@@ -22,6 +24,9 @@ class Settings(BaseSettings):
     """Times are in seconds and sizes in bytes unless the name says otherwise."""
 
     model_config = SettingsConfigDict(env_prefix="CHAT_", extra="ignore", hide_input_in_errors=True)
+
+    log_format: Format = "auto"
+    """``json``, ``console`` (to be read by people), or ``auto``: JSON unless stderr is a terminal."""
 
     # Engines
     kafka: str = "127.0.0.1:9092"

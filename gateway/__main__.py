@@ -9,8 +9,8 @@ import sys
 from aiohttp import web
 from aiokafka.errors import KafkaError
 
-from chat_streams import streams_on_uvloop
-from chat_streams.service import configure_logging, tame_garbage_collector
+from chat_streams import logs, streams_on_uvloop
+from chat_streams.service import tame_garbage_collector
 from chat_streams.settings import SettingsError, settings
 from chat_streams.topics import TopicsError
 from gateway.app import create_app
@@ -21,13 +21,13 @@ SHUTDOWN_SECONDS = 15.0
 
 def main() -> None:
     """Run until SIGTERM or SIGINT; exit code 1 with one line on stderr when it can't start."""
-    configure_logging()
     streams_on_uvloop.install()
     # A shell's soft limit, often 1,024, is less than a gateway has connections.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         s = settings()
+        logs.configure(s.log_format)
         tame_garbage_collector()
         web.run_app(
             create_app(s),

@@ -171,6 +171,8 @@ def service_environment(layout: Layout) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "PYTHONUNBUFFERED": "1",
+        # "make logs" is for people.
+        "CHAT_LOG_FORMAT": os.environ.get("CHAT_LOG_FORMAT", "console"),
     }
 
 

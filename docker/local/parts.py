@@ -44,8 +44,8 @@ class Service(Part):
         else:
             self.url_format = "http://{}"
             self.command = [
-                *(sys.executable, "-m", "faust", "--datadir", str(self.folder)),
-                *("-A", f"chat_streams.{service}", "worker", "-l", "warn"),
+                *(sys.executable, "-m", "faust", "-q", "--datadir", str(self.folder)),
+                *("-A", f"chat_streams.{service}", "worker", "-l", "info"),
                 *("--web-host", HOST, "--web-port", str(self.port)),
             ]
 

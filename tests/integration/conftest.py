@@ -28,6 +28,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
             patch.delenv(name)
+        patch.setenv("CHAT_LOG_FORMAT", "json")
         # A run that is told to end ends its stack, too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         async with Stack(tmp_path_factory.mktemp("stack")) as stack:
