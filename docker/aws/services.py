@@ -25,6 +25,8 @@ from gateway.protocol import PATH
 from tables.chat_history import INDEX
 
 PORT: Final = 8080
+METRICS_PORT: Final = 8085
+"""Of a gateway, for its metrics alone: CHAT_METRICS_PORT."""
 USER: Final = "10001"
 """Of docker/Dockerfile."""
 STOP: Final = cdk.Duration.seconds(60)
@@ -35,7 +37,7 @@ FEWEST: Final = 3
 """Of each service that has more than one: one in each zone."""
 SCRATCH: Final = "/dev/shm"  # noqa: S108 - in a task nobody else is there
 """The only folder of a task that can be written to: memory, where Faust makes the empty folders it wants."""
-WORKER: Final = "-l warn --web-host 127.0.0.1 --web-port 8080"
+WORKER: Final = "-l info --web-bind 127.0.0.1 --web-port 8080"
 ALIVE: Final = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{PORT}/healthz', timeout=4)"
 """Not /readyz: who waits for an engine, or for its partitions, is not to be killed for it."""
 READ: Final = ("dynamodb:Query", "dynamodb:BatchGetItem")
@@ -56,13 +58,13 @@ class Part:
 
 GATEWAY: Final = Part("gateway", "python -m gateway", table=("dynamodb:Query",), tokens=True)
 WORKERS: Final = (
-    Part("messaging", f"faust -A chat_streams.messaging worker {WORKER}"),
-    Part("notification", f"faust -A chat_streams.notification worker {WORKER}"),
-    Part("history", f"faust -A chat_streams.history worker {WORKER}", table=("dynamodb:BatchWriteItem",)),
+    Part("messaging", f"faust -q -A chat_streams.messaging worker {WORKER}"),
+    Part("notification", f"faust -q -A chat_streams.notification worker {WORKER}"),
+    Part("history", f"faust -q -A chat_streams.history worker {WORKER}", table=("dynamodb:BatchWriteItem",)),
 )
 INSPECTOR: Final = Part(
     "inspector",
-    "faust -A chat_streams.inspector worker -l warn --web-bind 0.0.0.0 --web-port 8080",
+    "faust -q -A chat_streams.inspector worker -l info --web-bind 0.0.0.0 --web-port 8080",
     table=READ,
     tokens=True,
 )
@@ -175,7 +177,8 @@ class Tasks(Construct):
     ) -> None:
         stack = cdk.Stack.of(scope)
         samples = logs.LogGroup(scope, "Metrics", retention=logs.RetentionDays.ONE_DAY)
-        config = metrics.collector(part.name, PORT, samples.log_group_name, stack.region)
+        port = METRICS_PORT if part is GATEWAY else PORT
+        config = metrics.collector(part.name, port, samples.log_group_name, stack.region)
         self._container(
             task,
             "collector",
