@@ -15,14 +15,14 @@ from aiokafka.protocol.admin import CreateAclsRequest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from redis.asyncio import Redis
 
-from chat_streams import broker
+from chat_streams import broker, topics
 from chat_streams.settings import Settings
 from chat_streams.topics import GENERATIONS
 from docker.local.engines import Kafka, RedisNode, installed_redis
 from docker.local.layout import HOST, ROOT, Layout
 from docker.local.parts import Service
+from tables.chat_history import ChatHistory
 from tables.cluster import connect
-from tests.integration.commands import run
 from tests.integration.support import Stack, eventually
 
 SERVICES: Final = ("gateway", "messaging", "notification", "history")
@@ -149,6 +149,23 @@ def kafka_rights() -> Iterator[tuple[str, int, str, str]]:
             yield user, _GROUP, group, operation
 
 
+class _Grant(CreateAclsRequest):
+    """All rights in one request; aiokafka's own holds one, and Kafka answers each when it is on the disk."""
+
+    def __init__(self) -> None:
+        rights = list(kafka_rights())
+        rights += [(STRANGER, *right[1:]) for right in rights if right[0] == "history" and right[1] == _TOPIC]
+        self._rights = rights
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class(
+            [
+                (kind, name, _LITERAL, f"User:{user}", "*", _OPERATIONS[operation], _ALLOW)
+                for user, kind, name, operation in self._rights
+            ]
+        )
+
+
 class SecuredStack(Stack):
     """One Kafka; two Redis primaries and a replica; the database of another stack.
 
@@ -193,8 +210,7 @@ class SecuredStack(Stack):
         kafka.settings = self.settings
         nodes = [SecuredRedis(self.layout, n, self.certificates, self.passwords) for n in range(1, NODES + 1)]
         await asyncio.gather(self.start(kafka), self._start_redis(nodes))
-        await run(self, "topics", "create")
-        await self._grant()
+        await self._make_topics()
         await asyncio.gather(*(self.start(self.secured(name)) for name in SERVICES))
 
     def secured(self, name: str) -> Service:
@@ -203,19 +219,19 @@ class SecuredStack(Stack):
         service.environment |= self.environment_of(name, "chat-services")
         return service
 
-    async def _grant(self) -> None:
+    async def _make_topics(self) -> None:
+        history = ChatHistory(self.settings)
+        try:
+            await asyncio.gather(topics.create(self.settings), history.create())
+        finally:
+            await history.close()
         admin = AIOKafkaAdminClient(**broker.client_options(self.settings))
         await admin.start()
         try:
-            rights = list(kafka_rights())
-            rights += [(STRANGER, *right[1:]) for right in rights if right[0] == "history" and right[1] == _TOPIC]
-            for user, kind, name, operation in rights:
-                answer = await admin._send_request(
-                    CreateAclsRequest(kind, name, _LITERAL, f"User:{user}", "*", _OPERATIONS[operation], _ALLOW)
-                )
-                assert answer.creation_responses[0][0] == 0, answer
+            answer: Any = await admin._send_request(_Grant())
         finally:
             await admin.close()
+        assert {code for code, _ in answer.creation_responses} == {0}, answer
 
     async def _start_redis(self, parts: list[SecuredRedis]) -> None:
         """Give each of two primaries half of the slots, and the first one a replica."""

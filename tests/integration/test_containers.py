@@ -87,28 +87,21 @@ async def test_every_command_of_compose_starts_is_healthy_and_ends(
     names = [name for name in SERVICES if name != "topics"]
     assert len(names) == 5
     containers = [Container(stack, layout, name) for name in names]
-    for container in containers:
+    topics = Container(stack, layout, "topics")
+    for container in (*containers, topics):
         container.prepare()
     running = [start_process(container) for container in containers]
+    create = start_process(topics)
     try:
+        assert await asyncio.to_thread(create.process.wait, 60) == 0, topics.last_lines()
+        assert "all topics are right" in topics.last_lines()
         await asyncio.gather(*(r.wait_ready() for r in running))
         assert await asyncio.gather(*(c.healthy() for c in containers)) == [True] * len(names)
         await asyncio.gather(*(asyncio.to_thread(r.stop) for r in running))
         assert [r.process.returncode for r in running] == [0] * len(names)
     finally:
-        for r in running:
+        for r in (*running, create):
             r.kill()
-
-
-async def test_the_command_that_makes_the_topics(stack: Stack, tmp_path: Path) -> None:
-    container = Container(stack, Layout.free(tmp_path), "topics")
-    container.prepare()
-    running = start_process(container)
-    try:
-        assert await asyncio.to_thread(running.process.wait, 60) == 0, container.last_lines()
-    finally:
-        running.kill()
-    assert "all topics are right" in container.last_lines()
 
 
 def test_every_service_is_confined_and_waits_for_what_it_needs() -> None:
