@@ -51,6 +51,7 @@ class Record(NamedTuple, Generic[T]):
     partition: int
     offset: int
     value: T
+    headers: Iterable[tuple[str, bytes]] = ()
 
 
 class Rewound(Exception):
@@ -319,12 +320,19 @@ class ChatApp(faust.App):
             self.progress.start(tp, Start(offset, Checkpoint()), time.monotonic())
         await self._seek(starts)
 
-    async def produce(self, topic: str, partition: int | None, key: bytes | None, value: bytes) -> None:
+    async def produce(
+        self,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes,
+        headers: list[tuple[str, bytes]] | None = None,
+    ) -> None:
         """Write a record and wait until Kafka has it, for as long as it is away."""
         await patiently(
             f"write to {topic}",
             KAFKA_AWAY,
-            lambda: self.producer.send_and_wait(topic, key, value, partition, None, None),
+            lambda: self.producer.send_and_wait(topic, key, value, partition, None, headers),
         )
 
     async def watch(self) -> None:
@@ -406,7 +414,8 @@ class ChatApp(faust.App):
                     continue  # It failed elsewhere; this app has applied it when it was new.
                 offset = offset if redrive.offset is None else redrive.offset
             try:
-                records.append((Record(message.partition, offset, codec.decode(message.value)), message))
+                value = codec.decode(message.value)
+                records.append((Record(message.partition, offset, value, message.headers or ()), message))
             except Undecodable as error:
                 await self._bury(message, error)
             except UnknownVersion as error:

@@ -33,6 +33,9 @@ async def write(records: list[Record[Messages]]) -> None:
         for record in records
         for index, message in enumerate(record.value.messages)
     ]
+    spans = app.begin_spans("history", records)
     with app.statistics.timed("write"):
         await history.put(entries)
+    for span in spans.values():
+        span.end()
     app.statistics.counters["stored"] += len(entries)

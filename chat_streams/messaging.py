@@ -33,6 +33,7 @@ from chat_streams.records import (
 )
 from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
+from chat_streams.traces import traceparent
 from tables.cluster import Cluster
 from tables.inbox import Inbox, StaleToken
 from tables.sessions import Sessions
@@ -72,6 +73,7 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
     """Inbox first; online or offline only decides whether a push follows (invariants 2 and 3)."""
     tokens = {partition: await adoption.token(partition) for partition in {r.partition for r in records}}
     recipients, batches = _by_recipient(records, tokens)
+    spans = app.begin_spans("append", records)
     try:
         with app.statistics.timed("append"):
             results = await inbox.append(recipients, batches)
@@ -80,14 +82,17 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
         for partition, token in tokens.items():
             await adoption.adopt(partition, refused=token)
         raise Rewound from error
+    for span in spans.values():
+        span.end()
     counters = app.statistics.counters
     for appended in results:
         counters["appended"] += len(appended.json)
         counters["overflowed"] += appended.overflow
         counters["retries"] += appended.retries
     outbox = Outbox(app)
-    for (user, _, _), appended in zip(recipients, results, strict=True):
+    for (user, _, _), batch, appended in zip(recipients, batches, results, strict=True):
         connections = sessions.of(user)
+        parents = [traceparent(spans[user, p]) for p, _ in batch if (user, p) in spans] if spans else ()
         body = b",".join(appended.json) if connections else b""
         for session in connections:
             # What is too large for one delivery, or has a gap in it, is fetched in pages.
@@ -105,6 +110,7 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
                         count=len(appended.json),
                         messages=body,
                     ),
+                    parents,
                 )
             else:
                 outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
 from chat_streams.contiguous import ChatApp
 from chat_streams.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
 from chat_streams.topics import OUTGOING_MESSAGES
+from chat_streams.traces import Header, Mark
 from tables.inbox import Page
 
 RECORD_BYTES: Final = 512 * 1024
@@ -25,14 +26,22 @@ class Outbox:
         self._app = app
         self._records: defaultdict[int, list[list[Item]]] = defaultdict(lambda: [[]])
         self._sizes: defaultdict[int, int] = defaultdict(int)
+        # By slot and the number of its record.
+        self._headers: defaultdict[tuple[int, int], list[Header]] = defaultdict(list)
 
-    def add(self, slot: int, item: Item) -> None:
-        """Add an item for the gateway that leases ``slot``; order is kept."""
+    def add(self, slot: int, item: Item, parents: Iterable[str] = ()) -> None:
+        """Add an item for the gateway that leases ``slot``; order is kept.
+
+        ``parents`` are traceparents of the sampled messages in it.
+        """
         size = ITEM_BYTES + (len(item.messages) if isinstance(item, Delivery) else 0)
         if self._sizes[slot] and self._sizes[slot] + size > RECORD_BYTES:
             self._records[slot].append([])
             self._sizes[slot] = 0
-        self._records[slot][-1].append(item)
+        record = self._records[slot][-1]
+        for parent in parents:
+            self._headers[slot, len(self._records[slot]) - 1].append(Mark(len(record), parent).header())
+        record.append(item)
         self._sizes[slot] += size
 
     def page(self, slot: int, user: str, connection: bytes, epoch: int, request: int, page: Page) -> None:
@@ -62,5 +71,6 @@ class Outbox:
         return asyncio.gather(*(self._send(slot, records) for slot, records in self._records.items()))
 
     async def _send(self, slot: int, records: list[list[Item]]) -> None:
-        for record in records:
-            await self._app.produce(OUTGOING_MESSAGES, slot, None, OUTGOING.encode(tuple(record)))
+        for number, record in enumerate(records):
+            headers = self._headers.get((slot, number))
+            await self._app.produce(OUTGOING_MESSAGES, slot, None, OUTGOING.encode(tuple(record)), headers)

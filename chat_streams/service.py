@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp.web
 import click
 import faust
 
 from chat_streams import broker, logs, streams_on_uvloop, topics
-from chat_streams.contiguous import ChatApp
+from chat_streams.contiguous import ChatApp, Record
 from chat_streams.metrics import PATH, Metrics
+from chat_streams.position import Position
+from chat_streams.records import Messages
 from chat_streams.settings import Settings, SettingsError, settings
 from chat_streams.statistics import INTERVAL_S
 from chat_streams.topics import Log
+from chat_streams.traces import Traces
 from tables.cluster import Cluster, StoreRefused
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 REQUEST_TIMEOUT: Final = 30.0
 LOOPBACK: Final = "127.0.0.1"
@@ -75,6 +81,7 @@ class Service(ChatApp):
         )
         self._redis = redis
         self.log_generation: Log | None = None
+        self.traces: Traces | None = None
         self.metrics = Metrics(self.statistics)
         self._add_pages()
         self.statistics.gauges = self._gauges
@@ -98,6 +105,7 @@ class Service(ChatApp):
             self.log_generation = asyncio.run(self._check())
         except (topics.TopicsError, StoreRefused) as error:
             raise click.ClickException(str(error)) from error
+        self.traces = Traces.of(self.settings, self.conf.id)
         tame_garbage_collector()
 
     async def _check(self) -> Log:
@@ -109,6 +117,10 @@ class Service(ChatApp):
             finally:
                 await cluster.close()
         return log
+
+    def begin_spans(self, name: str, records: list[Record[Messages]]) -> dict[tuple[str, Position], Span]:
+        """A span for each sampled message of some records, by recipient and position; none with traces off."""
+        return {} if self.traces is None else self.traces.begin_all(name, records, self.kafka_log.generation)
 
     async def publish_statistics(self) -> None:
         """Say how this worker is, every few seconds, for as long as it runs."""

@@ -27,6 +27,10 @@ class Settings(BaseSettings):
 
     log_format: Format = "auto"
     """``json``, ``console`` (to be read by people), or ``auto``: JSON unless stderr is a terminal."""
+    traces: str | None = None
+    """Where a collector of OpenTelemetry takes spans by OTLP over HTTP; None for no traces."""
+    trace_sample: float = Field(0.001, ge=0, le=1)
+    """The share of messages that leave a trace."""
 
     # Engines
     kafka: str = "127.0.0.1:9092"
@@ -140,6 +144,13 @@ class Settings(BaseSettings):
             raise ValueError("it is shown in errors: user and password have variables of their own")
         if not re.fullmatch(r"rediss?://[^,]+(,[^,:/]+:[0-9]{1,5})*", value):
             raise ValueError("redis://host:port or rediss://host:port is wanted, and ,host:port for each further node")
+        return value
+
+    @field_validator("traces")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/@]+/\S+", value):
+            raise ValueError("the whole URL is wanted, without a login: http://127.0.0.1:4318/v1/traces")
         return value
 
     @field_validator("kafka_ca_file", "redis_ca_file")

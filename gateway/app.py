@@ -24,6 +24,7 @@ from chat_streams.records import Delivery
 from chat_streams.settings import Settings, SettingsError
 from chat_streams.statistics import Statistics
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
+from chat_streams.traces import Traces
 from gateway import protocol
 from gateway.allowance import Allowances
 from gateway.auth import Authenticator
@@ -62,7 +63,8 @@ class Gateway:
         self._origins = {name.strip() for name in (settings.origins or "").split(",")}
         self.statistics = Statistics("gateway")
         self.statistics.gauges = self._gauges
-        self.publisher = Publisher(settings, self._confirm, self.statistics)
+        self.traces = Traces.of(settings, "gateway")
+        self.publisher = Publisher(settings, self._confirm, self.statistics, self.traces)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self._log: Log | None = None
         self._ends: AIOKafkaConsumer | None = None
@@ -236,6 +238,9 @@ class Gateway:
         by_owner: defaultdict[WebSocket, list[Accepted]] = defaultdict(list)
         for thing in things:
             by_owner[thing.owner].append(thing)
+            if thing.span is not None:
+                thing.span.set_attribute("chat.accepted", ok)
+                thing.span.end()
         for socket, accepted in by_owner.items():
             socket.confirmed(accepted, ok)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -15,6 +15,7 @@ from chat_streams import broker
 from chat_streams.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
 from chat_streams.settings import Settings
 from chat_streams.topics import MAX_RECORD, OUTGOING_MESSAGES
+from chat_streams.traces import Header
 
 log = structlog.get_logger()
 
@@ -29,7 +30,7 @@ class DeliveriesEnded(Exception):
 class Deliveries:
     """Reads one partition of ``outgoing_messages``: assigned, not subscribed, from its end."""
 
-    def __init__(self, settings: Settings, receive: Callable[[Outgoing], None]) -> None:
+    def __init__(self, settings: Settings, receive: Callable[[Outgoing, Iterable[Header]], None]) -> None:
         self._settings = settings
         self._receive = receive
         self._consumer: AIOKafkaConsumer | None = None
@@ -86,13 +87,13 @@ class Deliveries:
                 raise DeliveriesEnded("the consumer of deliveries has ended by an error")
             for records in batches.values():
                 for record in records:
-                    self._take(record.offset, record.value)
+                    self._take(record.offset, record.value, record.headers)
                     # A full fetch takes long to work through; the sockets must not wait for all of it.
                     await asyncio.sleep(0)
 
-    def _take(self, offset: int, value: bytes | None) -> None:
+    def _take(self, offset: int, value: bytes | None, headers: Iterable[Header]) -> None:
         try:
-            self._receive(OUTGOING.decode(value))
+            self._receive(OUTGOING.decode(value), headers)
         except (Undecodable, UnknownVersion) as error:
             # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
             log.error("a delivery cannot be read", offset=offset, reason=str(error))  # noqa: TRY400 - bodies are not logged

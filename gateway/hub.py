@@ -28,6 +28,7 @@ from chat_streams.records import (
 )
 from chat_streams.settings import Settings
 from chat_streams.topics import partition_of
+from chat_streams.traces import Header, Mark
 from gateway.connection import Ask
 from gateway.deliveries import Deliveries
 from gateway.protocol import Close
@@ -193,7 +194,9 @@ class Hub:
             )
         )
 
-    def _receive(self, items: Outgoing) -> None:
+    def _receive(self, items: Outgoing, headers: Iterable[Header]) -> None:
+        if headers:
+            self._expect(items, headers)
         for item in items:
             if isinstance(item, Announce):
                 self._announce_partitions(set(item.partitions))
@@ -211,6 +214,13 @@ class Hub:
                 socket.end(Close.TAKEN_OVER, "a newer connection of this device is on another gateway")
             else:
                 socket.heard_of(item.until)
+
+    def _expect(self, items: Outgoing, headers: Iterable[Header]) -> None:
+        """Tell the connections which of these deliveries hold sampled messages."""
+        for index, parent in Mark.all(headers):
+            item = items[index] if index < len(items) else None
+            if isinstance(item, Delivery) and (socket := self._connections.get(item.connection)) is not None:
+                socket.expect(parent, item.until)
 
     def _correct(self, item: Delivery | Missed | Registered | Displaced | Target) -> None:
         """The registry names a connection that is not here: of this epoch or an earlier one, it is gone."""

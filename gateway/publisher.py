@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -36,6 +36,10 @@ from chat_streams.topics import (
     SESSION_EVENTS,
     partition_of,
 )
+from chat_streams.traces import Header, Mark, Traces, traceparent
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = structlog.get_logger()
 
@@ -158,7 +162,8 @@ class _Lane(Generic[T]):
 
     async def _send(self, taken: list[tuple[T, int]]) -> None:
         things = [thing for thing, _ in taken]
-        ok = await self._publisher.produce(self._topic, self._partition, self._encode(things))
+        headers = self._publisher.headers(self._topic, things)
+        ok = await self._publisher.produce(self._topic, self._partition, self._encode(things), headers)
         self._publisher.give_back(sum(size for _, size in taken))
         self._publisher.done(self._topic, things, ok)
         if not ok and self._waiting:
@@ -171,14 +176,15 @@ class _Lane(Generic[T]):
 
 
 class Accepted:
-    """A message on its way to the log, and who is told of its fate."""
+    """A message on its way to the log, who is told of its fate, and its span if it is sampled."""
 
-    __slots__ = ("at_text", "message", "owner")
+    __slots__ = ("at_text", "message", "owner", "span")
 
-    def __init__(self, message: Message, at_text: str, owner: Any) -> None:
+    def __init__(self, message: Message, at_text: str, owner: Any, span: Span | None = None) -> None:
         self.message = message
         self.at_text = at_text
         self.owner = owner
+        self.span = span
 
 
 class Publisher:
@@ -189,9 +195,14 @@ class Publisher:
     """
 
     def __init__(
-        self, settings: Settings, confirm: Callable[[Sequence[Accepted], bool], None], statistics: Statistics
+        self,
+        settings: Settings,
+        confirm: Callable[[Sequence[Accepted], bool], None],
+        statistics: Statistics,
+        traces: Traces | None = None,
     ) -> None:
         self.settings = settings
+        self._traces = traces
         self._statistics = statistics
         self._confirm = confirm
         self._producer: AIOKafkaProducer | None = None
@@ -303,7 +314,17 @@ class Publisher:
         elif not ok:
             log.warning("not written", topic=topic, count=len(things))
 
-    async def produce(self, topic: str, partition: int, value: bytes) -> bool:
+    def headers(self, topic: str, things: Sequence[Any]) -> list[Header] | None:
+        """What a record says of the sampled messages in it."""
+        if self._traces is None or topic != INCOMING_MESSAGES:
+            return None
+        return [
+            Mark(index, traceparent(thing.span)).header()
+            for index, thing in enumerate(things)
+            if thing.span is not None
+        ]
+
+    async def produce(self, topic: str, partition: int, value: bytes, headers: list[Header] | None = None) -> bool:
         """Write one record; whether Kafka has it for sure. At once ``False`` while there is no connection to it."""
         producer = self._producer
         if producer is None or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
@@ -311,7 +332,7 @@ class Publisher:
         try:
             with self._statistics.timed(f"produce_{topic}"), counting_errors("kafka"):
                 async with asyncio.timeout(2 * self.settings.produce_timeout):
-                    await producer.send_and_wait(topic, value, partition=partition)
+                    await producer.send_and_wait(topic, value, partition=partition, headers=headers)
         except (KafkaError, TimeoutError, OSError) as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False

@@ -16,6 +16,7 @@ from aiohttp import WSMsgType, web
 from chat_streams.position import Position
 from chat_streams.records import Delivery, Message, Missed, now_ms
 from chat_streams.topics import partition_of
+from chat_streams.traces import Expected
 from gateway import protocol
 from gateway.allowance import Allowance
 from gateway.auth import BadToken, ExpiredToken, Identity, KeysUnavailable
@@ -62,7 +63,7 @@ class WebSocket:
     __slots__ = (
         *("_allowance", "_ended", "_gateway", "_held_back", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
         *("_reader", "_reserved", "_stopped", "_tasks", "_timer", "_unconfirmed", "_writer", "_ws"),
-        *("_live", "_since", "_stalls", "_waits"),
+        *("_expected", "_live", "_since", "_stalls", "_waits"),
         *("device", "id", "number", "patience", "state", "user"),
     )
 
@@ -89,6 +90,7 @@ class WebSocket:
         self._reserved = 0
         self._since = 0
         self._live: deque[_Live] | None = None
+        self._expected: Expected | None = None
         self._waits = True
         self._stalls = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -140,6 +142,16 @@ class WebSocket:
                 self._live = deque()
             self._live.append(_Live(delivery.until, delivery.count, at))
         self._advance(frames)
+
+    def expect(self, parent: str, until: Position) -> None:
+        """The delivery that ends at ``until`` and comes now holds a sampled message."""
+        if self._gateway.traces is not None:
+            self._expected = self._expected or Expected(self._gateway.traces, self.device)
+            self._expected.add(parent, until)
+
+    def _follow_expected(self) -> None:
+        if self._expected is not None and not self._expected.moved(self.state.forwarded, self.state.acked):
+            self._expected = None
 
     def missed(self, missed: Missed) -> None:
         """A part of the inbox left it without acknowledgement."""
@@ -328,6 +340,7 @@ class WebSocket:
                 return
             if moved:
                 self._count_acknowledged(before - self.state.unacknowledged)
+                self._follow_expected()
                 self._hub.acknowledge(self)
                 self.progress()
         elif isinstance(frame, Ping):
@@ -369,7 +382,10 @@ class WebSocket:
         at_text = self._gateway.at_text(at)
         tail = protocol.message_tail(frame.id, self.user, at_text, body)
         self._unconfirmed += 1
-        self._gateway.publisher.send(Accepted(Message(frame.to, self.user, frame.id, at, tail), at_text, self))
+        traces, span = self._gateway.traces, None
+        if traces is not None and traces.sampled():
+            span = traces.begin("send", message=frame.id, sender=self.user, to=frame.to)
+        self._gateway.publisher.send(Accepted(Message(frame.to, self.user, frame.id, at, tail), at_text, self, span))
 
     def _hold_back(self, to: str, message_id: str) -> None:
         if self._held_back is None:
@@ -436,6 +452,7 @@ class WebSocket:
     def _advance(self, frames: list[bytes]) -> None:
         for frame in frames:
             self._put(frame)
+        self._follow_expected()
         if self._waits and self.state.is_caught_up:
             self._waits = False
             self._gateway.statistics.took("catch_up", (now_ms() - self._since) / 1000)

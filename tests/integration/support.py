@@ -28,6 +28,7 @@ from docker.local.parts import Service, create_topics, engines
 from gateway.auth import mint
 from gateway.client import SUBPROTOCOL, Client, Message
 from tables.inbox import keys
+from tests.integration.collector import Collector
 
 WITHIN_S = 15.0
 TOKEN_S = 3600
@@ -244,12 +245,14 @@ class Stack:
         )
         self.redis = RedisCluster.from_url(self.settings.redis)
         self.running: dict[str, Running] = {}
+        self.collector = Collector()
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         create_secret(self.layout)
         try:
+            await self.collector.start()
             await self._start_all()
         except BaseException:
             await self.__aexit__()
@@ -266,6 +269,7 @@ class Stack:
         try:
             await self._session.close()
             await self.redis.aclose()
+            await self.collector.stop()
         finally:
             # The data is thrown away: nobody needs time to put it in order.
             for running in self.running.values():
@@ -274,7 +278,13 @@ class Stack:
     async def start(self, part: Part) -> Running:
         """Start a part and wait until it is ready; its end is an error from now on, unless a test makes it."""
         if isinstance(part, Service):
-            part.environment = GENEROUS | part.environment
+            # Workers follow what a gateway has sampled: no message, unless a test wants it.
+            traced = {
+                "CHAT_TRACES": self.collector.url,
+                "CHAT_TRACE_SAMPLE": "0",
+                "OTEL_BSP_SCHEDULE_DELAY": "100",
+            }
+            part.environment = GENEROUS | traced | part.environment
         await asyncio.to_thread(part.prepare)
         running = self.running[part.name] = start_process(part)
         await running.wait_ready()

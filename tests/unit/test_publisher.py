@@ -78,7 +78,9 @@ class Kafka:
         self.confirmed: list[str] = []
         self.failed: list[str] = []
 
-    async def _produce(self, topic: str, partition: int, value: bytes) -> bool:
+    async def _produce(
+        self, topic: str, partition: int, value: bytes, headers: list[tuple[str, bytes]] | None = None
+    ) -> bool:
         record = Record(topic, partition, value)
         self.records.append(record)
         return await record.answer if self.answers_at_once is None else self.answers_at_once

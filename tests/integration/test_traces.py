@@ -1,0 +1,65 @@
+"""A sampled message leaves one trace, from the sender's frame to the recipient's acknowledgement."""
+
+from __future__ import annotations
+
+from tests.integration.collector import Taken
+from tests.integration.support import Received, Stack, eventually, user
+
+SECRET = "between you and me"
+
+
+def parents(spans: list[Taken]) -> dict[str, str]:
+    """Return the name of the span before each one, by name."""
+    names = {span.id: span.name for span in spans}
+    return {span.name: names[span.parent] if span.parent else "" for span in spans}
+
+
+async def test_one_trace_of_a_message_across_the_services(stack: Stack) -> None:
+    gateway = stack.service("gateway", trace_sample=1)
+    running = await stack.start(gateway)
+    alice, bob, received = user("alice"), user("bob"), Received()
+    async with (
+        stack.connect(alice, url=gateway.url) as sender,
+        stack.connect(bob, received, url=gateway.url) as client,
+    ):
+        await client.wait_caught_up()
+        sent = [await sender.send(bob, {"text": SECRET}) for _ in range(2)]
+        await received.wait(2)
+        await stack.wait_stored(bob, 0)
+
+    def traces() -> list[list[Taken]]:
+        roots = [s for s in stack.collector.spans if s.attributes.get("chat.message") in {one.id for one in sent}]
+        found = [[s for s in stack.collector.spans if s.trace == trace] for trace in {root.trace for root in roots}]
+        return found if [len(spans) for spans in found] == [5, 5] else []
+
+    for spans in await eventually(traces, what="two traces of 5 spans"):
+        assert parents(spans) == {
+            "send": "",
+            "append": "send",
+            "forward": "append",
+            "acknowledge": "forward",
+            "history": "send",
+        }
+        by_name = {span.name: span for span in spans}
+        assert {name: span.service.removeprefix("connect-chat-") for name, span in by_name.items()} == {
+            "send": "gateway",
+            "append": "messaging",
+            "forward": "gateway",
+            "acknowledge": "gateway",
+            "history": "history",
+        }
+        send, append, acknowledge = by_name["send"], by_name["append"], by_name["acknowledge"]
+        assert (send.attributes["chat.sender"], send.attributes["chat.to"]) == (alice, bob)
+        assert append.attributes["chat.position"] in {message.pos for message in received.messages}
+        assert acknowledge.attributes["chat.device"] == "phone"
+        assert send.start <= append.start <= append.end <= by_name["forward"].start <= acknowledge.end
+    assert not any(SECRET.encode() in body for body in stack.collector.bodies)
+    # A gateway that samples nothing asks for nothing to be traced.
+    before = len(stack.collector.spans)
+    async with stack.connect(bob, received) as client:
+        await client.wait_caught_up()
+        await stack.send(alice, bob, ["not sampled"])
+        await received.wait(3)
+        await stack.wait_stored(bob, 0)
+    stack.forget(running)
+    assert not [s for s in stack.collector.spans[before:] if s.attributes.get("chat.to") == bob]
