@@ -45,7 +45,8 @@ test: lint ## Check and test everything
 	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test
 	@$(RUN) -m pytest -n 2 --dist loadfile
 
-faults: setup ## Run the fault matrix of docs/faults.md: each fault on each part, SEEDS=20 for the long run
+faults: setup ## Repartition and reshard under load, then the fault matrix of docs/faults.md; SEEDS=20 for the long run
+	@$(RUN) -m pytest -m long tests/faults
 	@$(RUN) -m tests.faults.matrix --seeds $(or $(SEEDS),1)
 
 bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK=1 takes 3 minutes (docs/benchmarks.md)

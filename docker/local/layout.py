@@ -20,7 +20,7 @@ PREFIX = "CHAT_LOCAL_"
 INSTANCE_STEP = 10
 """Instance n of a service has the port of the first one plus n - 1 times this."""
 
-_BLOCK = 40
+_BLOCK = 50
 # In a block of ports: room for three Redis nodes, five services and three instances of each service.
 _OFFSETS = {
     "kafka": 1,

@@ -128,7 +128,7 @@ WORKERS = ("messaging", "notification", "history")
 INSTANCES = [f"{name}{n}" for name in WORKERS for n in ("", "-2")]
 KAFKA_CLIENTS = ["gateways", *INSTANCES]
 """Who has a listener of Kafka, and a proxy before it, of its own: each worker, and both gateways together."""
-_SPARE = [*range(14, 20), *range(24, 30), *range(34, 40)]
+_SPARE = [14, *range(16, 20), 24, *range(26, 30), 34, *range(36, 40), *range(44, 50)]
 """Ports of a block of ``Layout.free`` that no part uses."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.faults.crowd import Crowd, Phase
 from tests.integration.commands import call, run
 from tests.integration.support import Stack
@@ -21,6 +23,7 @@ async def restart(stack: Stack, name: str) -> None:
     await stack.start(running.part)
 
 
+@pytest.mark.long
 async def test_repartitioning_under_load_loses_nothing(stack: Stack) -> None:
     fewer = await run(stack, "topics", "repartition", "--partitions", 8, code=1)
     assert "more are wanted" in fewer.err

@@ -97,6 +97,7 @@ async def sharded(tmp_path: Path) -> AsyncIterator[ThreePrimaries]:
             yield stack
 
 
+@pytest.mark.long
 async def test_slots_move_under_load(sharded: ThreePrimaries) -> None:
     stack = sharded
     crowd = Crowd(stack, [stack.url], Phase.LIVE, "resharding")
@@ -111,13 +112,13 @@ async def test_slots_move_under_load(sharded: ThreePrimaries) -> None:
             moved += await stack.move(slot)
             await crowd.until_confirmed(crowd.confirmed + 20)
         await crowd.until_confirmed(crowd.confirmed + 200)
-        outcome = await crowd.finish(30, lambda _: None)
+        outcome = await crowd.finish(60, lambda _: None)
     finally:
         await crowd.cancel()
     assert moved >= len(slots)
     after = await stack.owners(stack.nodes[0])
     assert all(before[slot] != after[slot] for slot in slots)
-    assert (outcome.lost, outcome.swapped, outcome.repeated, outcome.problems) == (0, 0, 0, [])
+    assert (outcome.lost, outcome.swapped, outcome.repeated, outcome.problems) == (0, 0, 0, []), outcome
     # Each primary knew the workers before: nobody took a moved inbox for one that has lost something.
     assert "redis refused to append" not in stack.running["messaging"].part.log.read_text()
     assert (await run(stack, "audit", "--json")).json["clean"]
