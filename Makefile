@@ -45,8 +45,8 @@ test: lint ## Check and test everything
 	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test
 	@$(RUN) -m pytest -n 2 --dist loadfile
 
-faults: setup ## Repartition and reshard under load, then the fault matrix of docs/faults.md; SEEDS=20 for the long run
-	@$(RUN) -m pytest -m long tests/faults
+faults: setup ## The tests that take long, then the fault matrix of docs/faults.md; SEEDS=20 for the long run
+	@$(RUN) -m pytest -m long
 	@$(RUN) -m tests.faults.matrix --seeds $(or $(SEEDS),1)
 
 bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK=1 takes 3 minutes (docs/benchmarks.md)

@@ -339,7 +339,8 @@ async def test_a_rebalance_is_on_the_time_line_with_who_has_which_partition_sinc
     second = await stack.start(stack.service("history"))
     try:
         events = page.get_by_role("region", name="Starts and rebalances")
-        await expect(events).to_contain_text(re.compile(rf"\d rebalances? history@\S+:{stack.running['history'].pid}"))
+        rebalance = re.compile(rf"\d rebalances? history@\S+:{stack.running['history'].pid}")
+        await expect(events).to_contain_text(rebalance, timeout=30_000)
         await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"))
         await expect(worker).to_have_count(2)
         for one in (0, 1):

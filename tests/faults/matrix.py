@@ -90,15 +90,22 @@ class Result:
     healed_s: float | None = None
     """From then until messages passed on all partitions, none of them later than a second."""
     seconds: float = 0.0
+    slow: list[str] = field(default_factory=list)
+    """Messages that passed late, where it did not heal within ``HEALED_S``."""
     problems: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
     """Parts that ended by themselves, and were started again."""
 
     @property
+    def kept(self) -> bool:
+        """Whether the promise was kept, and it healed."""
+        wrong = self.lost or self.swapped or self.repeated or self.problems or self.restarted
+        return not wrong and self.audit == "clean" and self.healed_s is not None
+
+    @property
     def ok(self) -> bool:
-        """Whether the promise was kept."""
-        kept = not (self.lost or self.swapped or self.repeated or self.problems or self.restarted)
-        return kept and self.audit == "clean" and self.healed_s is not None and self.healed_s <= HEALED_S
+        """Whether it was kept, and it healed in time."""
+        return self.kept and self.healed_s is not None and self.healed_s <= HEALED_S
 
     def row(self) -> list[str]:
         """The cells of a table."""
@@ -332,11 +339,10 @@ async def _measure(stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault,
         result.problems.append(f"messages did not pass in time in {PROBE_S:g} s: {error}")
     if result.healed_s is None or result.healed_s > HEALED_S:
         partitions = stack.settings.partitions
-        slow = (
+        result.slow = [
             f"{took:.1f} s to partition {partition_of(to, partitions)} at {at - back:.1f} s"
             for at, to, took in probe.slow
-        )
-        result.problems.append(f"slow: {', '.join(slow)}")
+        ]
     stage("load after the fault")
     await crowd.until_confirmed(crowd.confirmed + AFTER_MESSAGES)
     outcome = await crowd.finish(DRAIN_S, stage)
@@ -430,7 +436,9 @@ def _line(result: Result) -> str:
     healed = "-" if result.healed_s is None else f"{result.healed_s:.1f} s"
     text = f"{'OK  ' if result.ok else 'FAIL'} {result.cell} ({result.victim}) seed {result.seed}: {counts},"
     text += f" audit {result.audit}, healed in {healed}, {result.seconds:.0f} s in all"
-    return "\n     ".join([text, *result.problems, *(f"note: {r}" for r in result.restarted)])
+    return "\n     ".join(
+        [text, *result.problems, *(f"slow: {one}" for one in result.slow), *(f"note: {r}" for r in result.restarted)]
+    )
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ async def cuttable(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cu
 async def test_nothing_is_lost_swapped_or_repeated(cuttable: CuttableStack, cell: Cell) -> None:
     before = refused(cuttable)
     result = await run_cell(cuttable, cell, SEED, PAUSE_S, print)
-    assert result.ok, result
+    # How soon it heals is for `make faults`, which has the machine to itself.
+    assert result.kept, result
     if cell == Cell("cut", "messaging", Phase.STORING):
         # The worker that was cut off from Kafka, and not from Redis, left the inboxes to the one that took over.
         after = refused(cuttable)

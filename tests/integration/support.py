@@ -232,8 +232,9 @@ def _quick(parts: list[Part]) -> list[Part]:
 class Stack:
     """The engines and services of one test run, as children of this process."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, traced: bool = False) -> None:
         self.layout = Layout.free(data)
+        self._traced = traced
         self.environment = base_environment() | service_environment(self.layout)
         """Of a command or another service beside the stack."""
         self.settings = Settings(
@@ -279,12 +280,8 @@ class Stack:
         """Start a part and wait until it is ready; its end is an error from now on, unless a test makes it."""
         if isinstance(part, Service):
             # Workers follow what a gateway has sampled: no message, unless a test wants it.
-            traced = {
-                "CHAT_TRACES": self.collector.url,
-                "CHAT_TRACE_SAMPLE": "0",
-                "OTEL_BSP_SCHEDULE_DELAY": "100",
-            }
-            part.environment = GENEROUS | traced | part.environment
+            traced = {"CHAT_TRACES": self.collector.url, "CHAT_TRACE_SAMPLE": "0", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+            part.environment = GENEROUS | (traced if self._traced else {}) | part.environment
         await asyncio.to_thread(part.prepare)
         running = self.running[part.name] = start_process(part)
         await running.wait_ready()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
 from tests.integration.collector import Taken
 from tests.integration.support import Received, Stack, eventually, user
 
@@ -14,7 +20,16 @@ def parents(spans: list[Taken]) -> dict[str, str]:
     return {span.name: names[span.parent] if span.parent else "" for span in spans}
 
 
-async def test_one_trace_of_a_message_across_the_services(stack: Stack) -> None:
+@pytest_asyncio.fixture
+async def traced(stack: Stack, tmp_path: Path) -> AsyncIterator[Stack]:
+    """A stack whose services send spans: the SDK and its exporter take a second to import."""
+    async with Stack(tmp_path, traced=True) as other:
+        yield other
+
+
+@pytest.mark.long
+async def test_one_trace_of_a_message_across_the_services(traced: Stack) -> None:
+    stack = traced
     gateway = stack.service("gateway", trace_sample=1)
     running = await stack.start(gateway)
     alice, bob, received = user("alice"), user("bob"), Received()
