@@ -83,6 +83,7 @@ async def replicated(tmp_path: Path) -> AsyncIterator[ReplicatedStack]:
             yield stack
 
 
+@pytest.mark.long
 async def test_a_replica_without_the_newest_writes_takes_over_under_load(replicated: ReplicatedStack) -> None:
     stack = replicated
     load = Load(stack, array=5, pause_s=0.1)

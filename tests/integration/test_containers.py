@@ -78,6 +78,7 @@ class Container(Part):
         return await process.wait() == 0
 
 
+@pytest.mark.long
 async def test_every_command_of_compose_starts_is_healthy_and_ends(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
