@@ -109,7 +109,6 @@ class _Groups:
     """How far the services are; raises ``LogUnavailable``."""
 
     def __init__(self, settings: Settings) -> None:
-        self._kafka = settings.kafka
         self._settings = settings
         self._admin = AIOKafkaAdminClient(**broker.client_options(settings))
 
@@ -131,7 +130,9 @@ class _Groups:
             async with asyncio.timeout(GROUP_SECONDS):
                 found = await self._admin.list_consumer_group_offsets(group, partitions=list(tps))
         except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(f"Kafka at {self._kafka} does not say how far {group} is: {error!r}") from error
+            raise LogUnavailable(
+                f"Kafka at {self._settings.kafka} does not say how far {group} is: {error!r}"
+            ) from error
         return {
             tp.partition: min(max(found[tp].offset if tp in found else 0, span.first), span.end)
             for tp, span in tps.items()

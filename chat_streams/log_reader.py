@@ -68,7 +68,6 @@ class LogReader:
 
     def __init__(self, settings: Settings, fetch_bytes: int = PARTITION_FETCH_BYTES) -> None:
         self._settings = settings
-        self._kafka = settings.kafka
         self._fetch_bytes = fetch_bytes
         self._consumer: aiokafka.AIOKafkaConsumer
 
@@ -109,11 +108,13 @@ class LogReader:
         cluster = await self._answer(self._consumer._client.fetch_all_metadata())
         existing = cluster.partitions_for_topic(topic)
         if not existing:
-            raise LogUnavailable(f"there is no topic {topic} at {self._kafka}: 'faust -A chat_streams topics create'")
+            raise LogUnavailable(
+                f"there is no topic {topic} at {self._settings.kafka}: 'faust -A chat_streams topics create'"
+            )
         if partitions is None:
             partitions = sorted(existing)
         elif missing := set(partitions) - existing:
-            raise LogUnavailable(f"topic {topic} at {self._kafka} has no partition {min(missing)}")
+            raise LogUnavailable(f"topic {topic} at {self._settings.kafka} has no partition {min(missing)}")
         tps = [TopicPartition(topic, partition) for partition in partitions]
         if not tps:
             return []
@@ -180,7 +181,9 @@ class LogReader:
                 progress(done, total)
             if silent_s >= PATIENCE_S:
                 waiting = ", ".join(f"{tp.topic}/{tp.partition} at offset {at[tp]}" for tp in left)
-                raise LogUnavailable(f"nothing came from Kafka at {self._kafka} for {PATIENCE_S:g} s: {waiting}")
+                raise LogUnavailable(
+                    f"nothing came from Kafka at {self._settings.kafka} for {PATIENCE_S:g} s: {waiting}"
+                )
 
     async def _skip_what_is_gone(self, tps: list[TopicPartition]) -> None:
         firsts = await self._answer(self._consumer.beginning_offsets(tps))
@@ -207,6 +210,6 @@ class LogReader:
         except OffsetOutOfRangeError:
             raise
         except TimeoutError as error:
-            raise LogUnavailable(f"no answer from Kafka at {self._kafka} within {PATIENCE_S:g} s") from error
+            raise LogUnavailable(f"no answer from Kafka at {self._settings.kafka} within {PATIENCE_S:g} s") from error
         except KafkaError as error:
             raise LogUnavailable(await broker.trouble(self._settings, error)) from error

@@ -11,11 +11,11 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
-from docker.local.layout import ROOT, base_environment, service_environment
+from docker.local.layout import ROOT, base_environment
 from docker.local.part import Running
 from docker.local.parts import Service
 from gateway.auth import mint
-from tests.integration.support import Stack
+from tests.integration.support import Stack, aws_of
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ARGUMENTS = [
@@ -36,10 +36,8 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
             patch.delenv(name)
         async with Stack(tmp_path_factory.mktemp("stack")) as stack:
-            for name, value in service_environment(stack.layout).items():
-                if name.startswith("AWS_"):
-                    patch.setenv(name, value)
-            yield stack
+            with aws_of(stack.layout):
+                yield stack
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")

@@ -7,16 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from docker.local.layout import service_environment
-from tests.integration.support import Stack
+from tests.integration.support import Stack, aws_of
 
 
 @pytest_asyncio.fixture
 async def stack(tmp_path: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """Start everything."""
     async with Stack(tmp_path_factory.mktemp("faults")) as stack:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in service_environment(stack.layout).items():
-                if name.startswith("AWS_"):
-                    patch.setenv(name, value)
+        with aws_of(stack.layout):
             yield stack

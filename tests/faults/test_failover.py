@@ -11,10 +11,10 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from docker.local.engines import RedisNode
-from docker.local.layout import HOST, service_environment
+from docker.local.layout import HOST
 from docker.local.part import Part
 from tests.faults.load import Load
-from tests.integration.support import Stack, eventually
+from tests.integration.support import Stack, aws_of, eventually
 
 
 class ReplicatedStack(Stack):
@@ -75,10 +75,7 @@ async def is_announced(redis: Redis) -> bool:
 @pytest_asyncio.fixture
 async def replicated(tmp_path: Path) -> AsyncIterator[ReplicatedStack]:
     stack = ReplicatedStack(tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in service_environment(stack.layout).items():
-            if name.startswith("AWS_"):
-                patch.setenv(name, value)
+    with aws_of(stack.layout):
         async with stack:
             yield stack
 

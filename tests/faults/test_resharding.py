@@ -12,14 +12,14 @@ import pytest_asyncio
 from redis.crc import key_slot
 
 from docker.local.engines import RedisNode
-from docker.local.layout import HOST, service_environment
+from docker.local.layout import HOST
 from docker.local.part import Part
 from tables.cluster import SLOTS
 from tables.inbox import keys
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.test_failover import client, command
 from tests.integration.commands import run
-from tests.integration.support import Stack, eventually
+from tests.integration.support import Stack, aws_of, eventually
 
 MOVED = 8
 """Slots, each with the inbox of a user."""
@@ -89,10 +89,7 @@ class ThreePrimaries(Stack):
 @pytest_asyncio.fixture
 async def sharded(tmp_path: Path) -> AsyncIterator[ThreePrimaries]:
     stack = ThreePrimaries(tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in service_environment(stack.layout).items():
-            if name.startswith("AWS_"):
-                patch.setenv(name, value)
+    with aws_of(stack.layout):
         async with stack:
             yield stack
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from docker.local.layout import base_environment, service_environment
-from tests.integration.support import Stack
+from docker.local.layout import base_environment
+from tests.integration.support import Stack, aws_of
 
 FLOODS = ("test_hostile.py", "test_delivery.py", "test_connecting.py", "test_registry.py", "test_start.py")
 """DynamoDB Local stores some hundred messages a second: what waits for history comes before what sends 100,000."""
@@ -32,10 +32,8 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         # A run that is told to end ends its stack, too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         async with Stack(tmp_path_factory.mktemp("stack")) as stack:
-            for name, value in service_environment(stack.layout).items():
-                if name.startswith("AWS_"):
-                    patch.setenv(name, value)
-            yield stack
+            with aws_of(stack.layout):
+                yield stack
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -11,11 +11,12 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+import pytest
 from aiohttp import WSMsgType
 from redis.asyncio.cluster import RedisCluster
 
@@ -227,6 +228,16 @@ def _quick(parts: list[Part]) -> list[Part]:
             place = part.command.index("-dbPath")
             part.command[place : place + 2] = ["-inMemory"]
     return parts
+
+
+@contextlib.contextmanager
+def aws_of(layout: Layout) -> Iterator[None]:
+    """Have AWS's SDK in this process take the credentials of a stack's DynamoDB."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in service_environment(layout).items():
+            if name.startswith("AWS_"):
+                patch.setenv(name, value)
+        yield
 
 
 class Stack:
