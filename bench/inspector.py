@@ -1,9 +1,10 @@
 """What the inspector costs the path: ``python -m bench.inspector``.
 
-In turn with the inspector stopped, running with nobody looking, and with somebody who looks at the streams and at a
-tail of ``incoming_messages``: messages stored for an offline user, messages to one who is there, and a rest in which
-nothing happens. Prints rates, their ratio to those without it with its spread over the rounds, and of all CPU time (of
-the machine, in the rest) the share of the inspector and of Kafka.
+In turn, in another order in each round, with the inspector stopped, running with nobody looking, and with somebody who
+looks at the streams and at a tail of ``incoming_messages``: messages stored for an offline user, messages to one who is
+there, and a rest in which nothing happens. Prints rates and the CPU time of a message over all processes, their ratios
+to those of the same round without it, and of all CPU time (of the machine, in the rest) the share of the inspector and
+of Kafka.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,7 +39,16 @@ LOOKED_AT = {
     "nobody looks": (),
     "looked at": ("/live/streams", "/live/tail?topic=incoming_messages"),
 }
-COLUMNS = ("workload", "inspector", "messages/s", "with / without", "smallest", "largest", "CPU: inspector", "Kafka")
+COLUMNS = (
+    "workload",
+    "inspector",
+    "messages/s",
+    "with / without",
+    "us a message",
+    "with / without",
+    "CPU: inspector",
+    "Kafka",
+)
 
 
 async def rest(system: ConnectChat, scale: Scale) -> dict[str, Any]:
@@ -105,7 +116,8 @@ async def run(rounds: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
         await online(system, Scale())
         for number in range(rounds):
             click.echo(f"round {number + 1} of {rounds}", err=True)
-            for state, paths in LOOKED_AT.items():
+            # What runs right after the others' messages were deleted must not always be the same.
+            for state, paths in random.sample(list(LOOKED_AT.items()), len(LOOKED_AT)):
                 async with looking(system, paths):
                     for name, workload in WORKLOADS.items():
                         results[name, state].append(await workload(system, Scale(messages=MESSAGES)))
@@ -127,16 +139,27 @@ def main(rounds: int) -> None:
     for (name, state), found in results.items():
         cells = ["", "", "", ""]
         if name != "rest":
-            rates = [one["value"] for one in found]
-            ratios = [a / b["value"] for a, b in zip(rates, results[name, "stopped"], strict=True)]
-            cells = [f"{statistics.median(rates):,.0f}"]
-            cells += [f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))]
+            cells = [
+                cell
+                for key in ("value", "server_cpu_us")
+                for cell in _beside([r[key] for r in found], [r[key] for r in results[name, "stopped"]])
+            ]
         shares = [
             f"{100 * statistics.median(one['cpu'].get(part, 0) / sum(one['cpu'].values()) for one in found):.2f} %"
             for part in ("inspector", "kafka")
         ]
         table.add_row(name, state, *cells, *shares)
-    Console(width=120).print(table)
+    Console(width=140).print(table)
+
+
+def _beside(values: list[float], others: list[float]) -> tuple[str, str]:
+    ratios = sorted(a / b for a, b in zip(values, others, strict=True))
+    quarter = len(ratios) // 4
+    middle = ratios[quarter : len(ratios) - quarter]
+    return (
+        f"{statistics.median(values):,.4g}",
+        f"{statistics.median(ratios):.3f} ({middle[0]:.2f} - {middle[-1]:.2f}; all {ratios[0]:.2f} - {ratios[-1]:.2f})",
+    )
 
 
 if __name__ == "__main__":

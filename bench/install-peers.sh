@@ -1,11 +1,12 @@
 #!/bin/sh
-# Mosquitto and ejabberd from Debian, without starting them; nats-server from source into .local/bench/bin.
+# Mosquitto and ejabberd from Debian, without starting them; nats-server from source into .local/bench/bin. And the
+# allocator which Debian's Redis has, for ours.
 set -eu
 NATS_VERSION=v2.15.2
 
 as_root=
 [ "$(id -u)" = 0 ] || as_root=sudo
 # In this runlevel, Debian's packages do not start their services.
-$as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto ejabberd
+$as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto ejabberd libjemalloc2
 mkdir -p .local/bench/bin
 GOBIN="$(pwd)/.local/bench/bin" go install "github.com/nats-io/nats-server/v2@$NATS_VERSION"

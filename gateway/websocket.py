@@ -513,7 +513,8 @@ class WebSocket:
 
     @staticmethod
     def _now() -> float:
-        return asyncio.get_running_loop().time()
+        # The loop's clock; asking for the running loop costs a system call before Python 3.12.
+        return time.monotonic()
 
 
 def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
