@@ -307,10 +307,15 @@ async def crowd(system: System, count: int) -> dict[str, Link]:
 
 
 async def isolated(system: System, scale: Scale) -> Result:
-    """Each message from another connection to a random recipient: the highest rate of a ladder with p99 <= 50 ms."""
+    """Each message from another connection to a random recipient: the highest rate of a ladder with p99 <= 50 ms.
+
+    The ladder ends after two rates that are not sustained: one may be a hiccup of the machine.
+    """
     links = await crowd(system, scale.senders)
     users, connections = list(links), list(links.values())
     Watch(connections)
+    # What a thousand new connections leave to be done is not a part of it.
+    await asyncio.sleep(scale.settle)
     best: Result = {"rate": 0.0, "server_cpu_us": 0.0}
     steps = []
     number = 0
@@ -335,9 +340,10 @@ async def isolated(system: System, scale: Scale) -> Result:
                 steps.append({"rate": per_second, "error": str(error)})
                 break
             steps.append(step)
-            if step["p99"] > SUSTAINED_MS:
+            if step["p99"] <= SUSTAINED_MS:
+                best = step
+            elif len(steps) > 1 and steps[-2]["p99"] > SUSTAINED_MS:
                 break
-            best = step
     finally:
         for link in connections:
             link.close()
