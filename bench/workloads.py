@@ -317,7 +317,7 @@ async def isolated(system: System, scale: Scale) -> Result:
     # What a thousand new connections leave to be done is not a part of it.
     await asyncio.sleep(scale.settle)
     best: Result = {"rate": 0.0, "server_cpu_us": 0.0}
-    steps = []
+    steps: list[Result] = []
     number = 0
     try:
         for per_second in (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000, 12_500, 15_000, 20_000, 25_000, 30_000):
