@@ -6,14 +6,14 @@ faust -A chat_streams.messaging worker
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Awaitable, Iterator
-from typing import Any, Final
+from collections.abc import Awaitable
+from typing import Any
 
 import structlog
 from faust.types import TP
 
 from chat_streams.adoption import Adoption
+from chat_streams.batches import by_recipient
 from chat_streams.contiguous import Record, Rewound
 from chat_streams.outgoing import Outbox
 from chat_streams.position import Position
@@ -24,7 +24,6 @@ from chat_streams.records import (
     Announce,
     Delivery,
     Displaced,
-    Message,
     Messages,
     Registered,
     SessionEvents,
@@ -39,9 +38,6 @@ from tables.inbox import Inbox, StaleToken
 from tables.sessions import Sessions
 
 log = structlog.get_logger()
-
-APPEND_MESSAGES: Final = 500
-"""To one inbox in one call: Redis does nothing else meanwhile."""
 
 app = Service("messaging")
 incoming_messages = app.topic(INCOMING_MESSAGES)
@@ -72,11 +68,14 @@ async def register(stream: Any) -> None:
 async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any] | None:
     """Inbox first; online or offline only decides whether a push follows (invariants 2 and 3)."""
     tokens = {partition: await adoption.token(partition) for partition in {r.partition for r in records}}
-    recipients, batches = _by_recipient(records, tokens)
+    batches = by_recipient(records, app.kafka_log.generation, app.settings.retry_window)
     spans = app.begin_spans("append", records)
     try:
         with app.statistics.timed("append"):
-            results = await inbox.append(recipients, batches)
+            results = await inbox.append(
+                [(user, partition, tokens[partition]) for user, partition, _ in batches],
+                [messages for _, _, messages in batches],
+            )
     except StaleToken as error:
         log.warning("redis refused to append", reason=str(error))
         for partition, token in tokens.items():
@@ -90,9 +89,11 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
         counters["overflowed"] += appended.overflow
         counters["retries"] += appended.retries
     outbox = Outbox(app)
-    for (user, _, _), batch, appended in zip(recipients, batches, results, strict=True):
+    sampled_and_stored: list[tuple[str, Position, str]] = []
+    for (user, _, batch), appended in zip(batches, results, strict=True):
         connections = sessions.of(user)
-        parents = [traceparent(spans[user, p]) for p, _ in batch if (user, p) in spans] if spans else ()
+        sampled = [(user, p, traceparent(spans[user, p])) for p, _ in batch if (user, p) in spans] if spans else []
+        pushed = False
         body = b",".join(appended.json) if connections else b""
         for session in connections:
             # What is too large for one delivery, or has a gap in it, is fetched in pages.
@@ -110,42 +111,16 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
                         count=len(appended.json),
                         messages=body,
                     ),
-                    parents,
+                    [parent for _, _, parent in sampled],
                 )
+                pushed = True
             else:
                 outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))
+        if not pushed:
+            sampled_and_stored += sampled
+    if sampled_and_stored:
+        await inbox.keep_parents(sampled_and_stored)
     return outbox.send()
-
-
-def _by_recipient(
-    records: list[Record[Messages]], tokens: dict[int, str]
-) -> tuple[list[tuple[str, int, str]], list[list[tuple[Position, Message]]]]:
-    generation = app.kafka_log.generation
-    by_user: defaultdict[tuple[str, int], list[tuple[Position, Message]]] = defaultdict(list)
-    for record in records:
-        entry, _ = Position.of(generation, record.offset, 0)
-        for index, message in enumerate(record.value.messages):
-            by_user[message.to, record.partition].append((Position(entry, index), message))
-    recipients, batches = [], []
-    for (user, partition), messages in by_user.items():
-        for batch in _within_window(messages):
-            recipients.append((user, partition, tokens[partition]))
-            batches.append(batch)
-    return recipients, batches
-
-
-def _within_window(messages: list[tuple[Position, Message]]) -> Iterator[list[tuple[Position, Message]]]:
-    """Split, in order, so that a part has one retry window and ``APPEND_MESSAGES`` at most."""
-    window_ms = 1000 * app.settings.retry_window
-    start = 0
-    for end in range(1, len(messages) + 1):
-        if (
-            end == len(messages)
-            or end - start == APPEND_MESSAGES
-            or messages[end][1].at // window_ms != messages[start][1].at // window_ms
-        ):
-            yield messages[start:end]
-            start = end
 
 
 async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:

@@ -15,11 +15,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from chat_streams.statistics import BOUNDS_MS, Histogram, Statistics
+from chat_streams.topics import GROUPS
 
 PREFIX: Final = "connect_chat_"
 PATH: Final = "/metrics"
-WORKERS: Final = ("messaging", "notification", "history")
-ALL: Final = ("gateway", *WORKERS, "inspector")
+ALL: Final = ("gateway", *GROUPS, "inspector")
 _BOUNDS: Final = (*(f"{bound / 1000:g}" for bound in BOUNDS_MS), "+Inf")
 
 
@@ -103,25 +103,25 @@ METRICS: Final = (
         "From welcome until all that waited in the inbox is forwarded.",
         "catch_up",
     ),
-    Definition("agent_records_total", "counter", WORKERS, "Records applied.", "records_", ("topic",)),
-    Definition("agent_errors_total", "counter", WORKERS, "Times that applying a record failed.", "errors_", ("topic",)),
+    Definition("agent_records_total", "counter", GROUPS, "Records applied.", "records_", ("topic",)),
+    Definition("agent_errors_total", "counter", GROUPS, "Times that applying a record failed.", "errors_", ("topic",)),
     Definition(
         "agent_batch_seconds",
         "histogram",
-        WORKERS,
+        GROUPS,
         "Applying a batch of records, with all its effects.",
         "batch_",
         ("topic",),
     ),
     Definition(
-        "dead_letters_total", "counter", WORKERS, "Records that could not be applied.", "dead_letters_", ("topic",)
+        "dead_letters_total", "counter", GROUPS, "Records that could not be applied.", "dead_letters_", ("topic",)
     ),
-    Definition("worker_partitions", "gauge", WORKERS, "Partitions this worker has.", "partitions_", ("topic",)),
-    Definition("worker_rebalances_total", "counter", WORKERS, "Rebalances of its group.", "rebalances"),
-    Definition("worker_rebalancing", "gauge", WORKERS, "1 during a rebalance.", "rebalancing"),
-    Definition("worker_recovering", "gauge", WORKERS, "1 while its table is read from the changelog.", "recovering"),
+    Definition("worker_partitions", "gauge", GROUPS, "Partitions this worker has.", "partitions_", ("topic",)),
+    Definition("worker_rebalances_total", "counter", GROUPS, "Rebalances of its group.", "rebalances"),
+    Definition("worker_rebalancing", "gauge", GROUPS, "1 during a rebalance.", "rebalancing"),
+    Definition("worker_recovering", "gauge", GROUPS, "1 while its table is read from the changelog.", "recovering"),
     Definition("worker_table_rows", "gauge", ("messaging",), "Rows of its part of a table.", "table_", ("table",)),
-    Definition("worker_commit_seconds", "histogram", WORKERS, "Committing offsets.", "commit"),
+    Definition("worker_commit_seconds", "histogram", GROUPS, "Committing offsets.", "commit"),
     Definition("inbox_messages_appended_total", "counter", ("messaging",), "Messages new in an inbox.", "appended"),
     Definition(
         "inbox_messages_overflowed_total", "counter", ("messaging",), "Past a quota: in history only.", "overflowed"
@@ -130,7 +130,7 @@ METRICS: Final = (
     Definition(
         "inbox_messages_removed_total",
         "counter",
-        ("notification",),
+        ("gateway", "notification"),
         "Acknowledged by all devices of their user.",
         "acknowledged",
     ),

@@ -6,7 +6,7 @@ faust -A chat_streams.notification worker
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from chat_streams.contiguous import Record
@@ -100,9 +100,12 @@ async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
     for some in _rounds(wanted):
         with app.statistics.timed("read"):
             pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in some])
+        parents: Sequence[Sequence[str]] = [()] * len(pages)
+        if app.traces is not None:
+            parents = await inbox.parents([(w.user, page) for w, page in zip(some, pages, strict=True)])
         outbox = Outbox(app)
-        for w, page in zip(some, pages, strict=True):
-            outbox.page(w.slot, w.user, w.connection, w.epoch, w.request, page)
+        for w, page, of_page in zip(some, pages, parents, strict=True):
+            outbox.page(w.slot, w.user, w.connection, w.epoch, w.request, page, of_page)
         if (effect := outbox.send()) is not None:
             sent.append(effect)
     return asyncio.gather(*sent) if sent else None

@@ -44,8 +44,17 @@ class Outbox:
         record.append(item)
         self._sizes[slot] += size
 
-    def page(self, slot: int, user: str, connection: bytes, epoch: int, request: int, page: Page) -> None:
-        """Add a page of an inbox."""
+    def page(
+        self,
+        slot: int,
+        user: str,
+        connection: bytes,
+        epoch: int,
+        request: int,
+        page: Page,
+        parents: Iterable[str] = (),
+    ) -> None:
+        """Add a page of an inbox; ``parents`` as for ``add``."""
         if page.missed:
             self.add(slot, Missed(user, connection, epoch, request, page.after, page.until))
         else:
@@ -62,6 +71,7 @@ class Outbox:
                     count=page.count,
                     messages=page.messages,
                 ),
+                parents,
             )
 
     def send(self) -> Awaitable[Any] | None:

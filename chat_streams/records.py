@@ -93,11 +93,15 @@ SessionEvents = tuple[UserConnected | UserDisconnected, ...]
 
 
 class Acknowledge(_Record, tag="acknowledge"):
-    """A device has everything up to and including ``position``."""
+    """A device has everything up to and including ``position``.
+
+    ``forwarded_at`` is when the latest of it was forwarded to the device (ms since the epoch), or 0.
+    """
 
     user: str
     device: str
     position: Position
+    forwarded_at: int = 0
 
 
 class Fetch(_Record, tag="fetch"):

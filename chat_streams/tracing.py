@@ -204,6 +204,11 @@ class Trail:
             if isinstance(request, Acknowledge):
                 if request.position >= applied.position and request.device not in self.acknowledged:
                     self.acknowledged[request.device] = at
+                    if request.forwarded_at:
+                        # In an acknowledgement of several deliveries it is the last one's.
+                        latest = "" if request.position == applied.position else ", at the latest"
+                        detail = f"by its gateway to device {request.device}{latest}"
+                        self.add_hop(request.forwarded_at, "forwarded", detail)
                     self.add_hop(at, "acknowledged", f"by device {request.device}, up to {request.position}")
             elif request.after < applied.position:
                 self.add_hop(at, "asked for", f"what is above {request.after}, {self._line(request.connection)}")

@@ -41,6 +41,7 @@ class _Unacknowledged(NamedTuple):
     until: Position
     messages: int
     size: int
+    at: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Connection:
     """The state of one connection after its hello.
 
     ``forwarded`` is the position up to which the client was sent everything above the cursor it connected with;
+    ``acked`` the one it has acknowledged, which was forwarded at ``acked_forwarded_at`` (``None`` while nothing was);
     ``target`` the highest position heard of. While ``forwarded < target`` and the window is open, ``due`` asks.
     ``jitter`` returns a factor of 0.5 to 1.
     """
@@ -64,12 +66,13 @@ class Connection:
     __slots__ = (
         *("_announce_at", "_announcements", "_ask_at", "_asked_for", "_attempts", "_bytes", "_caught_up_at", "_count"),
         *("_jitter", "_limits", "_registered", "_told", "_unacknowledged", "_was_open", "_was_registered"),
-        *("acked", "forwarded", "outstanding", "request", "stalls", "target"),
+        *("acked", "acked_forwarded_at", "forwarded", "outstanding", "request", "stalls", "target"),
     )
 
     def __init__(self, cursor: Position, limits: Limits, now: float, jitter: Callable[[], float]) -> None:
         self.forwarded = cursor
         self.acked = cursor
+        self.acked_forwarded_at: float | None = None
         self.target = ORIGIN
         self.request = FIRST_REQUEST
         self.stalls = 0
@@ -118,7 +121,7 @@ class Connection:
             if delivery.first is None and delivery.after <= self.forwarded:
                 self.forwarded = delivery.until
             elif delivery.first is not None and delivery.after <= self.forwarded < delivery.first and self.window_open:
-                frames.append(self._forward(delivery.until, delivery.count, delivery.messages))
+                frames.append(self._forward(delivery.until, delivery.count, delivery.messages, now))
             self.target = max(self.target, delivery.until)
         self._answered(delivery.request, self.forwarded > before, now)
         return frames + self._caught_up()
@@ -161,12 +164,16 @@ class Connection:
             return False
         self.acked = position
         had = 0
-        for until, messages, size in self._unacknowledged:
+        for until, messages, size, _ in self._unacknowledged:
             if until > position:
                 break
             self._count -= messages
             self._bytes -= size
             had += 1
+        # What covers a part of the next one knows it of that.
+        whole = had and self._unacknowledged[had - 1].until == position
+        latest = self._unacknowledged[had - 1 if whole else had :][:1] or self._unacknowledged[-1:]
+        self.acked_forwarded_at = latest[0].at if latest else None
         del self._unacknowledged[:had]
         return True
 
@@ -234,11 +241,11 @@ class Connection:
             and WINDOW_SHARE * (self._limits.window_bytes - self._bytes) >= self._limits.window_bytes
         )
 
-    def _forward(self, until: Position, count: int, objects: bytes) -> bytes:
+    def _forward(self, until: Position, count: int, objects: bytes, now: float) -> bytes:
         # What lies between the last range told and this one holds no messages.
         frame = protocol.messages(self._told, until, objects)
         self.forwarded = self._told = until
-        self._unacknowledged.append(_Unacknowledged(until, count, len(objects)))
+        self._unacknowledged.append(_Unacknowledged(until, count, len(objects), now))
         self._count += count
         self._bytes += len(objects)
         return frame

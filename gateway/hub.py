@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -149,9 +150,10 @@ class Hub:
 
     def acknowledge(self, socket: WebSocket) -> None:
         """Pass on how far a device has acknowledged."""
-        state = socket.state
+        state, at = socket.state, socket.state.acked_forwarded_at
+        forwarded_at = 0 if at is None else now_ms() - int(1000 * (time.monotonic() - at))
         self.publisher.ask(
-            Acknowledge(socket.user, socket.device, state.acked),
+            Acknowledge(socket.user, socket.device, state.acked, forwarded_at),
             hurry=state.half_unreported,
             # Nobody waits for the acknowledgement of what came live; a page that waits for room does.
             patience=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,

@@ -23,6 +23,7 @@ from redis.exceptions import (
     ClusterDownError,
     MovedError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -41,8 +42,12 @@ _SOURCE: Final = files("tables").joinpath("inbox.lua").read_text()
 _VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
 LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
 SLOTS: Final = 16_384
-_ELSEWHERE: Final = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError)
-"""Answers that say nothing of the command itself."""
+_ELSEWHERE: Final = (
+    *(MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError),
+    OutOfMemoryError,
+)
+_STATES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "OOM ")
+"""Answers that say nothing of the command itself: it would be carried out elsewhere, or later."""
 
 Command = tuple[Any, ...]
 
@@ -53,7 +58,7 @@ def function(name: str) -> str:
 
 
 class StoreUnavailable(Exception):
-    """Redis did not do what was asked for: it is away, moving slots or choosing a new primary. Try again."""
+    """Redis did not do what was asked for: it is away, full, moving slots or choosing a new primary. Try again."""
 
 
 class StoreRefused(Exception):
@@ -157,7 +162,7 @@ class Cluster:
                     await self._load()
                     answers = await once()
                 for answer in answers:
-                    if isinstance(answer, _ELSEWHERE) or _no_function(answer) or _forbidden(answer):
+                    if _is_away(answer):
                         raise answer
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             engines["engine_errors_redis"] += 1
@@ -245,6 +250,12 @@ class Cluster:
 def _tag_of(slot: int) -> str:
     """A hash tag whose keys are in a slot of the cluster."""
     return next(str(n) for n in itertools.count() if key_slot(str(n).encode()) == slot)
+
+
+def _is_away(answer: object) -> bool:
+    return isinstance(answer, ResponseError) and (
+        isinstance(answer, _ELSEWHERE) or str(answer).startswith(_STATES) or _no_function(answer) or _forbidden(answer)
+    )
 
 
 def _forbidden(answer: object) -> bool:

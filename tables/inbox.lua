@@ -14,6 +14,8 @@
 --                       "touched" when an append last set when the keys expire, s,
 --                       "d:<device>" -> "<cursor> <last seen, s> <connection number>"
 --   {u:<user>}:extra    hash "n:<sender>", "b:<sender>": the messages and bytes it was granted past the quota
+--   {u:<user>}:traced   stream of the newest sampled messages that were not pushed: an entry's id is the position,
+--                         p  a W3C traceparent
 --   {u:<user>}:seen:<n> set of digests of (sender, message id), of the n-th retry window
 --
 -- Positions are compared as texts: Lua's numbers are doubles, which are exact up to 2^53 only.
@@ -78,7 +80,8 @@ end
 
 -- keys: inbox, devices, seen in this window, seen in the one before, extra
 -- args: partition, token, TTL in ms, quota in messages, quota in bytes, the most digests kept of a window,
---       the window in ms, now (s), then for each message: position, time in s, digest, JSON
+--       the window in ms, now (s), the position that must have been applied before ("0-0" for any): a call before this
+--       one may have failed, then for each message: position, time in s, digest, JSON
 -- Returns the former top, and for each message whether it was added (a text of "1", "0", or "2" past the quota).
 local function append(keys, args)
   if tokens[args[1]] ~= args[2] then
@@ -87,11 +90,14 @@ local function append(keys, args)
   local inbox, devices = keys[1], keys[2]
   local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor', 'crowded', 'touched')
   local top, bytes, gap, floor = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3], head[5]
+  if args[9] ~= ORIGIN and less(top, args[9]) then
+    return redis.error_reply('OUTOFORDER ' .. top .. ' is below ' .. args[9])
+  end
   local former = top
-  local n = (#args - 8) / 4
+  local n = (#args - 9) / 4
   local added = {}
   local start = 1
-  while start <= n and not less(top, args[5 + start * 4]) do
+  while start <= n and not less(top, args[6 + start * 4]) do
     added[start] = '0'
     start = start + 1
   end
@@ -101,7 +107,7 @@ local function append(keys, args)
 
   local fresh = {}
   for i = start, n do
-    fresh[#fresh + 1] = args[7 + i * 4]
+    fresh[#fresh + 1] = args[8 + i * 4]
   end
   -- Of one alone, adding it tells whether it was there.
   local now_seen = #fresh > 1 and redis.call('SMISMEMBER', keys[3], unpack(fresh))
@@ -144,7 +150,7 @@ local function append(keys, args)
   end
   local twice = {}
   for i = start, n do
-    local at = 5 + i * 4
+    local at = 6 + i * 4
     local digest, json = args[at + 2], args[at + 3]
     if floor and not less(floor, args[at]) then
       added[i] = '0'  -- acknowledged already: the log is replayed into an inbox that was lost
@@ -266,6 +272,24 @@ local function read(keys, args)
   return {'messages', after, last, first or '', count, table.concat(parts, ',')}
 end
 
+-- keys: traced; args: the most kept, TTL in ms, then for each sampled message: position, traceparent
+local function keep_parents(keys, args)
+  for i = 3, #args, 2 do
+    -- What comes again, because its record does, is refused: its position is not above the last.
+    redis.pcall('XADD', keys[1], 'MAXLEN', args[1], args[i], 'p', args[i + 1])
+  end
+  redis.call('PEXPIRE', keys[1], args[2])
+end
+
+-- keys: traced; args: a position, another one. Returns the traceparents of sampled messages from one up to the other.
+local function parents_of(keys, args)
+  local parents = {}
+  for i, entry in ipairs(redis.call('XRANGE', keys[1], args[1], args[2])) do
+    parents[i] = entry[2][2]
+  end
+  return parents
+end
+
 -- keys: devices. Returns the highest position ever applied.
 local function top_of(keys)
   return redis.call('HGET', keys[1], 'top') or ORIGIN
@@ -320,12 +344,13 @@ end
 -- keys: inbox, devices; args: device, now (s), TTL in ms, the most devices, the position the client claims to have
 -- or "", the highest position it may claim beyond the top, now (ms)
 -- The number is the time in ms or, if the last one is not below that, one more: it rises even if Redis lost the last.
--- Returns {cursor, connection number, top, floor}.
+-- What it has by that claim is removed as if it were acknowledged: maybe that was said on a connection that broke.
+-- Returns {cursor, connection number, top, floor, how many were removed}.
 local function hello(keys, args)
   local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[2])
   local head = redis.call('HMGET', devices, 'top', 'floor', field)
   local top, floor = head[1] or ORIGIN, head[2] or ORIGIN
-  local cursor, number = floor, 0
+  local cursor, number, moved = floor, 0, false
   if head[3] then
     local _
     cursor, _, number = device_of(head[3])
@@ -334,14 +359,15 @@ local function hello(keys, args)
     local highest = less(top, args[6]) and args[6] or top
     local claim = less(highest, args[5]) and highest or args[5]
     if less(cursor, claim) then
-      cursor = claim
+      cursor, moved = claim, true
     end
   end
   number = math.max(number + 1, tonumber(args[7]))
   redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
-  living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]), field)
+  local living = living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]), field)
+  local removed = moved and trim(keys, living) or 0
   touch(keys, args[3])
-  return {cursor, number, top, floor}
+  return {cursor, number, top, floor, removed}
 end
 
 -- keys: inbox, devices; args: device, position, now (s), TTL in ms, the most devices. Returns how many were removed.
@@ -438,14 +464,21 @@ local function release(keys, args)
   return 0
 end
 
-redis.register_function('cc_adopt', adopt)
-redis.register_function('cc_append', append)
-redis.register_function{function_name = 'cc_read', callback = read, flags = {'no-writes'}}
-redis.register_function{function_name = 'cc_top', callback = top_of, flags = {'no-writes'}}
-redis.register_function('cc_hello', hello)
-redis.register_function('cc_acknowledge', acknowledge)
-redis.register_function('cc_restore', restore)
-redis.register_function('cc_mark', mark)
-redis.register_function('cc_distrust', distrust)
-redis.register_function('cc_lease', lease)
-redis.register_function('cc_release', release)
+-- What makes room, or takes none, is done by a Redis that is full: else nobody could come and empty an inbox.
+local function register(name, callback, ...)
+  redis.register_function{function_name = name, callback = callback, flags = {...}}
+end
+
+register('cc_adopt', adopt, 'allow-oom')
+register('cc_append', append)
+register('cc_read', read, 'no-writes')
+register('cc_keep_parents', keep_parents)
+register('cc_parents', parents_of, 'no-writes')
+register('cc_top', top_of, 'no-writes')
+register('cc_hello', hello, 'allow-oom')
+register('cc_acknowledge', acknowledge, 'allow-oom')
+register('cc_restore', restore)
+register('cc_mark', mark, 'allow-oom')
+register('cc_distrust', distrust, 'allow-oom')
+register('cc_lease', lease, 'allow-oom')
+register('cc_release', release, 'allow-oom')

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from chat_streams.patience import patiently
 from chat_streams.position import ORIGIN, Position
 from chat_streams.records import Message
 from chat_streams.settings import Settings
+from chat_streams.traces import EXPECTED
 from tables.cluster import Cluster, Command, StoreUnavailable, function
 
 RESTORE_AT_ONCE = 500
@@ -36,12 +39,16 @@ class StaleToken(Exception):
 
 
 class Device(NamedTuple):
-    """What the inbox knows of a device at hello: its cursor, and the user's ``top`` and ``floor``."""
+    """What the inbox knows of a device at hello: its cursor, and the user's ``top`` and ``floor``.
+
+    ``removed`` messages left the inbox because all devices have them now.
+    """
 
     cursor: Position
     number: int
     top: Position
     floor: Position
+    removed: int
 
 
 class LoggedDevice(NamedTuple):
@@ -90,6 +97,10 @@ def keys(user: str) -> tuple[str, str]:
     return f"{{u:{user}}}:inbox", f"{{u:{user}}}:devices"
 
 
+def _traced(user: str) -> str:
+    return f"{{u:{user}}}:traced"
+
+
 def digest(sender: str, message_id: str) -> bytes:
     """What stands for a message in the retry window: 96 bits, so that two are never taken for one."""
     return blake2b(f"{sender}\0{message_id}".encode(), digest_size=12).digest()
@@ -120,9 +131,10 @@ class Inbox:
         self._window_ms = settings.retry_window * 1000
         self._version = settings.topics_version
 
-    def _name(self, partition: int) -> str:
+    def _name(self, partition: int, version: int | None = None) -> str:
         # Workers of two versions of the topics, in a repartition, have nothing to do with each other's partitions.
-        return str(partition) if self._version == 1 else f"{self._version}/{partition}"
+        version = version or self._version
+        return str(partition) if version == 1 else f"{version}/{partition}"
 
     async def adopt(self, partition: int, expected: str, token: str) -> int | None:
         """Make ``token`` the one to append with for a partition of the log.
@@ -148,9 +160,13 @@ class Inbox:
         )
         return all(answers)
 
-    async def applied(self, partition: int) -> int:
-        """The offset below which every primary has all of a partition; raises ``StoreUnavailable``."""
-        answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, self._name(partition))))
+    async def applied(self, partition: int, version: int | None = None) -> int:
+        """The offset below which every primary has all of a partition, of a former ``version`` of the topics if given.
+
+        Raises ``StoreUnavailable``.
+        """
+        name = self._name(partition, version)
+        answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, name)))
         return min(int(answer or 0) for answer in answers)
 
     async def distrust(self, partition: int) -> None:
@@ -198,6 +214,7 @@ class Inbox:
     async def _append(self, part: Sequence[_Batch]) -> list[Appended]:
         commands: list[Command] = []
         now = int(time.time())
+        applied: dict[str, str] = {}
         for (user, partition, token), batch in part:
             inbox, devices = keys(user)
             window = batch[0][1].at // self._window_ms
@@ -207,6 +224,8 @@ class Inbox:
                 f"{{u:{user}}}:extra",
                 *(self._name(partition), token, self._ttl_ms),
                 *(self._settings.inbox_messages, self._settings.inbox_bytes, MAX_DIGESTS, self._window_ms, now),
+                # Of two calls for one user the first may fail and the second not.
+                applied.get(user, "0-0"),
             ]
             for position, message in batch:
                 text = f"{position.entry}-{position.place}"
@@ -216,6 +235,7 @@ class Inbox:
                     digest(message.sender, message.id),
                     b'{"pos":"%b"%b' % (text.encode(), message.json),
                 )
+            applied[user] = text
             commands.append(tuple(command))
         answers = await self._cluster.pipeline(commands)
         results = []
@@ -225,7 +245,7 @@ class Inbox:
                     raise StaleToken(str(answer))
                 raise answer
             former, added = Position.parse(answer[0].decode()), answer[1]
-            json: list[bytes] = [sent[19 + 4 * i] for i, new in enumerate(added) if new == 49]
+            json: list[bytes] = [sent[20 + 4 * i] for i, new in enumerate(added) if new == 49]
             first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
             until = max(former, batch[-1][0])
             results.append(Appended(former, until, first, json, added.count(b"2"), added.count(b"0")))
@@ -255,6 +275,35 @@ class Inbox:
                 pages.append(Page(after, until, first, answer[4], answer[5], missed=False))
         return pages
 
+    async def keep_parents(self, parents: Sequence[tuple[str, Position, str]]) -> None:
+        """Keep the traceparents of sampled messages, ``(user, position, traceparent)``, that wait in an inbox.
+
+        The newest ``EXPECTED`` of a user are; with Redis away none is: nobody waits for a trace.
+        """
+        by_user: defaultdict[str, list[str]] = defaultdict(list)
+        for user, position, parent in parents:
+            by_user[user] += (str(position), parent)
+        with suppress(StoreUnavailable):
+            await self._cluster.pipeline(
+                [
+                    ("FCALL", function("keep_parents"), 1, _traced(user), EXPECTED, self._ttl_ms, *of_user)
+                    for user, of_user in by_user.items()
+                ]
+            )
+
+    async def parents(self, pages: Sequence[tuple[str, Page]]) -> list[list[str]]:
+        """The traceparents of the sampled messages on each user's page; with Redis away there are none."""
+        commands: list[Command] = []
+        for user, page in pages:
+            # An empty page may end at a message that has been sent already.
+            first = f"({page.until}" if page.first is None else str(page.first)
+            commands.append(("FCALL_RO", function("parents"), 1, _traced(user), first, str(page.until)))
+        try:
+            answers = await self._cluster.pipeline(commands)
+        except StoreUnavailable:
+            return [[] for _ in pages]
+        return [[parent.decode() for parent in answer] if isinstance(answer, list) else [] for answer in answers]
+
     async def tops(self, users: Sequence[str]) -> list[Position]:
         """The highest position ever applied to each user's inbox."""
         commands = [("FCALL_RO", function("top"), 1, keys(user)[1]) for user in users]
@@ -282,7 +331,8 @@ class Inbox:
     async def hello(self, user: str, device: str, after: Position | None, log_end: Position = ORIGIN) -> Device:
         """Register a device and take its next connection number; raises ``StoreUnavailable``.
 
-        ``after`` moves its cursor forward, at most to the inbox's top or ``log_end``, whichever is higher.
+        ``after`` moves its cursor forward, as an acknowledgement does, at most to the inbox's top or ``log_end``,
+        whichever is higher.
         """
         claim = "" if after is None else str(after)
         answer = await self._cluster.call(
@@ -291,7 +341,11 @@ class Inbox:
         )
         if isinstance(answer, ResponseError):
             raise answer
-        cursor, number, top, floor = answer
+        cursor, number, top, floor, removed = answer
         return Device(
-            Position.parse(cursor.decode()), number, Position.parse(top.decode()), Position.parse(floor.decode())
+            Position.parse(cursor.decode()),
+            number,
+            Position.parse(top.decode()),
+            Position.parse(floor.decode()),
+            removed,
         )

@@ -23,7 +23,7 @@ from chat_streams.metrics import PATH
 from chat_streams.records import now_ms
 from chat_streams.settings import Settings
 from chat_streams.times import utc
-from chat_streams.topics import TopicsError
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, TopicsError
 from gateway.auth import Authenticator
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.cluster import Cluster, StoreUnavailable
@@ -81,6 +81,13 @@ class Site:
             lstrip_blocks=True,
         )
         self.templates.filters.update(formats.FILTERS)
+        self.templates.globals["incoming_messages"] = INCOMING_MESSAGES
+        self.templates.globals["topics_of_a_user"] = (
+            INCOMING_MESSAGES,
+            SESSION_EVENTS,
+            INBOX_REQUESTS,
+            OUTGOING_MESSAGES,
+        )
 
     def install(self, app: web.Application) -> None:
         """Add everything to the application of Faust's web server."""

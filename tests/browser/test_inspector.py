@@ -8,10 +8,13 @@ import signal
 from typing import Any
 
 import aiohttp
+import pytest
 from aiokafka import AIOKafkaProducer
 from playwright.async_api import Page, expect
 
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, partition_of
+from chat_streams.records import now_ms
+from chat_streams.statistics import ServiceStats, encode
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, partition_of
 from docker.local.part import Running
 from gateway.auth import mint
 from tables.inbox import keys
@@ -91,7 +94,7 @@ async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: R
         page = await visit("/")
         await find(page, f"message:{message}")
         stages = page.get_by_role("list", name="Stages")
-        for stage in ("accepted", "logged", "pushed", "acknowledged", "history"):
+        for stage in ("accepted", "logged", "pushed", "forwarded", "acknowledged", "history"):
             await expect(stages.get_by_text(stage, exact=True)).to_be_visible()
         await expect(page.get_by_text(f"{bob}'s device phone acknowledged it")).to_be_visible()
         await shoot(page, "journey")
@@ -341,11 +344,12 @@ async def test_a_rebalance_is_on_the_time_line_with_who_has_which_partition_sinc
         events = page.get_by_role("region", name="Starts and rebalances")
         rebalance = re.compile(rf"\d rebalances? history@\S+:{stack.running['history'].pid}")
         await expect(events).to_contain_text(rebalance, timeout=30_000)
-        await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"))
-        await expect(worker).to_have_count(2)
+        # Workers say how they are every 5 s.
+        await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"), timeout=30_000)
+        await expect(worker).to_have_count(2, timeout=30_000)
         for one in (0, 1):
             half = worker.nth(one).get_by_role("cell", name=re.compile(r"^\d, \d, \d, \d$"))
-            await expect(half).to_be_visible()
+            await expect(half).to_be_visible(timeout=30_000)
     finally:
         stack.forget(second)
 
@@ -398,3 +402,29 @@ async def test_a_page_is_usable_with_the_keyboard_alone_and_names_its_parts(visi
         assert await page.locator("nav [aria-current=page]").count() == 1, path
         assert await page.evaluate(UNNAMED) == 0, path
         assert await page.evaluate(HEADED), path
+
+
+@pytest.mark.long
+async def test_a_live_sum_that_does_not_add_up_is_red_until_an_audit(stack: Stack, visit: Open) -> None:
+    page = await visit("/guarantee", "operator")
+    await expect(page.locator(".verdict.good").get_by_text("It adds up")).to_be_visible(timeout=40_000)
+    # A gateway that says it has accepted seven messages which nobody else ever heard of.
+    forged = ServiceStats("gateway", "gateway@elsewhere:1", now_ms(), now_ms(), {"accepted": 0})
+    producer = AIOKafkaProducer(bootstrap_servers=stack.settings.kafka)
+    await producer.start()
+    red = page.locator(".verdict.bad").get_by_text(
+        re.compile(r"It does NOT add up: 7 accepted and not applied.*nothing explains it")
+    )
+    try:
+        async with asyncio.timeout(60):
+            while not await red.is_visible():
+                forged.at = now_ms()
+                await producer.send_and_wait(SERVICE_STATS, encode(forged), forged.instance.encode(), 0)
+                forged.counters["accepted"] = 7
+                await asyncio.sleep(1)
+    finally:
+        await producer.stop()
+    await shoot(page, "guarantee-red")
+    await page.get_by_role("button", name="Audit now").click()
+    await expect(page.get_by_text("It adds up.", exact=False).first).to_be_visible(timeout=60_000)
+    await expect(red).not_to_be_visible(timeout=30_000)

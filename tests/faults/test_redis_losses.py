@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from chat_streams.log_reader import LogReader
+from chat_streams.topics import DEAD_LETTERS
 from docker.local.part import Running
 from tests.faults.load import Load
 from tests.integration.support import Received, Stack, user
@@ -13,6 +15,12 @@ from tests.integration.support import Received, Stack, user
 def append_only_file(redis: Running) -> Path:
     """The file that the newest writes are at the end of."""
     return max((redis.part.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+
+
+async def dead_letters(stack: Stack) -> int:
+    """How many there were."""
+    async with LogReader(stack.settings) as reader:
+        return sum((await reader.ends(DEAD_LETTERS, [0])).values())
 
 
 async def test_the_newest_writes_are_lost_while_messages_keep_coming(stack: Stack) -> None:
@@ -53,3 +61,25 @@ async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> No
     # What bob acknowledged before did not come back, neither to him nor into his inbox.
     assert received.bodies() == list(range(150))
     await stack.wait_stored(bob, 0)
+
+
+async def test_a_full_redis_is_waited_for_and_emptied_by_those_who_come(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    received = Received()
+    before = await dead_letters(stack)
+    await stack.send(alice, bob, range(20))
+    await stack.wait_stored(bob, 20)
+    await stack.redis.config_set("maxmemory", 1)
+    try:
+        # Accepted as ever, and kept by the log.
+        await stack.send(alice, bob, range(20, 40))
+        async with stack.connect(bob, received):
+            await received.wait(20)
+            await stack.wait_stored(bob, 0)
+        assert await dead_letters(stack) == before
+    finally:
+        await stack.redis.config_set("maxmemory", 0)
+    async with stack.connect(bob, received):
+        await received.wait(40)
+    assert received.bodies() == list(range(40))
+    assert await dead_letters(stack) == before

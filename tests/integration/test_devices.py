@@ -85,6 +85,24 @@ async def test_a_newer_connection_on_another_gateway_takes_over(stack: Stack, sm
             await stack.wait_stored(bob, 0)
 
 
+async def test_what_a_device_says_it_has_when_it_comes_back_leaves_the_inbox(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    async with stack.raw(bob, "laptop") as raw:
+        await raw.next_of("caught_up")
+    async with stack.raw(bob) as raw:
+        await raw.next_of("caught_up")
+        await stack.send(alice, bob, range(5))
+        await raw.messages(5)
+        position = raw.until
+    # Its acknowledgement was lost with the connection, and nothing new comes that it could acknowledge.
+    async with stack.raw(bob, after=position) as raw:
+        await raw.next_of("caught_up")
+        assert await stack.stored(bob) == 5
+        async with stack.raw(bob, "laptop", after=position) as laptop:
+            await laptop.next_of("caught_up")
+            await stack.wait_stored(bob, 0)
+
+
 async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> None:
     bob = user("bob")
     old, new = stack.connect(bob, Received()), stack.connect(bob, Received())

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from gateway.client import Sent
 from tests.integration.collector import Taken
 from tests.integration.support import Received, Stack, eventually, user
 
 SECRET = "between you and me"
+WAY = {"send": "", "append": "send", "forward": "append", "acknowledge": "forward", "history": "send"}
 
 
 def parents(spans: list[Taken]) -> dict[str, str]:
@@ -42,19 +44,13 @@ async def test_one_trace_of_a_message_across_the_services(traced: Stack) -> None
         await received.wait(2)
         await stack.wait_stored(bob, 0)
 
-    def traces() -> list[list[Taken]]:
-        roots = [s for s in stack.collector.spans if s.attributes.get("chat.message") in {one.id for one in sent}]
+    def traces(of: list[Sent]) -> list[list[Taken]]:
+        roots = [s for s in stack.collector.spans if s.attributes.get("chat.message") in {one.id for one in of}]
         found = [[s for s in stack.collector.spans if s.trace == trace] for trace in {root.trace for root in roots}]
-        return found if [len(spans) for spans in found] == [5, 5] else []
+        return found if [len(spans) for spans in found] == [5] * len(of) else []
 
-    for spans in await eventually(traces, what="two traces of 5 spans"):
-        assert parents(spans) == {
-            "send": "",
-            "append": "send",
-            "forward": "append",
-            "acknowledge": "forward",
-            "history": "send",
-        }
+    for spans in await eventually(lambda: traces(sent), what="two traces of 5 spans"):
+        assert parents(spans) == WAY
         by_name = {span.name: span for span in spans}
         assert {name: span.service.removeprefix("connect-chat-") for name, span in by_name.items()} == {
             "send": "gateway",
@@ -69,6 +65,16 @@ async def test_one_trace_of_a_message_across_the_services(traced: Stack) -> None
         assert acknowledge.attributes["chat.device"] == "phone"
         assert send.start <= append.start <= append.end <= by_name["forward"].start <= acknowledge.end
     assert not any(SECRET.encode() in body for body in stack.collector.bodies)
+    # Who was away: what waits in the inbox keeps its place in its trace.
+    carol, later = user("carol"), Received()
+    async with stack.connect(alice, url=gateway.url) as sender:
+        waiting = [await sender.send(carol, {"text": SECRET}) for _ in range(3)]
+        await stack.wait_stored(carol, 3)
+    async with stack.connect(carol, later, url=gateway.url) as client:
+        await client.wait_caught_up()
+        await stack.wait_stored(carol, 0)
+    for spans in await eventually(lambda: traces(waiting), what="three traces of 5 spans"):
+        assert parents(spans) == WAY
     # A gateway that samples nothing asks for nothing to be traced.
     before = len(stack.collector.spans)
     async with stack.connect(bob, received) as client:

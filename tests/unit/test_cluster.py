@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 from redis.asyncio.cluster import ClusterNode
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from chat_streams.settings import Settings
 from tables.cluster import Cluster, StoreUnavailable
@@ -58,9 +58,14 @@ async def test_nobody_reads_the_answers_meant_for_another(error: Exception, rais
     [
         NoPermissionError("this user has no permissions to run the 'xadd' command"),
         ResponseError("The user executing the script can't run this command or subcommand script: f"),
+        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        ResponseError("OOM command not allowed when used memory > 'maxmemory'. script: f, on @user_function:1."),
+        ResponseError("BUSY Redis is busy running a script."),
+        ResponseError("MISCONF Redis is configured to save RDB snapshots, but is unable to persist to disk."),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
     ],
 )
-async def test_a_right_that_is_taken_away_is_waited_for_and_no_fault_of_the_message(
+async def test_what_redis_does_not_want_now_is_waited_for_and_no_fault_of_the_message(
     monkeypatch: pytest.MonkeyPatch, answer: ResponseError
 ) -> None:
     """Anything else that is answered makes a dead letter of the record."""

@@ -209,6 +209,30 @@ def test_an_acknowledgement_above_what_was_forwarded_is_refused() -> None:
     assert state.acked == at(5)
 
 
+def test_an_acknowledgement_knows_when_the_latest_of_it_was_forwarded() -> None:
+    state = registered()
+    assert state.acked_forwarded_at is None
+    for now, (after, until) in enumerate([(ORIGIN, at(2)), (at(2), at(4)), (at(4), at(6))], start=1):
+        state.deliver(delivery(after, until, at(until.offset - 1), until), float(now))
+    times: list[float | None] = []
+    for position in (at(1), at(2), at(4), at(5), at(6)):
+        state.acknowledge(position)
+        times.append(state.acked_forwarded_at)
+    assert times == [1.0, 1.0, 2.0, 3.0, 3.0]
+    # Nothing was forwarded of what had left the inbox.
+    state.missed(missed(at(6), at(8)), 4.0)
+    state.acknowledge(at(8))
+    assert state.acked_forwarded_at is None
+
+
+def test_an_acknowledgement_of_one_delivery_and_a_part_of_the_next_was_forwarded_with_the_next() -> None:
+    state = registered()
+    state.deliver(delivery(ORIGIN, at(2), at(1), at(2)), 1.0)
+    state.deliver(delivery(at(2), at(4), at(3), at(4)), 2.0)
+    state.acknowledge(at(3))
+    assert state.acked_forwarded_at == 2.0
+
+
 def test_an_acknowledgement_travels_at_once_when_half_the_window_is_used() -> None:
     state = registered(limits=Limits(8, 100_000, 8, 100_000))
     state.deliver(delivery(ORIGIN, at(3), *map(at, range(1, 4))), 0.0)

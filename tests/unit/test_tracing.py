@@ -80,18 +80,28 @@ def test_the_way_of_a_message() -> None:
     found.add_outgoing((Delivery("eve", LAPTOP, 9, PUSH, after, position, position, 1, body),), 2, NOW - 300)
     found.add_outgoing((Target("bob", PHONE, 9, after),), 2, NOW - 300)
     found.add_requests((Acknowledge("bob", "phone", after), Acknowledge("eve", "phone", position)), NOW - 250)
-    found.add_requests((Acknowledge("bob", "phone", position),), NOW - 200)
-    found.add_requests((Acknowledge("bob", "phone", Position.of(1, 8, 0)),), NOW - 100)
+    found.add_requests((Acknowledge("bob", "phone", position, NOW - 350),), NOW - 200)
+    found.add_requests((Acknowledge("bob", "phone", Position.of(1, 8, 0), NOW - 150),), NOW - 100)
+    # A device that acknowledges several deliveries at once says when it was forwarded the last of them.
+    found.add_requests((Acknowledge("bob", "tablet", Position.of(1, 9, 0), NOW - 90),), NOW - 80)
     assert [(hop.what, hop.at - NOW) for hop in found.ordered()] == [
         ("accepted", -1_000),
         ("logged", -995),
         ("connected", -500),
         ("pushed", -400),
+        ("forwarded", -350),
         ("acknowledged", -200),
+        ("forwarded", -90),
+        ("acknowledged", -80),
+    ]
+    assert [hop.detail for hop in found.ordered() if hop.what == "forwarded"] == [
+        "by its gateway to device phone",
+        "by its gateway to device tablet, at the latest",
     ]
     assert fate(found) == ("acknowledged", "bob's device phone acknowledged it at T-200")
     hops = as_json(found, verdict(found, RULES, str), str)["hops"]
-    assert [(hop["ms"], hop["step_ms"]) for hop in hops] == [(0, 0), (5, 5), (500, 495), (600, 100), (800, 200)]
+    assert [hop["ms"] for hop in hops] == [0, 5, 500, 600, 650, 800, 910, 920]
+    assert [hop["step_ms"] for hop in hops] == [0, 5, 495, 100, 50, 150, 110, 10]
 
 
 def test_who_has_no_connection_is_told_from_who_does_not_acknowledge() -> None:

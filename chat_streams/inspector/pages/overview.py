@@ -20,14 +20,7 @@ def register(site: Site) -> None:
         c = site.collector
         living = c.series.living(now_ms())
         gateways = [r for r in living if r.service == "gateway"]
-        rates = {
-            name: sum(
-                c.series.rate(r.instance, name) or 0.0
-                for r in living
-                if r.service == ("notification" if name == "acknowledged" else "gateway")
-            )
-            for name in RATES
-        }
+        rates = {name: sum(c.series.rate(r.instance, name) or 0.0 for r in living) for name in RATES}
         latencies = [r.gauges["latency_p99_ms"] for r in gateways if "latency_p99_ms" in r.gauges]
         return Answer(
             {

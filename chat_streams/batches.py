@@ -1,0 +1,50 @@
+"""What the messages of some records are for the inboxes: a batch for each recipient, in order. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from chat_streams.contiguous import Record
+from chat_streams.position import Position
+from chat_streams.records import Message, Messages
+
+APPEND_MESSAGES: Final = 500
+"""To one inbox in one call: Redis does nothing else meanwhile."""
+
+
+class Batch(NamedTuple):
+    """Messages for one recipient from one partition of the log, accepted within one retry window, in order."""
+
+    user: str
+    partition: int
+    messages: list[tuple[Position, Message]]
+
+
+def by_recipient(records: Iterable[Record[Messages]], generation: int, window_s: int) -> list[Batch]:
+    """All messages of the records, of up to ``APPEND_MESSAGES`` a batch; those of one recipient stand together."""
+    by_user: defaultdict[tuple[str, int], list[tuple[Position, Message]]] = defaultdict(list)
+    for record in records:
+        entry, _ = Position.of(generation, record.offset, 0)
+        for index, message in enumerate(record.value.messages):
+            by_user[message.to, record.partition].append((Position(entry, index), message))
+    return [
+        Batch(user, partition, part)
+        for (user, partition), messages in by_user.items()
+        for part in _within_window(messages, 1000 * window_s)
+    ]
+
+
+def _within_window(
+    messages: list[tuple[Position, Message]], window_ms: int
+) -> Iterator[list[tuple[Position, Message]]]:
+    start = 0
+    for end in range(1, len(messages) + 1):
+        if (
+            end == len(messages)
+            or end - start == APPEND_MESSAGES
+            or messages[end][1].at // window_ms != messages[start][1].at // window_ms
+        ):
+            yield messages[start:end]
+            start = end

@@ -1,0 +1,32 @@
+"""How the messages of records are put together for the inboxes."""
+
+from __future__ import annotations
+
+from chat_streams.batches import APPEND_MESSAGES, by_recipient
+from chat_streams.contiguous import Record
+from chat_streams.position import Position
+from chat_streams.records import Message, Messages
+
+WINDOW_S = 60
+
+
+def record(offset: int, *messages: tuple[str, int], partition: int = 0) -> Record[Messages]:
+    """Messages, as ``(recipient, accepted at)``."""
+    return Record(partition, offset, Messages(tuple(Message(to, "eve", "id", at, b"") for to, at in messages)))
+
+
+def test_each_recipient_has_its_messages_in_order_with_their_positions() -> None:
+    found = by_recipient([record(7, ("bob", 1), ("al", 1), ("bob", 2)), record(9, ("bob", 3))], 2, WINDOW_S)
+    assert [(b.user, b.partition, [p for p, _ in b.messages]) for b in found] == [
+        ("bob", 0, [Position.of(2, 7, 0), Position.of(2, 7, 2), Position.of(2, 9, 0)]),
+        ("al", 0, [Position.of(2, 7, 1)]),
+    ]
+
+
+def test_a_batch_has_one_retry_window_and_is_not_too_large() -> None:
+    edge = 1000 * WINDOW_S
+    times = [edge - 1, edge, edge + 1, edge - 1]
+    found = by_recipient([record(1, *[("bob", at) for at in times])], 1, WINDOW_S)
+    assert [[m.at for _, m in b.messages] for b in found] == [[edge - 1], [edge, edge + 1], [edge - 1]]
+    many = [record(n, *[("bob", 1)] * 400) for n in range(3)]
+    assert [len(b.messages) for b in by_recipient(many, 1, WINDOW_S)] == [APPEND_MESSAGES, APPEND_MESSAGES, 200]
