@@ -12,23 +12,34 @@ from functools import partial
 from typing import Final
 
 import structlog
+from aiokafka.errors import KafkaError
 from faust.types import TP
+from redis.exceptions import ResponseError
 
+from chat_streams import former, topics
 from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.log_reader import LogReader, LogUnavailable
 from chat_streams.patience import patiently
 from chat_streams.position import ORIGIN, Position
-from chat_streams.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UserConnected
+from chat_streams.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
 from chat_streams.settings import Settings
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS
+from chat_streams.topics import (
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    SESSION_EVENTS,
+    Names,
+    TopicsError,
+    partition_of,
+)
 from tables.cluster import StoreUnavailable
-from tables.inbox import Inbox, LoggedDevice
+from tables.inbox import Inbox, LoggedDevice, StaleToken
 
 log = structlog.get_logger()
 
 MARK_SECONDS: Final = 1.0
 """Between two looks at whether the servers still are the ones that were adopted."""
 REGAIN_SECONDS: Final = 0.1
+_AWAY: Final = (LogUnavailable, StoreUnavailable, TopicsError, KafkaError)
 
 Devices = dict[str, dict[str, LoggedDevice]]
 
@@ -84,6 +95,14 @@ class Adoption:
         )
         rewinds: dict[TP, int] = {}
         restores: list[int] = []
+        # Nothing was applied to it that could be missing, unless it was before a repartition.
+        new = [
+            tp
+            for tp, mark in zip(tokens, marks, strict=True)
+            if mark is not None and not progress.committable(tp) and progress.epoch(tp) == epochs[tp]
+        ]
+        if new and not await self._has_former_logs():
+            restores += [tp.partition for tp in new]
         for tp, mark in zip(tokens, marks, strict=True):
             if mark is None or not progress.committable(tp) or progress.epoch(tp) != epochs[tp]:
                 continue
@@ -93,7 +112,7 @@ class Adoption:
                 restores.append(tp.partition)
         if restores:
             log.error("redis has lost more than the loss window, restoring from the log", partitions=restores)
-            await self._restore(restores)
+            await self._restore({tp.partition: token for tp, token in tokens.items() if tp.partition in restores})
         if rewinds:
             await self._app.rewind(rewinds)
         for tp, token in tokens.items():
@@ -133,42 +152,73 @@ class Adoption:
             log.warning("a redis server does not know this worker", partition=tp.partition)
             await self.adopt(tp.partition, refused=token)
 
-    async def _restore(self, partitions: list[int]) -> None:
+    async def _has_former_logs(self) -> bool:
+        async def look() -> bool:
+            return all(
+                [
+                    await former.is_applied(self._settings, self._inbox, one)
+                    for one in await topics.former(self._settings)
+                ]
+            )
+
+        return await patiently("look for marks", _AWAY, look)
+
+    async def _restore(self, tokens: dict[int, str]) -> None:
+        async def apply() -> None:
+            # Asked anew each time: meanwhile Kafka may have deleted one.
+            for one in await topics.former(self._settings):
+                await former.apply(self._settings, self._inbox, one, tokens)
+                log.warning("a former log was applied again", generation=one.generation)
+
         devices = await patiently(
-            "read cursors from the log", LogUnavailable, lambda: logged_devices(self._settings, partitions)
+            "read cursors from the log", _AWAY, lambda: logged_devices(self._settings, list(tokens))
         )
         await self._inbox.restore(devices)
         log.warning("cursors are restored from the log", users=len(devices))
+        try:
+            # What Redis refuses is tried again as well: nothing may come before it.
+            await patiently("apply former logs", (*_AWAY, ResponseError), apply)
+        except StaleToken as error:
+            # It was lost once more, or another worker took over: the next append finds out.
+            raise Rewound from error
 
 
 async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
-    """What the log says of the devices of some partitions' users: cursor, last seen, connection number.
+    """What the log and former logs say of the devices of some partitions' users: cursor, last seen, connection number.
 
-    Devices unseen for ``inbox_ttl`` are left out. Raises ``LogUnavailable``.
+    Devices unseen for ``inbox_ttl`` are left out. Raises ``LogUnavailable``, ``TopicsError``, and ``KafkaError``.
     """
     devices: Devices = {}
+    logs = [Names.of(one.version) for one in await topics.former(settings)]
     oldest = int(time.time()) - settings.inbox_ttl
 
     def note(user: str, device: str, cursor: Position, seen: int, number: int) -> None:
+        if logs and partition_of(user, settings.partitions) not in partitions:
+            return
         of_user = devices.setdefault(user, {})
         old = of_user.get(device, LoggedDevice(ORIGIN, 0, 0))
         of_user[device] = LoggedDevice(max(cursor, old.cursor), max(seen, old.seen), max(number, old.number))
 
     async with LogReader(settings) as reader:
-        async for record in reader.read(await reader.spans(SESSION_EVENTS, partitions)):
+        # In a former log the users of these partitions are on any.
+        sessions = [span for names in logs for span in await reader.spans(names.session_events)]
+        sessions += await reader.spans(SESSION_EVENTS, partitions)
+        asked = [span for names in logs for span in await reader.spans(names.inbox_requests)]
+        asked += await reader.spans(INBOX_REQUESTS, partitions)
+        async for record in reader.read(sessions):
             try:
                 events = SESSIONS.decode(record.value)
-            except Undecodable:
+            except (Undecodable, UnknownVersion):
                 continue
             for event in events:
                 # What was forwarded on a connection so far is no acknowledgement: only the cursor it began with is.
                 if isinstance(event, UserConnected):
                     cursor = event.after if event.drain else ORIGIN
                     note(event.user, event.device, cursor, record.at // 1000, event.number)
-        async for record in reader.read(await reader.spans(INBOX_REQUESTS, partitions)):
+        async for record in reader.read(asked):
             try:
                 requests = REQUESTS.decode(record.value)
-            except Undecodable:
+            except (Undecodable, UnknownVersion):
                 continue
             for request in requests:
                 if isinstance(request, Acknowledge):

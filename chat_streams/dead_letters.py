@@ -28,7 +28,7 @@ from chat_streams.records import (
     UnknownVersion,
 )
 from chat_streams.redrive import Redrive
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
+from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, VERSION, Names, partition_of
 
 log = structlog.get_logger()
 
@@ -39,6 +39,12 @@ CODECS: Final[Mapping[str, Codec[Any]]] = {
     SESSION_EVENTS: SESSIONS,
     INBOX_REQUESTS: REQUESTS,
 }
+FORMER: Final[Mapping[str, Codec[Any]]] = {
+    name: codec
+    for version in range(1, VERSION)
+    for name, codec in zip(Names.of(version)[: len(CODECS)], CODECS.values(), strict=True)
+}
+"""Topics of before the last repartition: what failed there can be looked at."""
 GAP: Final = 100
 """Dead letters so near to each other are read in one go."""
 
@@ -168,9 +174,10 @@ def runs(numbers: Iterable[int], gap: int = GAP) -> list[tuple[int, int]]:
 
 def decode(letter: DeadLetter) -> Any:
     """The record of a dead letter; raises ``Undecodable`` or ``UnknownVersion``, as its app did or would."""
-    if letter.topic not in CODECS:
+    codec = CODECS.get(letter.topic) or FORMER.get(letter.topic)
+    if codec is None:
         raise Undecodable(f"no record of topic {letter.topic} can be decoded here")
-    return CODECS[letter.topic].decode(letter.value)
+    return codec.decode(letter.value)
 
 
 def wrong_partition(letter: DeadLetter, partitions: int) -> str | None:

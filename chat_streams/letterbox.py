@@ -240,6 +240,8 @@ class _Redriver:
 
     def _refusal(self, letter: DeadLetter) -> str | None:
         there = self._partitions.get(letter.topic)
+        if letter.topic in dead_letters.FORMER:
+            return f"{letter.topic} has ended: the topics were repartitioned since, and its users are elsewhere now"
         if there is None:
             return f"{letter.topic} is no topic that is read by a service"
         if letter.partition >= there:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 REQUEST_TIMEOUT: Final = 30.0
+DAY: Final = 24 * 3600.0
 LOOPBACK: Final = "127.0.0.1"
 GARBAGE: Final = 50_000
 """Containers made and not freed, between two looks of the garbage collector at them."""
@@ -72,6 +73,9 @@ class Service(ChatApp):
             broker_session_timeout=self.settings.session_timeout,
             broker_heartbeat_interval=self.settings.session_timeout / 4,
             broker_commit_interval=self.settings.commit_interval,
+            # Who waits for an engine, or restores inboxes from the log, takes no records, and must not lose them to
+            # another worker that would have to begin anew. Heartbeats go on meanwhile.
+            broker_max_poll_interval=DAY,
             broker_request_timeout=REQUEST_TIMEOUT,
             producer_request_timeout=REQUEST_TIMEOUT,
             # A dead letter holds the whole record, and why it failed.

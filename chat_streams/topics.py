@@ -23,23 +23,40 @@ from chat_streams.metadata import TopicMetadata, may_join, topics_of
 from chat_streams.settings import Settings
 
 
-def named(topic: str, version: int) -> str:
-    """What a topic on the partitions of users is called in version ``version`` (from 1) of these topics."""
-    return topic if version == 1 else f"{topic}-{version}"
+class Names(NamedTuple):
+    """What the topics on whose partitions the users are, and the table of connections, are called in one version."""
+
+    incoming_messages: str
+    session_events: str
+    inbox_requests: str
+    registry: str
+
+    @classmethod
+    def of(cls, version: int) -> Names:
+        """Those of a version, from 1 on."""
+        ending = "" if version == 1 else f"-{version}"
+        names = ("incoming_messages", "session_events", "inbox_requests", "sessions")
+        return cls(*(f"{name}{ending}" for name in names))
+
+    @property
+    def registry_changelog(self) -> str:
+        """Faust's topic for the table."""
+        return f"messaging-{self.registry}-changelog"
 
 
 _VERSION_TEXT: Final = os.environ.get("CHAT_TOPICS_VERSION", "1")
 # Faust's agents name their topics when they are imported. Whatever is no number is refused by the settings.
 VERSION: Final = int(_VERSION_TEXT) if _VERSION_TEXT.isdecimal() else 1
-INCOMING_MESSAGES: Final = named("incoming_messages", VERSION)
-SESSION_EVENTS: Final = named("session_events", VERSION)
-INBOX_REQUESTS: Final = named("inbox_requests", VERSION)
+_NAMES: Final = Names.of(VERSION)
+INCOMING_MESSAGES: Final = _NAMES.incoming_messages
+SESSION_EVENTS: Final = _NAMES.session_events
+INBOX_REQUESTS: Final = _NAMES.inbox_requests
+REGISTRY: Final = _NAMES.registry
+REGISTRY_CHANGELOG: Final = _NAMES.registry_changelog
 OUTGOING_MESSAGES: Final = "outgoing_messages"
 DEAD_LETTERS: Final = "dead_letters"
 GENERATIONS: Final = "log_generations"
 SERVICE_STATS: Final = "service_stats"
-REGISTRY: Final = named("sessions", VERSION)
-REGISTRY_CHANGELOG: Final = f"messaging-{REGISTRY}-changelog"
 
 MAX_RECORD: Final = 2 * 1024 * 1024
 REQUEST_SECONDS: Final = 10.0
@@ -58,6 +75,7 @@ NEEDS: Final = {
     "messaging": {
         INCOMING_MESSAGES: {"read"},
         SESSION_EVENTS: {"read"},
+        INBOX_REQUESTS: {"read"},
         OUTGOING_MESSAGES: {"write"},
         REGISTRY_CHANGELOG: {"read", "write"},
         DEAD_LETTERS: {"write"},
@@ -122,12 +140,12 @@ class Topic:
 
 def of_users(settings: Settings, version: int, partitions: int) -> list[Topic]:
     """The topics on whose partitions the users are; ``incoming_messages`` first."""
-    kept = _kept(settings)
+    names, kept = Names.of(version), _kept(settings)
     return [
-        Topic(named("incoming_messages", version), partitions, kept),
-        Topic(named("session_events", version), partitions, kept),
-        Topic(named("inbox_requests", version), partitions, kept),
-        Topic(f"messaging-{named('sessions', version)}-changelog", partitions, _common(settings) | COMPACTED),
+        Topic(names.incoming_messages, partitions, kept),
+        Topic(names.session_events, partitions, kept),
+        Topic(names.inbox_requests, partitions, kept),
+        Topic(names.registry_changelog, partitions, _common(settings) | COMPACTED),
     ]
 
 
@@ -333,6 +351,29 @@ async def generations(settings: Settings) -> list[Generation]:
     finally:
         await consumer.stop()
     return found
+
+
+async def former(settings: Settings) -> list[Generation]:
+    """The generations of earlier versions whose topics Kafka still has, the oldest first.
+
+    Raises ``TopicsError``, also where we may not see them, and ``KafkaError``.
+    """
+    if VERSION == 1:
+        return []
+    known = [g for g in await generations(settings) if g.version < VERSION]
+    names = {g: Names.of(g.version) for g in known}
+    async with Admin(settings) as admin:
+        there, hidden = await topics_of(admin, sorted({name for of in names.values() for name in of[:3]}))
+    if hidden:
+        raise TopicsError(f"may not see topic {', '.join(sorted(hidden))}, which may hold what waits in inboxes")
+    return sorted(
+        (
+            g
+            for g, of in names.items()
+            if all(name in there for name in of[:3]) and there[of.incoming_messages].id == g.topic_id
+        ),
+        key=lambda g: g.generation,
+    )
 
 
 async def note_generation(settings: Settings, topic_id: str, partitions: int, version: int) -> int:

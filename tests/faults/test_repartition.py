@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
 from tests.faults.crowd import Crowd, Phase
 from tests.integration.commands import call, run
-from tests.integration.support import Stack
+from tests.integration.support import Received, Stack, user
 
 PARTITIONS = 16
 NEW = {"topics_version": 2, "partitions": PARTITIONS}
@@ -27,6 +28,14 @@ async def restart(stack: Stack, name: str) -> None:
 async def test_repartitioning_under_load_loses_nothing(stack: Stack) -> None:
     fewer = await run(stack, "topics", "repartition", "--partitions", 8, code=1)
     assert "more are wanted" in fewer.err
+    alice, bob, carol = user("alice"), user("bob"), user("carol")
+    # To bob, who is away, and to carol, who reads it.
+    await stack.send(alice, bob, range(30))
+    carols = Received()
+    async with stack.connect(carol, carols):
+        await stack.send(alice, carol, range(20))
+        await carols.wait(20)
+        await stack.wait_stored(carol, 0)
     crowd = Crowd(stack, [stack.url], Phase.LIVE, "repartition")
     try:
         await crowd.prepare()
@@ -51,3 +60,19 @@ async def test_repartitioning_under_load_loses_nothing(stack: Stack) -> None:
     report = await run(stack, "audit", "--json", **NEW)
     assert report.json["clean"]
     assert report.json["messages"] > 0
+    # Redis loses everything: what waited from before the repartition comes from the old log, and before what is new.
+    redis = stack.running["redis"]
+    stack.forget(redis)
+    shutil.rmtree(redis.part.folder)
+    await stack.start(redis.part)
+    await stack.wait_stored(bob, 30)
+    for name in (bob, carol):
+        await stack.send(alice, name, range(30, 40))
+    bobs = Received()
+    async with stack.connect(bob, bobs), stack.connect(carol, carols):
+        await bobs.wait(40)
+        await carols.wait(30)
+        await stack.wait_stored(bob, 0)
+        await stack.wait_stored(carol, 0)
+    assert bobs.bodies() == list(range(40))
+    assert carols.bodies() == [*range(20), *range(30, 40)]

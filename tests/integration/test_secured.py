@@ -72,8 +72,8 @@ async def test_kafka_refuses(secured: SecuredStack, tmp_path: Path, changes: dic
 
 
 async def test_a_service_looks_at_its_rights_before_it_starts(secured: SecuredStack) -> None:
-    with pytest.raises(TopicsError, match="user messaging may not read topic inbox_requests"):
-        await topics.check(secured.settings_of("messaging", ADMIN), "notification")
+    with pytest.raises(TopicsError, match="user history may not read topic inbox_requests"):
+        await topics.check(secured.settings_of("history", ADMIN), "notification")
     # Its consumer would wait for ever, in silence.
     with pytest.raises(TopicsError, match=f"user {STRANGER} may not read as group history"):
         await topics.check(secured.settings_of(STRANGER, ADMIN), "history")

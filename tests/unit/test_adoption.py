@@ -13,7 +13,7 @@ from chat_streams.adoption import Adoption
 from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.progress import Checkpoint, Progress, Start
 from chat_streams.settings import Settings
-from chat_streams.topics import INCOMING_MESSAGES
+from chat_streams.topics import INCOMING_MESSAGES, Generation
 from tables.inbox import Inbox
 
 FIRST, SECOND = TP(INCOMING_MESSAGES, 0), TP(INCOMING_MESSAGES, 1)
@@ -54,6 +54,9 @@ class Store:
         self.marks: dict[int, int | None] = {0: None, 1: None}
         self.meanwhile: Callable[[], object] = lambda: None
         self.tokens: dict[int, str] = {}
+
+    async def restore(self, devices: object) -> None:
+        """Nothing is known of devices."""
 
     async def adopt(self, partition: int, expected: str, token: str) -> int | None:
         self.tokens[partition] = token
@@ -126,3 +129,42 @@ async def test_who_is_cut_off_from_kafka_takes_no_token(adoption: Adoption, work
     with pytest.raises(Rewound):
         await adoption.token(0)
     assert store.tokens == {}
+
+
+@pytest.mark.parametrize(("is_applied", "applied"), [(True, []), (False, [1, 2])])
+async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
+    adoption: Adoption,
+    worker: Worker,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    is_applied: bool,
+    applied: list[int],
+) -> None:
+    logs = [Generation(1, "a", 1, 1), Generation(2, "b", 2, 2)]
+    found: list[int] = []
+
+    async def former_logs(_: Settings) -> list[Generation]:
+        return logs
+
+    async def look(_: Settings, __: Inbox, log: Generation) -> bool:
+        return is_applied or log.generation == 2
+
+    async def apply(_: Settings, __: Inbox, log: Generation, tokens: Mapping[int, str]) -> None:
+        # Until it is done, nothing new can be appended: nobody has these tokens yet.
+        assert tokens == store.tokens
+        assert not worker.progress.token(FIRST)
+        found.append(log.generation)
+
+    async def no_devices(*_: object) -> dict[str, object]:
+        return {}
+
+    monkeypatch.setattr("chat_streams.topics.former", former_logs)
+    monkeypatch.setattr("chat_streams.former.is_applied", look)
+    monkeypatch.setattr("chat_streams.former.apply", apply)
+    monkeypatch.setattr("chat_streams.adoption.logged_devices", no_devices)
+    for tp in (FIRST, SECOND):
+        worker.progress.start(tp, Start(0, Checkpoint()), time.monotonic())
+    store.marks = {0: 0, 1: 0}
+    assert await adoption.token(0) == store.tokens[0]
+    assert found == applied
+    assert worker.rewound == {}
