@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.systems import ROOT
+from docker.aws.plan import TARGET_CONNECTIONS
 
 MEASURED: Final = ROOT / "bench" / "results" / "scaling.json"
 DAY: Final = 24 * 3600
@@ -26,8 +27,8 @@ USERS: Final = (10_000, 1_000_000, 50_000_000)
 class Cost:
     """What one live message costs: processor time in us by service, bytes in the log and in an inbox.
 
-    The times are those of docs/performance.md, 2,000 a second on a quiet machine. A run of ``bench.scaling`` on a busy
-    one shows less: what arrives late travels in fuller records.
+    The times are those of isolated senders at 2,000 a second (docs/performance.md): each message from another connection
+    to a random recipient, on 8 partitions. From one user to another it is half of that, in bulk a twentieth.
     """
 
     message_bytes: float
@@ -37,11 +38,11 @@ class Cost:
     outgoing_bytes: float
     inbox_bytes: float
     """Of Redis, for a message that waits."""
-    gateway_us: float = 134.0
-    messaging_us: float = 137.0
-    notification_us: float = 11.0
-    redis_us: float = 30.0
-    kafka_us: float = 146.0
+    gateway_us: float = 254.0
+    messaging_us: float = 206.0
+    notification_us: float = 59.0
+    redis_us: float = 99.0
+    kafka_us: float = 170.0
     history_us: float = 300.0
     """Assumed: the AWS SDK's time for one item of a batch of 25, not measured by ``bench.scaling``."""
 
@@ -66,8 +67,8 @@ class Room:
 
     busy: float = 0.5
     """Of a core: what is left absorbs a lost zone, a rebalance, a replay."""
-    gateway_connections: int = 10_000
-    """A task's; the limit (``CHAT_MAX_CONNECTIONS``) is 20,000."""
+    gateway_connections: int = TARGET_CONNECTIONS
+    """A task's, to which the stack for AWS scales; the limit (``CHAT_MAX_CONNECTIONS``) is 20,000."""
     user_bytes: float = 1_000.0
     """Of Redis, for a user without messages: cursors, and the retry window's digests."""
     shard_bytes: float = 12 * GIB

@@ -1,7 +1,7 @@
 """``python -m docker.aws.cost``: what AWS would charge a month, as the table of ``docs/aws.md``, with its arithmetic.
 
-A model, not a bill: list prices by heart of us-east-1, processor time measured on another machine
-(``docs/performance.md``), habits of users assumed. Each number that goes in is named here.
+A model, not a bill: list prices by heart of us-east-1. How many tasks there are, and what is assumed of people, is
+``bench/capacity.py``'s; each other number that goes in is named here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from docker.aws.plan import REPLICATION, TARGET_CONNECTIONS
+from bench.capacity import Cost, Habits, Room, needs
+from docker.aws.plan import REPLICATION
 
 HOURS: Final = 730
 """In a month."""
@@ -41,18 +42,12 @@ METRIC: Final = 0.30
 ALARM: Final = 0.10
 
 # Habits of users, assumed.
-SENT_A_DAY: Final = 40
-ONLINE: Final = 0.15
-"""Of all users, in the busiest hour."""
-PEAK: Final = 3
-"""What is sent in the busiest hour against the average one."""
+HABITS: Final = Habits()
 CONNECTS_A_DAY: Final = 10
 BODY: Final = 108
 """Bytes, as in bench/."""
 PAGES_A_DAY: Final = 2
 """Of history that a user looks at, of 50 messages each."""
-UNREAD: Final = 10
-"""Messages that wait in the inbox of a user, on average."""
 TABLE_MONTHS: Final = 12
 """The table keeps all: this is what it holds after a year."""
 
@@ -68,16 +63,7 @@ INBOX_ENTRY: Final = 300
 INBOX: Final = 400
 """Of a user in Redis without messages: devices, cursors, keys."""
 
-# Processor time in seconds, measured (docs/performance.md): the upper ends, since here each record holds few messages.
-RECORD_CPU: Final = 0.6e-3
-"""In each process that writes or reads a record: 0.3 to 0.6 ms."""
-CONNECT_CPU: Final = 3e-3
-"""Over all servers."""
-MESSAGE_CPU: Final = 134e-6
-"""Of a gateway, for single frames at 2,000 a second; messaging likewise."""
-BUSY: Final = 0.6
-"""Of a vCPU, at the peak."""
-FEWEST: Final = 3
+ROOM: Final = Room(user_bytes=INBOX)
 BROKER_DISK: Final = 0.6
 """Of a broker's disk in use. In Redis the same of a node's memory, 25 % being reserved by ElastiCache."""
 
@@ -124,32 +110,25 @@ def month(deployment: Deployment) -> list[Line]:
         return messages * size / GIB
 
     users = deployment.users
-    messages = users * SENT_A_DAY * DAYS
-    peak = users * SENT_A_DAY / 86_400 * PEAK
-    connects = users * CONNECTS_A_DAY / 86_400 * PEAK
-    connections = users * ONLINE
-
-    # At worst each message is a record of its own to each process that it passes.
-    gateways = max(
-        FEWEST, math.ceil(max(connections / TARGET_CONNECTIONS, (peak * MESSAGE_CPU + connects * CONNECT_CPU) / BUSY))
-    )
-    messaging = max(FEWEST, math.ceil(peak * 2 * RECORD_CPU / BUSY))
-    others = max(FEWEST, math.ceil(peak * RECORD_CPU / BUSY))
-    tasks = gateways + messaging + 2 * others + 1
+    load = needs(users, Cost(RECORD, RECORD, RECORD, INBOX_ENTRY), HABITS, ROOM)
+    messages = users * HABITS.messages_a_day * DAYS
+    connects = users * CONNECTS_A_DAY / 86_400 * HABITS.peak
+    tasks = load.gateways + load.messaging + load.notification + load.history + 1
     # The log keeps a month. Session events and acknowledgements are taken to be as much as the messages.
     log_gib = gib(RECORD) * 2 * REPLICATION
     disk = math.ceil(log_gib / BROKER_DISK / deployment.brokers) * deployment.brokers
-    inboxes = users * (INBOX + UNREAD * INBOX_ENTRY) / GIB
+    inboxes = load.redis_bytes / GIB
     shards = max(3, math.ceil(inboxes / (VALKEY_GIB[deployment.node] * 0.75 * BROKER_DISK)))
     pages = users * PAGES_A_DAY * DAYS
     page_units = math.ceil(50 * ITEM / 4_096) / 2
     table_gib = gib(ITEM + INDEX_ITEM) * TABLE_MONTHS
-    lcus = max(connections / 3_000, connects / 25, gib(FRAMES) * PEAK / HOURS)
+    lcus = max(load.connections / 3_000, connects / 25, gib(FRAMES) * HABITS.peak / HOURS)
     across = gib(RECORD) * 6 * 2 / 3
     return [
         Line(
             "Fargate, 1 vCPU and 2 GB each",
-            f"{gateways} gateways, {messaging} messaging, {others} notification, {others} history, 1 inspector",
+            f"{load.gateways:,} gateways, {load.messaging} messaging, {load.notification} notification,"
+            f" {load.history} history, 1 inspector",
             tasks * HOURS * (VCPU_HOUR + 2 * TASK_GB_HOUR),
         ),
         Line(
