@@ -27,8 +27,8 @@ USERS: Final = (10_000, 1_000_000, 50_000_000)
 class Cost:
     """What one live message costs: processor time in us by service, bytes in the log and in an inbox.
 
-    The times are those of isolated senders at 2,000 a second (docs/performance.md): each message from another connection
-    to a random recipient, on 8 partitions. From one user to another it is half of that, in bulk a twentieth.
+    The times are those of isolated senders at 2,000 a second (docs/performance.md): each message comes from another
+    connection, to a random recipient, on 8 partitions. From one user to another it is half of it, in bulk a twentieth.
     """
 
     message_bytes: float

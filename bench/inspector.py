@@ -153,13 +153,11 @@ def main(rounds: int) -> None:
 
 
 def _beside(values: list[float], others: list[float]) -> tuple[str, str]:
+    """The median, and that of the ratios with the range of the middle half of them."""
     ratios = sorted(a / b for a, b in zip(values, others, strict=True))
     quarter = len(ratios) // 4
-    middle = ratios[quarter : len(ratios) - quarter]
-    return (
-        f"{statistics.median(values):,.4g}",
-        f"{statistics.median(ratios):.3f} ({middle[0]:.2f} - {middle[-1]:.2f}; all {ratios[0]:.2f} - {ratios[-1]:.2f})",
-    )
+    low, high = ratios[quarter], ratios[len(ratios) - quarter - 1]
+    return f"{statistics.median(values):,.0f}", f"{statistics.median(ratios):.2f} ({low:.2f} - {high:.2f})"
 
 
 if __name__ == "__main__":
