@@ -27,6 +27,8 @@ class _End(asyncio.Protocol):
     def __init__(self, ends: set[_End]) -> None:
         self.other: _End | None = None
         self.transport: asyncio.Transport
+        self.early = b""
+        """What came before there was another end: Python 3.11.2 does not let reading be paused from the beginning."""
         self._ends = ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -35,8 +37,10 @@ class _End(asyncio.Protocol):
         self._ends.add(self)
 
     def data_received(self, data: bytes) -> None:
-        assert self.other is not None
-        self.other.transport.write(data)
+        if self.other is None:
+            self.early += data
+        else:
+            self.other.transport.write(data)
 
     def pause_writing(self) -> None:
         if self.other is not None and not self.other.transport.is_closing():
@@ -111,6 +115,7 @@ class Proxy:
             far.reset()
             return
         near.other, far.other = far, near
+        far.transport.write(near.early)
         near.transport.resume_reading()
 
 
