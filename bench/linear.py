@@ -191,6 +191,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 alpha=0.15,
             )
             axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=6)
             axes.set_ylim(bottom=0)
             axes.set_xlabel(name, fontsize=8)
             axes.set_ylabel(unit, fontsize=8)

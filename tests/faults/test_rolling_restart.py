@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.integration.support import Received, Stack, user
 
 PAIRS = 8
@@ -39,6 +41,7 @@ class Pair:
         assert self.received.bodies() == list(range(number))
 
 
+@pytest.mark.long
 async def test_a_rolling_restart_of_everything_loses_nothing(stack: Stack) -> None:
     names = ("gateway", "messaging", "notification", "history")
     for name in names:
