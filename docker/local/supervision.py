@@ -139,7 +139,8 @@ class Supervisor:
         return base_environment() | service_environment(self.layout)
 
     def _expected_configuration(self) -> str:
-        settings = sorted(item for item in self._environment().items() if item[0].startswith("CHAT_"))
+        shared = self._environment()
+        settings = sorted(item for item in shared.items() if item[0].startswith("CHAT_"))
         sections: dict[str, dict[str, object]] = {
             "unix_http_server": {"file": self._socket, "chmod": "0700"},
             "rpcinterface:supervisor": {
@@ -159,8 +160,10 @@ class Supervisor:
         for group, parts in self.groups.items():
             sections[f"group:{group}"] = {"programs": ",".join(part.name for part in parts)}
             for part in parts:
+                own = sorted(part.environment.items() - shared.items())
                 sections[f"program:{part.name}"] = {
                     "command": shlex.join(part.command),
+                    "environment": ",".join(f'{name}="{value}"' for name, value in own),
                     "autostart": "false",
                     "autorestart": "true",
                     "startsecs": STEADY_SECONDS,
