@@ -94,25 +94,24 @@ class Adoption:
             )
         )
         rewinds: dict[TP, int] = {}
-        restores: list[int] = []
-        # Nothing was applied to it that could be missing, unless it was before a repartition.
-        new = [
-            tp
-            for tp, mark in zip(tokens, marks, strict=True)
-            if mark is not None and not progress.committable(tp) and progress.epoch(tp) == epochs[tp]
-        ]
-        if new and not await self._has_former_logs():
-            restores += [tp.partition for tp in new]
-        for tp, mark in zip(tokens, marks, strict=True):
-            if mark is None or not progress.committable(tp) or progress.epoch(tp) != epochs[tp]:
+        restores: dict[int, str] = {}
+        new: dict[int, str] = {}
+        for (tp, token), mark in zip(tokens.items(), marks, strict=True):
+            if mark is None or progress.epoch(tp) != epochs[tp]:
+                continue
+            if not progress.committable(tp):
+                new[tp.partition] = token
                 continue
             rewinds[tp] = min(mark, progress.rewind_offset(tp))
             # Where the loss window reaches back to offset 0, a server without a mark may have lost all as well.
             if mark < progress.rewind_offset(tp) or not mark:
-                restores.append(tp.partition)
+                restores[tp.partition] = token
+        # Nothing of today's log was applied to those that could be missing; of one before a repartition it may be.
+        if new and not await self._has_former_logs():
+            restores |= new
         if restores:
-            log.error("redis has lost more than the loss window, restoring from the log", partitions=restores)
-            await self._restore({tp.partition: token for tp, token in tokens.items() if tp.partition in restores})
+            log.error("redis has lost more than the loss window, restoring from the log", partitions=list(restores))
+            await self._restore(restores)
         if rewinds:
             await self._app.rewind(rewinds)
         for tp, token in tokens.items():

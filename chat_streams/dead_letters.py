@@ -42,7 +42,7 @@ CODECS: Final[Mapping[str, Codec[Any]]] = {
 FORMER: Final[Mapping[str, Codec[Any]]] = {
     name: codec
     for version in range(1, VERSION)
-    for name, codec in zip(Names.of(version)[: len(CODECS)], CODECS.values(), strict=True)
+    for name, codec in zip(Names.of(version).logs, CODECS.values(), strict=True)
 }
 """Topics of before the last repartition: what failed there can be looked at."""
 GAP: Final = 100

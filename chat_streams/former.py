@@ -10,6 +10,7 @@ from typing import Final
 
 from chat_streams.batches import by_recipient
 from chat_streams.contiguous import Record
+from chat_streams.dead_letters import MESSAGING
 from chat_streams.log_reader import LogReader
 from chat_streams.records import INCOMING, Messages, Undecodable, UnknownVersion
 from chat_streams.redrive import Redrive
@@ -42,7 +43,7 @@ async def apply(settings: Settings, inbox: Inbox, former: Generation, tokens: Ma
     async with LogReader(settings) as reader:
         async for found in reader.read(await reader.spans(Names.of(former.version).incoming_messages)):
             redrive = Redrive.of(found.headers)
-            if redrive is not None and "messaging" not in redrive.apps:
+            if redrive is not None and MESSAGING not in redrive.apps:
                 continue
             try:
                 value = INCOMING.decode(found.value)

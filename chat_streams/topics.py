@@ -39,6 +39,11 @@ class Names(NamedTuple):
         return cls(*(f"{name}{ending}" for name in names))
 
     @property
+    def logs(self) -> tuple[str, str, str]:
+        """The topics from which inboxes are restored."""
+        return self.incoming_messages, self.session_events, self.inbox_requests
+
+    @property
     def registry_changelog(self) -> str:
         """Faust's topic for the table."""
         return f"messaging-{self.registry}-changelog"
@@ -363,14 +368,14 @@ async def former(settings: Settings) -> list[Generation]:
     known = [g for g in await generations(settings) if g.version < VERSION]
     names = {g: Names.of(g.version) for g in known}
     async with Admin(settings) as admin:
-        there, hidden = await topics_of(admin, sorted({name for of in names.values() for name in of[:3]}))
+        there, hidden = await topics_of(admin, sorted({name for of in names.values() for name in of.logs}))
     if hidden:
         raise TopicsError(f"may not see topic {', '.join(sorted(hidden))}, which may hold what waits in inboxes")
     return sorted(
         (
             g
             for g, of in names.items()
-            if all(name in there for name in of[:3]) and there[of.incoming_messages].id == g.topic_id
+            if all(name in there for name in of.logs) and there[of.incoming_messages].id == g.topic_id
         ),
         key=lambda g: g.generation,
     )

@@ -170,10 +170,9 @@ class Connection:
             self._count -= messages
             self._bytes -= size
             had += 1
-        # What covers a part of the next one knows it of that.
-        whole = had and self._unacknowledged[had - 1].until == position
-        latest = self._unacknowledged[had - 1 if whole else had :][:1] or self._unacknowledged[-1:]
-        self.acked_forwarded_at = latest[0].at if latest else None
+        # The one that the position is in, or else the last before it.
+        last = self._unacknowledged[-1].at if self._unacknowledged else None
+        self.acked_forwarded_at = next((one.at for one in self._unacknowledged if one.until >= position), last)
         del self._unacknowledged[:had]
         return True
 

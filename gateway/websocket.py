@@ -256,11 +256,13 @@ class WebSocket:
         after = Position.parse(hello.after) if hello.after is not None else None
         try:
             device = await self._gateway.inbox.hello(user, hello.device, after)
+            removed = device.removed
             if after is not None and after > max(device.cursor, device.top):
                 # The inbox holds less than the device has seen: it expired, or Redis lost it. The log knows better.
                 log_end = await self._gateway.log_end(partition_of(user, s.partitions))
                 device = await self._gateway.inbox.hello(user, hello.device, after, log_end)
-            self._gateway.statistics.counters["acknowledged"] += device.removed
+                removed += device.removed
+            self._gateway.statistics.counters["acknowledged"] += removed
         except StoreUnavailable as error:
             log.warning("hello cannot be answered", user=user, error=str(error))
             raise Ended(Close.STORE_AWAY, "the offline store is away, try again") from error

@@ -42,7 +42,7 @@ _SOURCE: Final = files("tables").joinpath("inbox.lua").read_text()
 _VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
 LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
 SLOTS: Final = 16_384
-_ELSEWHERE: Final = (
+_NOT_NOW: Final = (
     *(MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError),
     OutOfMemoryError,
 )
@@ -253,9 +253,9 @@ def _tag_of(slot: int) -> str:
 
 
 def _is_away(answer: object) -> bool:
-    return isinstance(answer, ResponseError) and (
-        isinstance(answer, _ELSEWHERE) or str(answer).startswith(_STATES) or _no_function(answer) or _forbidden(answer)
-    )
+    if isinstance(answer, _NOT_NOW) or _no_function(answer) or _forbidden(answer):
+        return True
+    return isinstance(answer, ResponseError) and str(answer).startswith(_STATES)
 
 
 def _forbidden(answer: object) -> bool:

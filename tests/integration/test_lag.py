@@ -11,10 +11,6 @@ from tests.integration.commands import call, run
 from tests.integration.support import Stack, eventually, user
 
 
-def on(stack: Stack, name: str) -> int:
-    return partition_of(name, stack.settings.partitions)
-
-
 async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
 
@@ -27,8 +23,9 @@ async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack)
         return bool((await history())["records"] == 0)
 
     # Where the newest records are large, as other tests leave them, not all of a lag is looked at.
-    for partition in range(stack.settings.partitions):
-        carol = next(name for name in map(user, repeat("carol")) if on(stack, name) == partition)
+    partitions = stack.settings.partitions
+    for partition in range(partitions):
+        carol = next(name for name in map(user, repeat("carol")) if partition_of(name, partitions) == partition)
         for n in range(NEWEST):
             await stack.send(alice, carol, [n])
     await eventually(caught_up, 30)
