@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -276,6 +276,7 @@ class ChatApp(faust.App):
         self.statistics = Statistics(args[0])
         # Since when the agent of each topic has nothing to do; None while it works.
         self._idle_since: dict[str, float | None] = {}
+        self._turns: defaultdict[tuple[str, int | None], asyncio.Lock] = defaultdict(asyncio.Lock)
         super().__init__(*args, **kwargs)
         self.sensors.add(_Commits(self.statistics))
 
@@ -328,12 +329,18 @@ class ChatApp(faust.App):
         value: bytes,
         headers: list[tuple[str, bytes]] | None = None,
     ) -> None:
-        """Write a record and wait until Kafka has it, for as long as it is away."""
-        await patiently(
-            f"write to {topic}",
-            KAFKA_AWAY,
-            lambda: self.producer.send_and_wait(topic, key, value, partition, None, headers),
-        )
+        """Write a record and wait until Kafka has it, for as long as it is away.
+
+        To a partition, records leave in the order of the calls.
+        """
+
+        async def once() -> None:
+            # aiokafka lets whoever finds room pass those who wait for it.
+            async with self._turns[topic, partition]:
+                written = await self.producer.send(topic, key, value, partition, None, headers)
+            await written
+
+        await patiently(f"write to {topic}", KAFKA_AWAY, once)
 
     async def watch(self) -> None:
         """Seek where a partition stands still though the log goes on; for as long as the app runs.

@@ -22,7 +22,6 @@ from chat_streams.records import (
     PUSH,
     SESSIONS,
     Announce,
-    Delivery,
     Displaced,
     Messages,
     Registered,
@@ -93,30 +92,15 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
     for (user, _, batch), appended in zip(batches, results, strict=True):
         connections = sessions.of(user)
         sampled = [(user, p, traceparent(spans[user, p])) for p, _ in batch if (user, p) in spans] if spans else []
-        pushed = False
-        body = b",".join(appended.json) if connections else b""
+        # What has a gap in it is fetched.
+        pages = list(appended.pages(app.settings.read_bytes)) if connections and not appended.overflow else []
         for session in connections:
-            # What is too large for one delivery, or has a gap in it, is fetched in pages.
-            if body and len(body) <= app.settings.read_bytes and not appended.overflow:
-                outbox.add(
-                    session.slot,
-                    Delivery(
-                        user=user,
-                        connection=session.connection,
-                        epoch=session.epoch,
-                        request=PUSH,
-                        after=appended.former,
-                        until=appended.until,
-                        first=appended.first,
-                        count=len(appended.json),
-                        messages=body,
-                    ),
-                    [parent for _, _, parent in sampled],
-                )
-                pushed = True
-            else:
+            for page in pages:
+                parents = [parent for _, p, parent in sampled if page.after < p <= page.until]
+                outbox.page(session.slot, user, session.connection, session.epoch, PUSH, page, parents)
+            if not pages:
                 outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))
-        if not pushed:
+        if not pages:
             sampled_and_stored += sampled
     if sampled_and_stored:
         await inbox.keep_parents(sampled_and_stored)

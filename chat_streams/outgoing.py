@@ -78,9 +78,14 @@ class Outbox:
         """Start sending all that was added; await the answer for Kafka's acknowledgement of it."""
         if not self._records:
             return None
-        return asyncio.gather(*(self._send(slot, records) for slot, records in self._records.items()))
-
-    async def _send(self, slot: int, records: list[list[Item]]) -> None:
-        for number, record in enumerate(records):
-            headers = self._headers.get((slot, number))
-            await self._app.produce(OUTGOING_MESSAGES, slot, None, OUTGOING.encode(tuple(record)), headers)
+        # All at once: one after the other, the second of a batch would come behind the first of the next batch, and a
+        # gateway would take that for a gap.
+        return asyncio.gather(
+            *(
+                self._app.produce(
+                    OUTGOING_MESSAGES, slot, None, OUTGOING.encode(tuple(record)), self._headers.get((slot, n))
+                )
+                for slot, records in self._records.items()
+                for n, record in enumerate(records)
+            )
+        )

@@ -59,20 +59,6 @@ class LoggedDevice(NamedTuple):
     number: int
 
 
-class Appended(NamedTuple):
-    """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it.
-
-    ``overflow`` messages in that range went to history only, ``retries`` were there already.
-    """
-
-    former: Position
-    until: Position
-    first: Position | None
-    json: list[bytes]
-    overflow: int
-    retries: int
-
-
 @dataclass(frozen=True)
 class Page:
     """All of the inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
@@ -86,6 +72,35 @@ class Page:
     count: int
     messages: bytes
     missed: bool
+
+
+class Appended(NamedTuple):
+    """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it.
+
+    ``positions`` are theirs. ``overflow`` messages in that range went to history only, ``retries`` were there already.
+    """
+
+    former: Position
+    until: Position
+    positions: list[Position]
+    json: list[bytes]
+    overflow: int
+    retries: int
+
+    def pages(self, limit_bytes: int) -> Iterator[Page]:
+        """What is new in pages of at most so many bytes, or of one message, which together are ``(former, until]``."""
+        after, start, size = self.former, 0, 0
+        for end, json in enumerate(self.json):
+            if end > start and size + 1 + len(json) > limit_bytes:
+                yield self._page(after, self.positions[end - 1], start, end)
+                after, start, size = self.positions[end - 1], end, 0
+            size += len(json) + (end > start)
+        if self.json:
+            yield self._page(after, self.until, start, len(self.json))
+
+    def _page(self, after: Position, until: Position, start: int, end: int) -> Page:
+        messages = b",".join(self.json[start:end])
+        return Page(after, until, self.positions[start], end - start, messages, missed=False)
 
 
 def _watermark(tag: str, partition: str) -> str:
@@ -246,9 +261,9 @@ class Inbox:
                 raise answer
             former, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[20 + 4 * i] for i, new in enumerate(added) if new == 49]
-            first = next((p for (p, _), new in zip(batch, added, strict=True) if new == 49), None)
+            positions = [position for (position, _), new in zip(batch, added, strict=True) if new == 49]
             until = max(former, batch[-1][0])
-            results.append(Appended(former, until, first, json, added.count(b"2"), added.count(b"0")))
+            results.append(Appended(former, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
 
     async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[Page]:

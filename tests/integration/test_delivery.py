@@ -9,6 +9,9 @@ import random
 import time
 from typing import Any
 
+from chat_streams.log_reader import LogReader
+from chat_streams.records import OUTGOING, PUSH, Delivery, Target
+from chat_streams.topics import OUTGOING_MESSAGES
 from gateway.client import Message
 from tests.integration.support import Received, Stack, abort_client, eventually, user
 
@@ -206,6 +209,34 @@ async def test_a_window_that_is_never_acknowledged_stops_the_forwarding(stack: S
             await raw.ack(frame["until"])
         assert [m["body"] for m in got] == list(range(620))
         await stack.wait_stored(bob, 0)
+
+
+async def test_what_is_too_large_for_one_delivery_is_pushed_in_several(stack: Stack) -> None:
+    """What came while messaging was busy: asked for in pages, it would go through Redis and Kafka a second time."""
+    alice, bob, count = user("alice"), user("bob"), 30
+    bodies = [f"{n} {'x' * 60_000}" for n in range(count)]
+    received = Received()
+    messaging = stack.instance("messaging")
+    async with stack.connect(bob, received) as client, LogReader(stack.settings) as reader:
+        await client.wait_caught_up()
+        spans = await reader.spans(OUTGOING_MESSAGES)
+        messaging.pause()
+        try:
+            await stack.send(alice, bob, bodies)
+        finally:
+            messaging.resume()
+        await received.wait(count)
+        ends = await reader.ends(OUTGOING_MESSAGES, [s.partition for s in spans])
+        written = [
+            item
+            async for record in reader.read([s._replace(first=s.end, end=ends[s.partition]) for s in spans])
+            for item in OUTGOING.decode(record.value)
+            if isinstance(item, Delivery | Target) and item.user == bob
+        ]
+    assert received.bodies() == bodies
+    assert len(written) > 1
+    assert all(isinstance(item, Delivery) and item.request == PUSH for item in written), written
+    assert sum(item.count for item in written if isinstance(item, Delivery)) == count
 
 
 async def test_a_user_may_write_to_himself(stack: Stack) -> None:

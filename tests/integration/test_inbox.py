@@ -85,13 +85,13 @@ async def test_appending_again_adds_nothing(new_box: NewBox, stack: Stack) -> No
     box = await new_box()
     records = [(at(1), "a"), (at(1, 1), "b"), (at(2), "c")]
     first = await box.append(*records)
-    assert (first.former, first.until, first.first, len(first.json)) == (ORIGIN, at(2), at(1), 3)
+    assert (first.former, first.until, first.positions, len(first.json)) == (ORIGIN, at(2), [at(1), at(1, 1), at(2)], 3)
     assert json.loads(first.json[1])["pos"] == str(at(1, 1))
     again = await box.append(*records)
-    assert (again.former, again.until, again.first, again.json) == (at(2), at(2), None, [])
+    assert (again.former, again.until, again.positions, again.json) == (at(2), at(2), [], [])
     # A replay that overlaps what is new.
     more = await box.append(*records[1:], (at(3), "d"))
-    assert (more.former, more.until, more.first, len(more.json)) == (at(2), at(3), at(3), 1)
+    assert (more.former, more.until, more.positions, len(more.json)) == (at(2), at(3), [at(3)], 1)
     assert await box.ids() == ["a", "b", "c", "d"]
     assert await stack.stored(box.user) == 4
 
@@ -130,7 +130,7 @@ async def test_a_retry_is_dropped_and_moves_the_top(new_box: NewBox) -> None:
     box = await new_box()
     await box.append((at(1), "a"), (at(1, 1), "a"), (at(1, 2), "b"))
     retried = await box.append((at(2), "a"), (at(2, 1), "c"), (at(3), "b"))
-    assert (retried.former, retried.until, retried.first, len(retried.json)) == (at(1, 2), at(3), at(2, 1), 1)
+    assert (retried.former, retried.until, retried.positions, len(retried.json)) == (at(1, 2), at(3), [at(2, 1)], 1)
     assert await box.ids() == ["a", "b", "c"]
     assert (await box.read()).until == at(3)
     # Acknowledged or not, it stays known.

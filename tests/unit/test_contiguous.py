@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +16,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from chat_streams.contiguous import Consumer, _Thread
+from chat_streams.contiguous import ChatApp, Consumer, _Thread
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 
 PARTITION = TP("incoming_messages", 0)
@@ -162,3 +164,28 @@ async def test_nothing_is_committable_between_a_rebalance_and_the_seek(
     await getattr(consumer, event)({PARTITION})
     assert list(consumer._filter_tps_with_pending_acks()) == []
     assert progress.committable(PARTITION) is None
+
+
+async def test_records_leave_in_the_order_they_were_written_though_the_first_waits_for_room() -> None:
+    left: list[tuple[int, bytes]] = []
+    room = asyncio.Event()
+
+    class Producer:
+        async def send(self, topic: str, key: bytes | None, value: bytes, partition: int, *_: Any) -> Awaitable[None]:
+            if value == b"large":
+                await room.wait()
+            left.append((partition, value))
+            return asyncio.sleep(0)
+
+    app = ChatApp.__new__(ChatApp)
+    app._turns = defaultdict(asyncio.Lock)
+    app._producer = Producer()
+    written = [
+        asyncio.create_task(app.produce("outgoing_messages", partition, None, value))
+        for partition, value in ((0, b"large"), (0, b"second"), (1, b"elsewhere"), (0, b"third"))
+    ]
+    await written[2]
+    assert left == [(1, b"elsewhere")]
+    room.set()
+    await asyncio.gather(*written)
+    assert left[1:] == [(0, b"large"), (0, b"second"), (0, b"third")]
