@@ -30,11 +30,13 @@ from bench.systems.connect_chat import ConnectChat
 from bench.systems.ejabberd import Ejabberd
 from bench.systems.mosquitto import Mosquitto
 from bench.systems.nats import Nats
-from bench.workloads import Scale, Skipped, Workload, drain, online, store
+from bench.workloads import Scale, Skipped, Workload, drain, latency, online, store
 from docker.local.layout import StackError
 
 SYSTEMS: dict[str, type[System]] = {kind.name: kind for kind in (ConnectChat, Mosquitto, Nats, Ejabberd)}
 START_LIMIT = 120.0
+WARM_PER_SECOND = 1_000
+WARM_SECONDS = 8.0
 
 screen = Console(stderr=True, highlight=False)
 
@@ -158,9 +160,9 @@ class _Turn:
         try:
             async with asyncio.timeout(START_LIMIT):
                 await system.start()
-                # A JVM's first thousands of messages are interpreted; nobody's first ones count.
-                for workload in (store, drain, online) if warm else ():
-                    await workload(system, Scale(messages=self._kind.warm))
+                # A JVM's first thousands of messages, and records, are interpreted; nobody's first ones count.
+                for workload in (store, drain, online, latency(WARM_PER_SECOND)) if warm else ():
+                    await workload(system, Scale(messages=self._kind.warm, seconds=WARM_SECONDS))
         except BaseException:
             await system.stop()
             raise
