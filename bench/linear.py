@@ -32,7 +32,7 @@ from chat_streams.position import ORIGIN, Position
 from chat_streams.records import Message
 from chat_streams.settings import Settings
 from tables.cluster import Cluster
-from tables.inbox import Inbox
+from tables.inbox import Batch, Inbox
 
 RESULTS = ROOT / "bench" / "results" / "linear.json"
 PLOT = ROOT / "docs" / "performance" / "linear.svg"
@@ -109,7 +109,7 @@ async def reads(system: ConnectChat) -> dict[int, float]:
                     for n in range(start, min(size, start + 10_000))
                 ]
                 for part in range(0, len(batch), 500):
-                    await inbox.append([(user, NO_PARTITION, holder)], [batch[part : part + 500]])
+                    await inbox.append([Batch(user, NO_PARTITION, batch[part : part + 500])], {NO_PARTITION: holder})
             await system.redis.config_resetstat()
             for n in range(READS):
                 after = Position.of(1, (n * 7919) % max(1, size // 2), 0) if size > PAGE else ORIGIN

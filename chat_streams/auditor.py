@@ -55,7 +55,7 @@ from chat_streams.records import (
     UserConnected,
     now_ms,
 )
-from chat_streams.redrive import Redrive
+from chat_streams.redrive import offset_for
 from chat_streams.settings import Settings
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tables.chat_history import ChatHistory
@@ -287,8 +287,7 @@ class _Auditor:
 
     def _decode(self, record: LogRecord, judged: int, quiet: bool) -> list[tuple[int, Any]]:
         """The messages to be judged; ``quiet`` does not report those that can't be."""
-        redrive = Redrive.of(record.headers)
-        if redrive is not None and MESSAGING not in redrive.apps:
+        if offset_for(MESSAGING, record.offset, record.headers) is None:
             return []
         user, report = self._options.user, self._report
         try:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from chat_streams.contiguous import Record
 from chat_streams.position import Position
 from chat_streams.records import Message, Messages
+from tables.inbox import Batch
 
 APPEND_MESSAGES: Final = 500
 """To one inbox in one call: Redis does nothing else meanwhile."""
-
-
-class Batch(NamedTuple):
-    """Messages for one recipient from one partition of the log, accepted within one retry window, in order."""
-
-    user: str
-    partition: int
-    messages: list[tuple[Position, Message]]
 
 
 def by_recipient(records: Iterable[Record[Messages]], generation: int, window_s: int) -> list[Batch]:

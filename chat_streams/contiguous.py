@@ -26,7 +26,7 @@ from faust.types import TP
 from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
-from chat_streams.redrive import Redrive
+from chat_streams.redrive import Redrive, offset_for
 from chat_streams.statistics import Statistics
 
 log = structlog.get_logger()
@@ -415,11 +415,9 @@ class ChatApp(faust.App):
         records: list[tuple[Record[T], Any]] = []
         for event in events:
             message = event.message
-            offset = message.offset
-            if message.headers and (redrive := Redrive.of(message.headers)):
-                if self.conf.id not in redrive.apps:
-                    continue  # It failed elsewhere; this app has applied it when it was new.
-                offset = offset if redrive.offset is None else redrive.offset
+            offset = offset_for(self.conf.id, message.offset, message.headers)
+            if offset is None:
+                continue
             try:
                 value = codec.decode(message.value)
                 records.append((Record(message.partition, offset, value, message.headers or ()), message))

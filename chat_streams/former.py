@@ -13,7 +13,7 @@ from chat_streams.contiguous import Record
 from chat_streams.dead_letters import MESSAGING
 from chat_streams.log_reader import LogReader
 from chat_streams.records import INCOMING, Messages, Undecodable, UnknownVersion
-from chat_streams.redrive import Redrive
+from chat_streams.redrive import offset_for
 from chat_streams.settings import Settings
 from chat_streams.topics import Generation, Names, partition_of
 from tables.inbox import Inbox
@@ -42,14 +42,13 @@ async def apply(settings: Settings, inbox: Inbox, former: Generation, tokens: Ma
     size = 0
     async with LogReader(settings) as reader:
         async for found in reader.read(await reader.spans(Names.of(former.version).incoming_messages)):
-            redrive = Redrive.of(found.headers)
-            if redrive is not None and MESSAGING not in redrive.apps:
+            at = offset_for(MESSAGING, found.offset, found.headers)
+            if at is None:
                 continue
             try:
                 value = INCOMING.decode(found.value)
             except (Undecodable, UnknownVersion):
                 continue  # It was a dead letter then; and of an ended log there is no newer version.
-            at = found.offset if redrive is None or redrive.offset is None else redrive.offset
             records.append(Record(found.partition, at, value))
             size += len(found.value or b"")
             if len(records) >= AT_ONCE or size >= AT_ONCE_BYTES:
@@ -61,11 +60,11 @@ async def apply(settings: Settings, inbox: Inbox, former: Generation, tokens: Ma
 async def _append(
     settings: Settings, inbox: Inbox, generation: int, records: list[Record[Messages]], tokens: Mapping[int, str]
 ) -> None:
-    recipients, batches = [], []
-    for user, _, messages in by_recipient(records, generation, settings.retry_window):
-        partition = partition_of(user, settings.partitions)
-        if partition in tokens:
-            recipients.append((user, partition, tokens[partition]))
-            batches.append(messages)
+    # Of its users, some are on partitions of other workers now.
+    batches = [
+        batch._replace(partition=partition)
+        for batch in by_recipient(records, generation, settings.retry_window)
+        if (partition := partition_of(batch.user, settings.partitions)) in tokens
+    ]
     if batches:
-        await inbox.append(recipients, batches)
+        await inbox.append(batches, tokens)

@@ -6,7 +6,7 @@ faust -A chat_streams.messaging worker
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import structlog
@@ -33,7 +33,7 @@ from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
 from chat_streams.traces import traceparent
 from tables.cluster import Cluster
-from tables.inbox import Inbox, StaleToken
+from tables.inbox import Appended, Batch, Inbox, StaleToken
 from tables.sessions import Sessions
 
 log = structlog.get_logger()
@@ -66,45 +66,53 @@ async def register(stream: Any) -> None:
 
 async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any] | None:
     """Inbox first; online or offline only decides whether a push follows (invariants 2 and 3)."""
-    tokens = {partition: await adoption.token(partition) for partition in {r.partition for r in records}}
     batches = by_recipient(records, app.kafka_log.generation, app.settings.retry_window)
     spans = app.begin_spans("append", records)
+    results = await _append(batches)
+    for span in spans.values():
+        span.end()
+    counters = app.statistics.counters
+    outbox = Outbox(app)
+    sampled_and_stored: list[tuple[str, Position, str]] = []
+    for (user, _, messages), appended in zip(batches, results, strict=True):
+        counters["appended"] += len(appended.json)
+        counters["overflowed"] += appended.overflow
+        counters["retries"] += appended.retries
+        sampled = [(p, traceparent(spans[user, p])) for p, _ in messages if (user, p) in spans] if spans else []
+        if not _push(outbox, user, appended, sampled):
+            sampled_and_stored += [(user, position, parent) for position, parent in sampled]
+    if sampled_and_stored:
+        await inbox.keep_parents(sampled_and_stored)
+    return outbox.send()
+
+
+async def _append(batches: Sequence[Batch]) -> list[Appended]:
+    """Append with the tokens of their partitions; raises ``Rewound`` where Redis may have lost what was applied."""
+    tokens = {partition: await adoption.token(partition) for partition in {batch.partition for batch in batches}}
     try:
         with app.statistics.timed("append"):
-            results = await inbox.append(
-                [(user, partition, tokens[partition]) for user, partition, _ in batches],
-                [messages for _, _, messages in batches],
-            )
+            return await inbox.append(batches, tokens)
     except StaleToken as error:
         log.warning("redis refused to append", reason=str(error))
         for partition, token in tokens.items():
             await adoption.adopt(partition, refused=token)
         raise Rewound from error
-    for span in spans.values():
-        span.end()
-    counters = app.statistics.counters
-    for appended in results:
-        counters["appended"] += len(appended.json)
-        counters["overflowed"] += appended.overflow
-        counters["retries"] += appended.retries
-    outbox = Outbox(app)
-    sampled_and_stored: list[tuple[str, Position, str]] = []
-    for (user, _, batch), appended in zip(batches, results, strict=True):
-        connections = sessions.of(user)
-        sampled = [(user, p, traceparent(spans[user, p])) for p, _ in batch if (user, p) in spans] if spans else []
-        # What has a gap in it is fetched.
-        pages = list(appended.pages(app.settings.read_bytes)) if connections and not appended.overflow else []
-        for session in connections:
-            for page in pages:
-                parents = [parent for _, p, parent in sampled if page.after < p <= page.until]
-                outbox.page(session.slot, user, session.connection, session.epoch, PUSH, page, parents)
-            if not pages:
-                outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))
+
+
+def _push(outbox: Outbox, user: str, appended: Appended, sampled: Sequence[tuple[Position, str]]) -> bool:
+    """Add what is new for a user's connections, or, where it has a gap, that there is something; whether it was added.
+
+    ``sampled`` has the traceparents of some of its messages, by position.
+    """
+    connections = sessions.of(user)
+    pages = list(appended.pages(app.settings.read_bytes)) if connections and not appended.overflow else []
+    for session in connections:
+        for page in pages:
+            parents = [parent for position, parent in sampled if page.after < position <= page.until]
+            outbox.page(session.slot, user, session.connection, session.epoch, PUSH, page, parents)
         if not pages:
-            sampled_and_stored += sampled
-    if sampled_and_stored:
-        await inbox.keep_parents(sampled_and_stored)
-    return outbox.send()
+            outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))
+    return bool(pages)
 
 
 async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:

@@ -42,5 +42,18 @@ class Redrive(NamedTuple):
         return headers
 
 
+def offset_for(app: str, offset: int, headers: Headers | None) -> int | None:
+    """The offset that an app makes the positions of a record's messages of; ``None`` where it is for other apps only.
+
+    It has applied the record when that was new, and failed in others.
+    """
+    redrive = Redrive.of(headers)
+    if redrive is None:
+        return offset
+    if app not in redrive.apps:
+        return None
+    return offset if redrive.offset is None else redrive.offset
+
+
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() else None

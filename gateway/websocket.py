@@ -100,7 +100,7 @@ class WebSocket:
     async def run(self) -> None:
         """Serve the connection until it ends."""
         try:
-            identity = await self._hello()
+            expires = await self._hello()
         except Ended as ended:
             await self._close(ended)
             return
@@ -109,7 +109,7 @@ class WebSocket:
             await self._close(Ended(Close.BAD_SEQUENCE, "the first frame must be a hello"))
             return
         expiry = asyncio.get_running_loop().call_later(
-            max(0.0, identity.expires - time.time()), self.end, Close.TOKEN_EXPIRED, "the token has expired"
+            max(0.0, expires - time.time()), self.end, Close.TOKEN_EXPIRED, "the token has expired"
         )
         self._hub.add(self)
         self.progress()
@@ -218,7 +218,8 @@ class WebSocket:
 
     # From hello to welcome
 
-    async def _hello(self) -> Identity:
+    async def _hello(self) -> float:
+        """Answer the hello; when its token expires, in s since the epoch."""
         settings = self._gateway.settings
         try:
             async with asyncio.timeout(settings.hello_timeout):
@@ -239,7 +240,7 @@ class WebSocket:
                 await self._register(identity.user, hello)
         except TimeoutError:
             raise Ended(Close.HELLO_TIMEOUT, f"no hello within {settings.hello_timeout:g} s") from None
-        return identity
+        return identity.expires
 
     async def _identify(self, hello: Hello) -> Identity:
         try:
@@ -286,9 +287,27 @@ class WebSocket:
 
     async def _read_until_end(self) -> None:
         self._reader = asyncio.current_task()
+        room = self._gateway.publisher
         try:
-            if self._ended is None:
-                await self._read()
+            if self._ended is not None:
+                return
+            # Ends by what is raised: an end that is wanted meanwhile cancels this task, and that must be taken back.
+            while True:
+                # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
+                if self._hold is not None:
+                    await self._hold.wait()
+                if not room.has_room:
+                    await room.wait_for_room()
+                message = await self._ws.receive()
+                if message.type is WSMsgType.TEXT:
+                    self._take(message.data)
+                elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                    return
+                else:
+                    self._ended = self._ended or Ended(Close.NOT_JSON, "frames are text")
+                    return
+                # Not kept while the next one is waited for: it may be large, and the wait long.
+                del message
         except Ended as ended:
             self._ended = self._ended or ended
         except asyncio.CancelledError:
@@ -301,22 +320,6 @@ class WebSocket:
         if self._reader is not None and not self._stopped:
             self._stopped = True
             self._reader.cancel()
-
-    async def _read(self) -> None:
-        room = self._gateway.publisher
-        while True:
-            # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
-            if self._hold is not None:
-                await self._hold.wait()
-            if not room.has_room:
-                await room.wait_for_room()
-            message = await self._ws.receive()
-            if message.type is WSMsgType.TEXT:
-                self._take(message.data)
-            elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
-                return
-            else:
-                raise Ended(Close.NOT_JSON, "frames are text")
 
     def _take(self, text: str) -> None:
         try:

@@ -28,8 +28,6 @@ MAX_DIGESTS = 50_000
 APPEND_AT_ONCE = 500
 """Messages of one part of an append."""
 
-_Batch = tuple[tuple[str, int, str], Sequence[tuple[Position, Message]]]
-
 
 class StaleToken(Exception):
     """A Redis server does not know this worker: it may have lost its newest writes, or another worker took over.
@@ -74,8 +72,16 @@ class Page:
     missed: bool
 
 
+class Batch(NamedTuple):
+    """Messages for one recipient from one partition of the log, accepted within one retry window, in order."""
+
+    user: str
+    partition: int
+    messages: Sequence[tuple[Position, Message]]
+
+
 class Appended(NamedTuple):
-    """The outcome for one recipient: the inbox now holds ``(former, until]`` with these new JSON objects in it.
+    """The outcome of a batch: the inbox now holds ``(former, until]`` with these new JSON objects in it.
 
     ``positions`` are theirs. ``overflow`` messages in that range went to history only, ``retries`` were there already.
     """
@@ -121,14 +127,14 @@ def digest(sender: str, message_id: str) -> bytes:
     return blake2b(f"{sender}\0{message_id}".encode(), digest_size=12).digest()
 
 
-def _parts(batches: Sequence[_Batch]) -> Iterator[Sequence[_Batch]]:
+def _parts(batches: Sequence[Batch]) -> Iterator[Sequence[Batch]]:
     """Split so that the batches of a recipient, whose order counts, stay in one part."""
     start = messages = 0
-    for end, ((user, _, _), batch) in enumerate(batches):
-        if messages >= APPEND_AT_ONCE and user != batches[end - 1][0][0]:
+    for end, batch in enumerate(batches):
+        if messages >= APPEND_AT_ONCE and batch.user != batches[end - 1].user:
             yield batches[start:end]
             start, messages = end, 0
-        messages += len(batch)
+        messages += len(batch.messages)
     yield batches[start:]
 
 
@@ -202,21 +208,19 @@ class Inbox:
                 if isinstance(answer, ResponseError):
                     raise answer
 
-    async def append(
-        self, partition_of: Sequence[tuple[str, int, str]], batches: Sequence[Sequence[tuple[Position, Message]]]
-    ) -> list[Appended]:
-        """Append to each recipient's inbox what is new of its messages, which are in ascending order.
+    async def append(self, batches: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
+        """Append to each recipient's inbox what is new of its batches, which stand together, the oldest first.
 
-        ``partition_of`` has each recipient, its partition of the log and the token adopted for that; the batches of one
-        recipient stand together. Raises ``StaleToken`` when a server refused it; the others may have appended.
+        ``tokens`` has the one adopted for each partition of the log. Raises ``StaleToken`` when a server refused it;
+        the others may have appended.
         """
-        parts = list(_parts(list(zip(partition_of, batches, strict=True))))
+        parts = list(_parts(batches))
 
         async def once() -> list[Appended]:
             if len(parts) == 1:
-                return await self._append(parts[0])
+                return await self._append(parts[0], tokens)
             # Redis works on one part while the next is put together.
-            done = await asyncio.gather(*map(self._append, parts), return_exceptions=True)
+            done = await asyncio.gather(*(self._append(part, tokens) for part in parts), return_exceptions=True)
             results: list[Appended] = []
             for found in done:
                 if isinstance(found, BaseException):
@@ -226,23 +230,23 @@ class Inbox:
 
         return await patiently("append", StoreUnavailable, once)
 
-    async def _append(self, part: Sequence[_Batch]) -> list[Appended]:
+    async def _append(self, part: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
         commands: list[Command] = []
         now = int(time.time())
         applied: dict[str, str] = {}
-        for (user, partition, token), batch in part:
+        for user, partition, messages in part:
             inbox, devices = keys(user)
-            window = batch[0][1].at // self._window_ms
+            window = messages[0][1].at // self._window_ms
             seen = f"{{u:{user}}}:seen:"
             command: list[Any] = [
                 *("FCALL", function("append"), 5, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
                 f"{{u:{user}}}:extra",
-                *(self._name(partition), token, self._ttl_ms),
+                *(self._name(partition), tokens[partition], self._ttl_ms),
                 *(self._settings.inbox_messages, self._settings.inbox_bytes, MAX_DIGESTS, self._window_ms, now),
                 # Of two calls for one user the first may fail and the second not.
                 applied.get(user, "0-0"),
             ]
-            for position, message in batch:
+            for position, message in messages:
                 text = f"{position.entry}-{position.place}"
                 command += (
                     text,
@@ -254,15 +258,15 @@ class Inbox:
             commands.append(tuple(command))
         answers = await self._cluster.pipeline(commands)
         results = []
-        for (_, batch), sent, answer in zip(part, commands, answers, strict=True):
+        for batch, sent, answer in zip(part, commands, answers, strict=True):
             if isinstance(answer, ResponseError):
                 if str(answer).startswith("STALETOKEN"):
                     raise StaleToken(str(answer))
                 raise answer
             former, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[20 + 4 * i] for i, new in enumerate(added) if new == 49]
-            positions = [position for (position, _), new in zip(batch, added, strict=True) if new == 49]
-            until = max(former, batch[-1][0])
+            positions = [position for (position, _), new in zip(batch.messages, added, strict=True) if new == 49]
+            until = max(former, batch.messages[-1][0])
             results.append(Appended(former, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
 

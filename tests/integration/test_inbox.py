@@ -16,7 +16,7 @@ from chat_streams.position import ORIGIN, Position
 from chat_streams.records import Message, now_ms
 from gateway.protocol import at_text, message_tail
 from tables.cluster import Cluster
-from tables.inbox import Appended, Inbox, Page, StaleToken, keys
+from tables.inbox import Appended, Batch, Inbox, Page, StaleToken, keys
 from tests.integration.support import Stack, eventually, user
 
 # Not those of the messaging worker, which would take a strange token for a lost Redis.
@@ -45,7 +45,7 @@ class Box:
 
     async def append(self, *messages: tuple[Position, str] | tuple[Position, Message]) -> Appended:
         batch = [(p, m if isinstance(m, Message) else message(self.user, m)) for p, m in messages]
-        (appended,) = await self.inbox.append([(self.user, self.partition, self.token)], [batch])
+        (appended,) = await self.inbox.append([Batch(self.user, self.partition, batch)], {self.partition: self.token})
         return appended
 
     async def read(
