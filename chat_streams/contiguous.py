@@ -331,16 +331,21 @@ class ChatApp(faust.App):
     ) -> None:
         """Write a record and wait until Kafka has it, for as long as it is away.
 
-        To a partition, records leave in the order of the calls.
+        To a partition, records leave in the order of the calls; one that Kafka failed goes behind the others.
         """
+        doing = f"write to {topic}"
+
+        async def send() -> Awaitable[Any]:
+            written: Awaitable[Any] = await self.producer.send(topic, key, value, partition, None, headers)
+            return written
 
         async def once() -> None:
-            # aiokafka lets whoever finds room pass those who wait for it.
+            # aiokafka lets whoever finds room pass those who wait for it, in vain where Kafka is away for long.
             async with self._turns[topic, partition]:
-                written = await self.producer.send(topic, key, value, partition, None, headers)
+                written = await patiently(doing, KAFKA_AWAY, send)
             await written
 
-        await patiently(f"write to {topic}", KAFKA_AWAY, once)
+        await patiently(doing, KAFKA_AWAY, once)
 
     async def watch(self) -> None:
         """Seek where a partition stands still though the log goes on; for as long as the app runs.

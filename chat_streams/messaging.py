@@ -79,8 +79,9 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
         counters["overflowed"] += appended.overflow
         counters["retries"] += appended.retries
         sampled = [(p, traceparent(spans[user, p])) for p, _ in messages if (user, p) in spans] if spans else []
-        if not _push(outbox, user, appended, sampled):
-            sampled_and_stored += [(user, position, parent) for position, parent in sampled]
+        pushed = _push(outbox, user, appended, sampled)
+        # What was there before this batch is not in what is pushed.
+        sampled_and_stored += [(user, p, parent) for p, parent in sampled if not pushed or p <= appended.former]
     if sampled_and_stored:
         await inbox.keep_parents(sampled_and_stored)
     return outbox.send()
@@ -100,9 +101,10 @@ async def _append(batches: Sequence[Batch]) -> list[Appended]:
 
 
 def _push(outbox: Outbox, user: str, appended: Appended, sampled: Sequence[tuple[Position, str]]) -> bool:
-    """Add what is new for a user's connections, or, where it has a gap, that there is something; whether it was added.
+    """Add what is new for a user's connections, or only that there is something; whether it was added.
 
-    ``sampled`` has the traceparents of some of its messages, by position.
+    Only that where some of it went to history, or nothing is new: the record is applied again. ``sampled`` has the
+    traceparents of some of its messages, by position.
     """
     connections = sessions.of(user)
     pages = list(appended.pages(app.settings.read_bytes)) if connections and not appended.overflow else []

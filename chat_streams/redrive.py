@@ -45,7 +45,7 @@ class Redrive(NamedTuple):
 def offset_for(app: str, offset: int, headers: Headers | None) -> int | None:
     """The offset that an app makes the positions of a record's messages of; ``None`` where it is for other apps only.
 
-    It has applied the record when that was new, and failed in others.
+    It failed in those; this app has applied it when it was new.
     """
     redrive = Redrive.of(headers)
     if redrive is None:

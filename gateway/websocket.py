@@ -291,7 +291,6 @@ class WebSocket:
         try:
             if self._ended is not None:
                 return
-            # Ends by what is raised: an end that is wanted meanwhile cancels this task, and that must be taken back.
             while True:
                 # Not reading is how a client that is too fast, or Kafka too slow for it, is held back.
                 if self._hold is not None:
@@ -311,6 +310,7 @@ class WebSocket:
         except Ended as ended:
             self._ended = self._ended or ended
         except asyncio.CancelledError:
+            # An end that was wanted cancelled this task, and that is taken back.
             if not self._stopped or self._reader is None or self._reader.uncancel():
                 raise
         finally:
