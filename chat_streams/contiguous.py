@@ -335,14 +335,12 @@ class ChatApp(faust.App):
         """
         doing = f"write to {topic}"
 
-        async def send() -> Awaitable[Any]:
-            written: Awaitable[Any] = await self.producer.send(topic, key, value, partition, None, headers)
-            return written
-
         async def once() -> None:
             # aiokafka lets whoever finds room pass those who wait for it, in vain where Kafka is away for long.
             async with self._turns[topic, partition]:
-                written = await patiently(doing, KAFKA_AWAY, send)
+                written = await patiently(
+                    doing, KAFKA_AWAY, lambda: self.producer.send(topic, key, value, partition, None, headers)
+                )
             await written
 
         await patiently(doing, KAFKA_AWAY, once)
