@@ -39,7 +39,11 @@ PLOT = ROOT / "docs" / "performance" / "linear.svg"
 STEPS = (1, 2, 4, 8)
 READS = 300
 READ_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+STORED = READ_SIZES[-1]
+FILL_AT_ONCE = 500
 PAGE = 100
+PRIME = 7919
+"""Leads from one place to another far from it."""
 Sized = Callable[[ConnectChat, int], Awaitable[float]]
 
 
@@ -87,38 +91,47 @@ DIMENSIONS: dict[str, tuple[Sized, int, str]] = {
 }
 NO_PARTITION = 99
 """The worker of a partition that exists would take it back."""
+HOLDER = "linear"
 
 
 async def reads(system: ConnectChat) -> dict[int, float]:
-    """Redis' microseconds for a page of 100 messages, of inboxes of some sizes, from somewhere in their first half."""
+    """Redis' microseconds for a page of 100 messages, of inboxes of some sizes, from somewhere in their first half.
+
+    Of each size there are as many inboxes as hold a million messages together: a page of the only inbox of 100 would
+    be read from the processor's cache, as no page of a system in use is.
+    """
     cluster = Cluster(Settings(redis=f"redis://127.0.0.1:{system.layout.redis}"))
-    inbox = Inbox(cluster, Settings(inbox_messages=2 * READ_SIZES[-1], inbox_bytes=2**34))
-    holder = "linear"
-    await inbox.adopt(NO_PARTITION, "", holder)
+    inbox = Inbox(cluster, Settings(inbox_messages=2 * STORED, inbox_bytes=2**34))
+    await inbox.adopt(NO_PARTITION, "", HOLDER)
     found = {}
     try:
         for size in READ_SIZES:
-            user = fresh("reader")
-            for start in range(0, size, 10_000):
-                now = int(time.time() * 1000)
-                batch = [
-                    (
-                        Position.of(1, n, 0),
-                        Message(user, "alice", f"m-{n}", now, b',"id":"m","body":"%b"}' % (b"x" * 108)),
-                    )
-                    for n in range(start, min(size, start + 10_000))
-                ]
-                for part in range(0, len(batch), 500):
-                    await inbox.append([Batch(user, NO_PARTITION, batch[part : part + 500])], {NO_PARTITION: holder})
+            users = [fresh("reader") for _ in range(STORED // size)]
+            for start in range(0, size, FILL_AT_ONCE):
+                each = min(size - start, FILL_AT_ONCE)
+                together = FILL_AT_ONCE // each
+                for first in range(0, len(users), together):
+                    batches = [_batch(user, start, each) for user in users[first : first + together]]
+                    await inbox.append(batches, {NO_PARTITION: HOLDER})
             await system.redis.config_resetstat()
             for n in range(READS):
-                after = Position.of(1, (n * 7919) % max(1, size // 2), 0) if size > PAGE else ORIGIN
-                await inbox.read([(user, "", after, PAGE, 2**20)])
+                after = Position.of(1, (n * PRIME) % (size // 2), 0) if size > PAGE else ORIGIN
+                await inbox.read([(users[n * PRIME % len(users)], "", after, PAGE, 2**20)])
             stats: Any = await system.redis.info("commandstats")
             found[size] = float(stats["cmdstat_fcall_ro"]["usec_per_call"])
+            await system.redis.flushall()
     finally:
         await cluster.close()
     return found
+
+
+def _batch(user: str, start: int, count: int) -> Batch:
+    now = int(time.time() * 1000)
+    tail = b',"id":"m","body":"%b"}' % (b"x" * 108)
+    messages = [
+        (Position.of(1, n, 0), Message(user, "alice", f"m-{n}", now, tail)) for n in range(start, start + count)
+    ]
+    return Batch(user, NO_PARTITION, messages)
 
 
 async def measure(rounds: int, folder: Path, screen: Console) -> dict[str, Any]:

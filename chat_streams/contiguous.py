@@ -326,12 +326,13 @@ class ChatApp(faust.App):
         topic: str,
         partition: int | None,
         key: bytes | None,
-        value: bytes,
+        value: Callable[[], bytes],
         headers: list[tuple[str, bytes]] | None = None,
     ) -> None:
         """Write a record and wait until Kafka has it, for as long as it is away.
 
-        To a partition, records leave in the order of the calls; one that Kafka failed goes behind the others.
+        To a partition, records leave in the order of the calls; one that Kafka failed goes behind the others. Its
+        ``value`` is asked for when it is its turn: what waits for a slow Kafka has no bytes of its own yet.
         """
         doing = f"write to {topic}"
 
@@ -339,7 +340,7 @@ class ChatApp(faust.App):
             # aiokafka lets whoever finds room pass those who wait for it, in vain where Kafka is away for long.
             async with self._turns[topic, partition]:
                 written = await patiently(
-                    doing, KAFKA_AWAY, lambda: self.producer.send(topic, key, value, partition, None, headers)
+                    doing, KAFKA_AWAY, lambda: self.producer.send(topic, key, value(), partition, None, headers)
                 )
             await written
 
@@ -496,4 +497,4 @@ class ChatApp(faust.App):
             first_at=now if redrive.first_at is None else redrive.first_at,
             last_at=now,
         )
-        await self.produce(self._dead_letters, None, message.key, DEAD_LETTERS.encode(letter))
+        await self.produce(self._dead_letters, None, message.key, lambda: DEAD_LETTERS.encode(letter))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from chat_streams.contiguous import ChatApp
@@ -82,8 +83,9 @@ class Outbox:
         # gateway would take that for a gap.
         return asyncio.gather(
             *(
+                # A page for many connections has its bytes once until it is encoded for each.
                 self._app.produce(
-                    OUTGOING_MESSAGES, slot, None, OUTGOING.encode(tuple(record)), self._headers.get((slot, n))
+                    OUTGOING_MESSAGES, slot, None, partial(OUTGOING.encode, tuple(record)), self._headers.get((slot, n))
                 )
                 for slot, records in self._records.items()
                 for n, record in enumerate(records)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -169,7 +170,12 @@ async def test_nothing_is_committable_between_a_rebalance_and_the_seek(
 async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at_first() -> None:
     left: list[tuple[int, bytes]] = []
     tries: list[bytes] = []
+    encoded: list[bytes] = []
     room = asyncio.Event()
+
+    def encode(value: bytes) -> bytes:
+        encoded.append(value)
+        return value
 
     class Producer:
         async def send(self, topic: str, key: bytes | None, value: bytes, partition: int, *_: Any) -> Awaitable[None]:
@@ -185,11 +191,13 @@ async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at
     app._turns = defaultdict(asyncio.Lock)
     app._producer = Producer()
     written = [
-        asyncio.create_task(app.produce("outgoing_messages", partition, None, value))
+        asyncio.create_task(app.produce("outgoing_messages", partition, None, partial(encode, value)))
         for partition, value in ((0, b"large"), (0, b"second"), (1, b"elsewhere"), (0, b"third"))
     ]
     await written[2]
     assert left == [(1, b"elsewhere")]
+    # What waits behind the first has no bytes of its own yet: there may be much of it.
+    assert encoded == [b"large", b"elsewhere"]
     room.set()
     await asyncio.gather(*written)
     assert left[1:] == [(0, b"large"), (0, b"second"), (0, b"third")]
