@@ -63,6 +63,13 @@ class _Pace:
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._left_at = -math.inf
+        self._due_at = -math.inf
+
+    def due(self, now: float, patience: float) -> float:
+        """When something that waits up to ``patience`` s for others must leave: with those of other partitions."""
+        if self._due_at <= now:
+            self._due_at = now + patience
+        return min(self._due_at, now + patience)
 
     def next(self, now: float, left_at: float) -> float:
         """When a record of a partition may leave whose last one left at ``left_at``."""
@@ -104,7 +111,7 @@ class _Lane(Generic[T]):
     def add(self, thing: T, size: int, patience: float) -> None:
         self._waiting.append((thing, size))
         self._bytes += size
-        self._due_at = min(self._due_at, self._loop.time() + patience if patience else 0.0)
+        self._due_at = min(self._due_at, self._pace.due(self._loop.time(), patience) if patience else 0.0)
         if not self._under_way:
             self._consider()
 

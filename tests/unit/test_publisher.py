@@ -88,8 +88,8 @@ class Kafka:
     def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:
         (self.confirmed if ok else self.failed).extend(thing.message.id for thing in things)
 
-    def acknowledge(self, offset: int, patience: float, hurry: bool = False) -> None:
-        self.publisher.ask(Acknowledge("bob", "phone", Position.of(1, offset, 0)), hurry, patience)
+    def acknowledge(self, offset: int, patience: float, hurry: bool = False, user: str = "bob") -> None:
+        self.publisher.ask(Acknowledge(user, "phone", Position.of(1, offset, 0)), hurry, patience)
 
     def send(self, *ids: str, to: str = "bob", size: int = 0) -> None:
         for id_ in ids:
@@ -123,6 +123,11 @@ async def until(now: float) -> None:
     loop = asyncio.get_running_loop()
     await asyncio.sleep(now - loop.time())
     await settle()
+
+
+def one_on_each(partitions: int) -> list[str]:
+    """A user on each partition."""
+    return [next(u for u in map(str, range(100)) if partition_of(u, partitions) == n) for n in range(partitions)]
 
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
@@ -466,16 +471,30 @@ async def test_the_partitions_of_a_topic_leave_together() -> None:
     kafka = Kafka()
     kafka.answers_at_once = True
     kafka.settings.partitions = 8
-    others = [next(u for u in map(str, range(100)) if partition_of(u, 8) == n) for n in range(8)]
-    for user in others:
+    users = one_on_each(8)
+    for user in users:
         kafka.send("first", to=user)
     await settle()
-    for n, user in enumerate(others):
+    for n, user in enumerate(users):
         await until((n + 1) * INTERVAL / 10)
         kafka.send("second", to=user)
     await until(1.0)
     assert [record.at for record in kafka.records] == [0.0] * 8 + [pytest.approx(INTERVAL)] * 8
     assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_what_has_patience_on_several_partitions_leaves_together() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.settings.partitions = 8
+    for turn, user in enumerate(one_on_each(8) * 4):
+        await until(turn * 0.012)
+        kafka.acknowledge(turn, patience=0.1, user=user)
+    await until(1.0)
+    # The first one after each time begins the next wait, for all partitions.
+    assert sorted({round(record.at, 3) for record in kafka.records}) == [0.1, 0.208, 0.316, 0.424]
+    assert sum(len(REQUESTS.decode(record.value)) for record in kafka.records) == 32
 
 
 @in_jumping_time
