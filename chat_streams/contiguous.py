@@ -9,11 +9,14 @@ record comes next, and what may be committed, is kept in ``progress.py``.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 import traceback
+import types
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import faust
 import msgspec
@@ -22,6 +25,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.services import WaitResults
 
 from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
@@ -152,6 +156,25 @@ class Consumer(driver.Consumer):
         """Whether records can still come."""
         return bool(self._thread.is_fetching)
 
+    async def wait_first(self, *coros: Any, timeout: Any = None) -> WaitResults:
+        """Wait for the first of some things; for a record to be given to its agent, at once where that can be done.
+
+        Faust starts four tasks for each record. While the loop goes round for them the agent begins, with the first
+        record of a fetch alone, and makes two or three batches of what can be one.
+        """
+        first, *others = coros
+        if not inspect.iscoroutine(first):
+            return await super().wait_first(*coros, timeout=timeout)
+        try:
+            waits_for = first.send(None)
+        except BaseException as outcome:
+            for other in others:
+                other.close()
+            if isinstance(outcome, StopIteration):
+                return WaitResults([first], [outcome.value], stopped=False)
+            raise
+        return await super().wait_first(_go_on(first, waits_for), *others, timeout=timeout)
+
     async def is_member(self) -> bool:
         """Whether our partitions are ours: without Kafka, another worker may have them and nobody told us."""
         return bool(await self._thread.is_member())
@@ -227,6 +250,26 @@ class Consumer(driver.Consumer):
         self._acked.pop(tp, None)
         self._acked_index.pop(tp, None)
         return self.progress.committable(tp)
+
+
+async def _go_on(begun: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    """Go on with a coroutine that was begun and waits for something."""
+    while True:
+        try:
+            answer = await _yielded(waits_for)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
+            go_on = partial(begun.throw, error)
+        else:
+            go_on = partial(begun.send, answer)
+        try:
+            waits_for = go_on()
+        except StopIteration as done:
+            return cast("T", done.value)
+
+
+@types.coroutine
+def _yielded(waits_for: Any) -> Generator[Any, Any, Any]:
+    return (yield waits_for)
 
 
 def _checkpoint(metadata: str) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from aiokafka.errors import IllegalStateError, KafkaTimeoutError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode import Service
 
 from chat_streams.contiguous import ChatApp, Consumer, _Thread
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
@@ -201,3 +203,53 @@ async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at
     room.set()
     await asyncio.gather(*written)
     assert left[1:] == [(0, b"large"), (0, b"second"), (0, b"third")]
+
+
+async def test_all_records_of_a_fetch_are_given_out_before_the_agent_begins(consumer: Consumer) -> None:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    suspended = asyncio.Event()
+
+    async def agent() -> int:
+        await queue.get()
+        return 1 + queue.qsize()
+
+    batch = asyncio.create_task(agent())
+    await asyncio.sleep(0)
+    for number in range(5):
+        (done,), results, stopped = await consumer.wait_first(queue.put(number), suspended.wait())
+        assert (inspect.iscoroutine(done), results, stopped) == (True, [None], False)
+    assert await batch == 5
+
+
+async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consumer: Consumer) -> None:
+    Service.__init__(consumer)
+    queue: asyncio.Queue[int] = asyncio.Queue(1)
+    suspended = asyncio.Event()
+    await consumer.wait_first(queue.put(1), suspended.wait())
+    waiting = asyncio.create_task(consumer.wait_first(queue.put(2), suspended.wait()))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert await queue.get() == 1
+    assert not (await waiting).stopped
+    assert queue.qsize() == 1
+    # The queue is full again, and a rebalance begins: what could not be given out is not.
+    waiting = asyncio.create_task(consumer.wait_first(queue.put(3), suspended.wait()))
+    await asyncio.sleep(0.01)
+    suspended.set()
+    await waiting
+    assert await queue.get() == 2
+    await asyncio.sleep(0.01)
+    assert queue.empty()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_an_error_of_giving_out_comes_to_who_waits_for_it(consumer: Consumer, waits: bool) -> None:
+    Service.__init__(consumer)
+
+    async def give() -> None:
+        if waits:
+            await asyncio.sleep(0)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await consumer.wait_first(give(), asyncio.Event().wait())
