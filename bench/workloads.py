@@ -243,7 +243,6 @@ async def paced(
     warm = total // 5
     latencies = HdrHistogram(1, 60_000_000, 3)
     arrived = 0
-    began = 0.0
     finished = asyncio.Event()
 
     def tap(numbers: Numbers, data: bytes) -> None:
@@ -259,8 +258,10 @@ async def paced(
 
     for link in receivers:
         link.tap = partial(tap, Numbers())
+    # Before the ticks begin, each of which comes when a message is due by now: one just before it would find none, and
+    # all messages would be a tick late.
+    began = time.perf_counter()
     with Meter(system.processes()) as meter, Ticks(1 / per_second) as ticks:
-        began = time.perf_counter()
         sent = 0
         async for _ in ticks:
             due = min(total, int((time.perf_counter() - began) * per_second) + 1)

@@ -12,11 +12,9 @@ import asyncio
 import inspect
 import time
 import traceback
-import types
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import faust
 import msgspec
@@ -27,6 +25,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.services import WaitResults
 
+from chat_streams import eager
 from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
@@ -45,6 +44,9 @@ WATCH_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 SEEK_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
+SOON_SECONDS: Final = 0.01
+IDLE_FETCH_MS: Final = 1_500
+BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
 
@@ -107,6 +109,16 @@ class _Thread(driver.AIOKafkaConsumerThread):
         except (KafkaError, TimeoutError):
             return False
 
+    async def _fetch_records(self, consumer: Any, *args: Any, timeout: float, **kwargs: Any) -> Any:
+        records = await super()._fetch_records(consumer, *args, timeout=timeout, **kwargs)
+        # aiokafka has one fetch under way to a broker. One that it sends while records of a partition wait for their
+        # agent is about the others, and where those have no news it is answered after this time: nothing more would
+        # come of the first for so long. Faust has 1.5 s at all times: 50,000 messages for 10,000 users took 3 s, of
+        # which nobody did anything in one.
+        idle = not records and timeout > SOON_SECONDS
+        consumer._fetcher._fetch_max_wait_ms = IDLE_FETCH_MS if idle else BUSY_FETCH_MS
+        return records
+
     @property
     def is_fetching(self) -> bool:
         """Whether aiokafka's fetcher lives: an error it does not know ends it, and its consumer gets nothing more."""
@@ -163,17 +175,30 @@ class Consumer(driver.Consumer):
         record of a fetch alone, and makes two or three batches of what can be one.
         """
         first, *others = coros
-        if not inspect.iscoroutine(first):
-            return await super().wait_first(*coros, timeout=timeout)
-        try:
-            waits_for = first.send(None)
-        except BaseException as outcome:
-            for other in others:
-                other.close()
-            if isinstance(outcome, StopIteration):
-                return WaitResults([first], [outcome.value], stopped=False)
-            raise
-        return await super().wait_first(_go_on(first, waits_for), *others, timeout=timeout)
+        if inspect.iscoroutine(first):
+            rest = None
+            try:
+                rest = eager.begin(first)
+            finally:
+                if rest is None:
+                    for other in others:
+                        other.close()
+            if rest is None:
+                return WaitResults([first], [None], stopped=False)
+            first = rest
+        return await super().wait_first(first, *others, timeout=timeout)
+
+    async def _wait_next_records(self, timeout: float) -> Any:
+        """Look soon for the records of a partition that was not fetched because its agent's queue was full.
+
+        Faust looks again once another partition has some, or after a second.
+        """
+        if not (self.flow_active and self._buffered_partitions):
+            return await super()._wait_next_records(timeout)
+        if not self._get_active_partitions():
+            await asyncio.sleep(SOON_SECONDS)
+            return {}, set()
+        return await super()._wait_next_records(SOON_SECONDS)
 
     async def is_member(self) -> bool:
         """Whether our partitions are ours: without Kafka, another worker may have them and nobody told us."""
@@ -250,26 +275,6 @@ class Consumer(driver.Consumer):
         self._acked.pop(tp, None)
         self._acked_index.pop(tp, None)
         return self.progress.committable(tp)
-
-
-async def _go_on(begun: Coroutine[Any, Any, T], waits_for: Any) -> T:
-    """Go on with a coroutine that was begun and waits for something."""
-    while True:
-        try:
-            answer = await _yielded(waits_for)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
-            go_on = partial(begun.throw, error)
-        else:
-            go_on = partial(begun.send, answer)
-        try:
-            waits_for = go_on()
-        except StopIteration as done:
-            return cast("T", done.value)
-
-
-@types.coroutine
-def _yielded(waits_for: Any) -> Generator[Any, Any, Any]:
-    return (yield waits_for)
 
 
 def _checkpoint(metadata: str) -> Checkpoint:

@@ -19,7 +19,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from chat_streams.contiguous import ChatApp, Consumer, _Thread
+from chat_streams.contiguous import BUSY_FETCH_MS, IDLE_FETCH_MS, SOON_SECONDS, ChatApp, Consumer, _Thread
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 
 PARTITION = TP("incoming_messages", 0)
@@ -253,3 +253,45 @@ async def test_an_error_of_giving_out_comes_to_who_waits_for_it(consumer: Consum
 
     with pytest.raises(ValueError, match="broken"):
         await consumer.wait_first(give(), asyncio.Event().wait())
+
+
+async def test_fetches_do_not_wait_long_for_news_while_records_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[TP, list[str]] = {}
+
+    async def fetch_records(*_: Any, **__: Any) -> dict[TP, list[str]]:
+        return found
+
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetch_records)
+    kafka = SimpleNamespace(_fetcher=SimpleNamespace(_fetch_max_wait_ms=None))
+
+    async def wait_after(records: dict[TP, list[str]], timeout: float) -> Any:
+        nonlocal found
+        found = records
+        assert await _Thread._fetch_records(cast("Any", object.__new__(_Thread)), kafka, timeout=timeout) == records
+        return kafka._fetcher._fetch_max_wait_ms
+
+    assert await wait_after({PARTITION: ["one"]}, 1.0) == BUSY_FETCH_MS
+    # It was not asked for long: there may be some that are not asked for.
+    assert await wait_after({}, SOON_SECONDS) == BUSY_FETCH_MS
+    assert await wait_after({}, 1.0) == IDLE_FETCH_MS
+
+
+@pytest.mark.parametrize(("active", "asked"), [(set(), []), ({PARTITION}, [SOON_SECONDS])])
+async def test_partitions_whose_queue_was_full_are_asked_for_soon_again(
+    consumer: Consumer, active: set[TP], asked: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts: list[float] = []
+
+    async def wait_next_records(_: Consumer, timeout: float) -> tuple[dict[TP, Any], set[TP]]:
+        timeouts.append(timeout)
+        return {}, active
+
+    monkeypatch.setattr(driver.Consumer, "_wait_next_records", wait_next_records)
+    monkeypatch.setattr(Consumer, "_get_active_partitions", lambda _: active)
+    consumer._buffered_partitions = {TP("incoming_messages", 1)}
+    async with asyncio.timeout(0.9):
+        assert await consumer._wait_next_records(1.0) == ({}, active)
+    assert timeouts == asked
+    consumer._buffered_partitions = set()
+    await consumer._wait_next_records(1.0)
+    assert timeouts == [*asked, 1.0]
