@@ -255,21 +255,30 @@ async def test_an_error_of_giving_out_comes_to_who_waits_for_it(consumer: Consum
         await consumer.wait_first(give(), asyncio.Event().wait())
 
 
-async def test_fetches_do_not_wait_long_for_news_while_records_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fetches_do_not_wait_long_for_news_while_an_agent_is_behind(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: dict[TP, list[str]] = {}
 
     async def fetch_records(*_: Any, **__: Any) -> dict[TP, list[str]]:
         return found
 
     monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetch_records)
-    kafka = SimpleNamespace(_fetcher=SimpleNamespace(_fetch_max_wait_ms=None))
+    kafka = SimpleNamespace(_fetcher=SimpleNamespace(_fetch_max_wait_ms=IDLE_FETCH_MS))
+    thread = object.__new__(_Thread)
+    thread._consumer = cast("Any", kafka)
+    consumer._thread = thread
+    consumer.app = cast("Any", SimpleNamespace(in_recovery=False))
+    consumer._active_partitions, consumer._paused_partitions, consumer._buffered_partitions = {PARTITION}, set(), set()
 
     async def wait_after(records: dict[TP, list[str]], timeout: float) -> Any:
         nonlocal found
         found = records
-        assert await _Thread._fetch_records(cast("Any", object.__new__(_Thread)), kafka, timeout=timeout) == records
+        assert await thread._fetch_records(kafka, timeout=timeout) == records
         return kafka._fetcher._fetch_max_wait_ms
 
+    assert await wait_after({PARTITION: ["one"]}, 1.0) == IDLE_FETCH_MS
+    consumer.on_buffer_full(PARTITION)
     assert await wait_after({PARTITION: ["one"]}, 1.0) == BUSY_FETCH_MS
     # It was not asked for long: there may be some that are not asked for.
     assert await wait_after({}, SOON_SECONDS) == BUSY_FETCH_MS
