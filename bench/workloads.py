@@ -258,18 +258,19 @@ async def paced(
 
     for link in receivers:
         link.tap = partial(tap, Numbers())
-    # Before the ticks begin, each of which comes when a message is due by now: one just before it would find none, and
-    # all messages would be a tick late.
-    began = time.perf_counter()
-    with Meter(system.processes()) as meter, Ticks(1 / per_second) as ticks:
-        sent = 0
-        async for _ in ticks:
-            due = min(total, int((time.perf_counter() - began) * per_second) + 1)
-            for number in range(sent, due):
-                send(number)
-            sent = max(sent, due)
-            if sent >= total:
-                break
+    with Meter(system.processes()) as meter:
+        # Before the ticks begin, each of which comes when a message is due by now: one just before it would find none,
+        # and all messages would be a tick late.
+        began = time.perf_counter()
+        with Ticks(1 / per_second) as ticks:
+            sent = 0
+            async for _ in ticks:
+                due = min(total, int((time.perf_counter() - began) * per_second) + 1)
+                for number in range(sent, due):
+                    send(number)
+                sent = max(sent, due)
+                if sent >= total:
+                    break
         try:
             async with asyncio.timeout(LATE_SECONDS):
                 await finished.wait()
