@@ -259,8 +259,8 @@ async def paced(
     for link in receivers:
         link.tap = partial(tap, Numbers())
     with Meter(system.processes()) as meter:
-        # Before the ticks begin, each of which comes when a message is due by now: one just before it would find none,
-        # and all messages would be a tick late.
+        # Taken before the first tick is armed: else each would come just before a message is due, and all would be
+        # sent a tick late.
         began = time.perf_counter()
         with Ticks(1 / per_second) as ticks:
             sent = 0

@@ -44,7 +44,7 @@ WATCH_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 SEEK_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
-SOON_SECONDS: Final = 0.01
+SOON_SECONDS: Final = 0.02
 IDLE_FETCH_MS: Final = 1_500
 BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
@@ -82,6 +82,25 @@ class _NoReadOffsets(dict[TP, Any]):
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
+    async def on_start(self) -> None:
+        """Connect, with fetches that are answered soon while records wait for their agent.
+
+        aiokafka has one fetch under way to a broker. One that it sends while records wait is about the other
+        partitions; where those have no news, the answer takes all of the longest wait, and nothing more comes of the
+        first for so long. Faust's 1.5 s made 50,000 messages for 10,000 users take 3 s, of which nobody did anything in one.
+        """
+        await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher
+        next_requests = fetcher._get_actions_per_node
+
+        def next_requests_of(assignment: Any) -> Any:
+            # A changelog's records stay here once its table has recovered: nobody waits for those.
+            is_behind = any(self.consumer.gives_out(tp) for tp in fetcher._records)
+            fetcher._fetch_max_wait_ms = BUSY_FETCH_MS if is_behind else IDLE_FETCH_MS
+            return next_requests(assignment)
+
+        fetcher._get_actions_per_node = next_requests_of
+
     async def checkpoints(self, tps: Iterable[TP]) -> dict[TP, OffsetAndMetadata]:
         """The committed offset and metadata of each partition that has one."""
         wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
@@ -108,16 +127,6 @@ class _Thread(driver.AIOKafkaConsumerThread):
                 return await coordinator._do_heartbeat() and not coordinator._rejoin_needed_fut.done()
         except (KafkaError, TimeoutError):
             return False
-
-    async def _fetch_records(self, consumer: Any, *args: Any, timeout: float, **kwargs: Any) -> Any:
-        records = await super()._fetch_records(consumer, *args, timeout=timeout, **kwargs)
-        if not records and timeout > SOON_SECONDS:
-            self.wait_for_news(IDLE_FETCH_MS)
-        return records
-
-    def wait_for_news(self, most_ms: int) -> None:
-        """Let fetches of partitions that have no news be answered after this time."""
-        self._ensure_consumer()._fetcher._fetch_max_wait_ms = most_ms
 
     @property
     def is_fetching(self) -> bool:
@@ -169,38 +178,30 @@ class Consumer(driver.Consumer):
         return bool(self._thread.is_fetching)
 
     async def wait_first(self, *coros: Any, timeout: Any = None) -> WaitResults:
-        """Wait for the first of some things; for a record to be given to its agent, at once where that can be done.
+        """Give a record to its agent at once, where Faust calls this for it and nothing is to be waited for.
 
         Faust starts four tasks for each record. While the loop goes round for them the agent begins, with the first
         record of a fetch alone, and makes two or three batches of what can be one.
         """
-        first, *others = coros
-        if inspect.iscoroutine(first):
-            rest = None
-            try:
-                rest = eager.begin(first)
-            finally:
-                if rest is None:
-                    for other in others:
-                        other.close()
+        if not (eager.IS_SAFE and len(coros) == 2 and all(map(inspect.iscoroutine, coros))):
+            return await super().wait_first(*coros, timeout=timeout)
+        give_out, suspended = coros
+        rest = None
+        try:
+            rest = eager.begin(give_out)
+        finally:
             if rest is None:
-                return WaitResults([first], [None], stopped=False)
-            first = rest
-        return await super().wait_first(first, *others, timeout=timeout)
+                suspended.close()
+        if rest is None:
+            return WaitResults([give_out], [None], stopped=False)
+        return await super().wait_first(rest, suspended, timeout=timeout)
 
-    def on_buffer_full(self, tp: TP) -> None:
-        """Fetch a partition no more while its agent's queue is full, and the others with short waits.
-
-        aiokafka has one fetch under way to a broker. One that it sends while records of a partition wait for their
-        agent is about the others; where those have no news, the answer takes all of the longest wait, and nothing more
-        comes of the first for so long. Faust's 1.5 s made 50,000 messages for 10,000 users take 3 s, of which nobody
-        did anything in one.
-        """
-        super().on_buffer_full(tp)
-        self._thread.wait_for_news(BUSY_FETCH_MS)
+    def gives_out(self, tp: TP) -> bool:
+        """Whether records of a partition go to agents, now or once those have room; asked in the consumer's thread."""
+        return tp in (self._active_partitions or ()) or tp in self._buffered_partitions
 
     async def _wait_next_records(self, timeout: float) -> Any:
-        """Look soon for the records of a partition that was not fetched because its agent's queue was full.
+        """Look soon again for the records of a partition that is not fetched because its agent's queue was nearly full.
 
         Faust looks again once another partition has some, or after a second.
         """
@@ -391,7 +392,8 @@ class ChatApp(faust.App):
         """Write a record and wait until Kafka has it, for as long as it is away.
 
         To a partition, records leave in the order of the calls; one that Kafka failed goes behind the others. Its
-        ``value`` is asked for when it is its turn: what waits for a slow Kafka has no bytes of its own yet.
+        ``value`` is asked for when it is its turn, anew for each try, and must not raise: what waits for a slow Kafka
+        has no bytes of its own yet.
         """
         doing = f"write to {topic}"
 

@@ -1,23 +1,27 @@
-"""Running a coroutine without a task up to where it waits for something: most that we start wait for nothing.
+"""Running a coroutine without a task up to where it waits for something: most that are started wait for nothing.
 
-Python 3.12's eager tasks do the same; a task and its round through the loop cost some microseconds each.
+As the eager tasks of Python 3.12 do, but for ``current_task()``, which is the caller's until it first waits.
 """
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Coroutine, Generator
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
 
+IS_SAFE: Final = sys.version_info < (3, 12)
+"""From 3.12 on ``asyncio.wait_for`` keeps to the task it begins in, as ``asyncio.timeout`` does: that of the caller."""
+
 
 def begin(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T] | None:
-    """Run until it ends, and return ``None``, or waits, and return what goes on with it.
+    """Run until it ends, and return ``None``, or until it waits, and return what goes on with it.
 
-    Raises what it raises. Until it first waits it runs in the task of the caller, which must not matter to it: no
-    ``asyncio.timeout`` may be begun by then.
+    Raises what it raises. Until it first waits, ``current_task()`` is the caller's: it must not enter
+    ``asyncio.timeout`` by then, nor, from Python 3.12 on, ``asyncio.wait_for``.
     """
     try:
         waits_for = coroutine.send(None)

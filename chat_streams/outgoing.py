@@ -83,7 +83,7 @@ class Outbox:
         # gateway would take that for a gap.
         return asyncio.gather(
             *(
-                # A page for many connections has its bytes once until it is encoded for each.
+                # Encoded late: until then the connections that get the same page share its bytes.
                 self._app.produce(
                     OUTGOING_MESSAGES, slot, None, partial(OUTGOING.encode, tuple(record)), self._headers.get((slot, n))
                 )

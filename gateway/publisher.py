@@ -67,9 +67,9 @@ class _Pace:
 
     def due(self, now: float, patience: float) -> float:
         """When something that waits up to ``patience`` s for others must leave: with those of other partitions."""
-        if self._due_at <= now:
+        if not now < self._due_at <= now + patience:
             self._due_at = now + patience
-        return min(self._due_at, now + patience)
+        return self._due_at
 
     def next(self, now: float, left_at: float) -> float:
         """When a record of a partition may leave whose last one left at ``left_at``."""

@@ -1,4 +1,4 @@
-"""What a worker commits: never more than is applied with the token beside it, and a new token at once."""
+"""What a worker commits: never more than is applied, with the newest token; how it takes records, and writes them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import IllegalStateError, KafkaTimeoutError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
@@ -255,34 +256,49 @@ async def test_an_error_of_giving_out_comes_to_who_waits_for_it(consumer: Consum
         await consumer.wait_first(give(), asyncio.Event().wait())
 
 
-async def test_fetches_do_not_wait_long_for_news_while_an_agent_is_behind(
+async def test_a_fetch_is_answered_soon_while_records_wait_for_their_agent(
     consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: dict[TP, list[str]] = {}
+    fetcher: Any = Fetcher.__new__(Fetcher)
+    cluster = SimpleNamespace(leader_for_partition=lambda tp: 0)
+    vars(fetcher).update(
+        _client=SimpleNamespace(cluster=cluster),
+        _client_rack=None,
+        _fetch_max_bytes=1,
+        _fetch_max_wait_ms=IDLE_FETCH_MS,
+        _fetch_min_bytes=1,
+        _fetcher_timeout=1,
+        _in_flight=set(),
+        _isolation_level=0,
+        _max_partition_fetch_bytes=1,
+        _preferred_read_replica={},
+        _records={},
+    )
 
-    async def fetch_records(*_: Any, **__: Any) -> dict[TP, list[str]]:
-        return found
+    async def on_start(thread: _Thread) -> None:
+        thread._consumer = cast("Any", SimpleNamespace(_fetcher=fetcher))
 
-    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetch_records)
-    kafka = SimpleNamespace(_fetcher=SimpleNamespace(_fetch_max_wait_ms=IDLE_FETCH_MS))
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", on_start)
     thread = object.__new__(_Thread)
-    thread._consumer = cast("Any", kafka)
-    consumer._thread = thread
-    consumer.app = cast("Any", SimpleNamespace(in_recovery=False))
-    consumer._active_partitions, consumer._paused_partitions, consumer._buffered_partitions = {PARTITION}, set(), set()
+    thread.consumer = consumer
+    await thread.on_start()
+    held_back, changelog = TP("incoming_messages", 1), TP("messaging-sessions-changelog", 0)
+    consumer._active_partitions, consumer._buffered_partitions = {PARTITION}, {held_back}
 
-    async def wait_after(records: dict[TP, list[str]], timeout: float) -> Any:
-        nonlocal found
-        found = records
-        assert await thread._fetch_records(kafka, timeout=timeout) == records
-        return kafka._fetcher._fetch_max_wait_ms
+    def longest_wait_with(*waiting: TP) -> int:
+        fetcher._records = {TopicPartition(*tp): SimpleNamespace(calculate_backoff=lambda: 0) for tp in waiting}
+        assignment = SimpleNamespace(
+            tps=[TopicPartition("session_events", 0), *fetcher._records],
+            state_value=lambda tp: SimpleNamespace(has_valid_position=True, paused=False, position=0),
+        )
+        ((_, request),), *_ = fetcher._get_actions_per_node(assignment)
+        return int(request._max_wait_ms)
 
-    assert await wait_after({PARTITION: ["one"]}, 1.0) == IDLE_FETCH_MS
-    consumer.on_buffer_full(PARTITION)
-    assert await wait_after({PARTITION: ["one"]}, 1.0) == BUSY_FETCH_MS
-    # It was not asked for long: there may be some that are not asked for.
-    assert await wait_after({}, SOON_SECONDS) == BUSY_FETCH_MS
-    assert await wait_after({}, 1.0) == IDLE_FETCH_MS
+    assert longest_wait_with() == IDLE_FETCH_MS
+    assert longest_wait_with(PARTITION) == BUSY_FETCH_MS
+    assert longest_wait_with(held_back) == BUSY_FETCH_MS
+    # Of a table that has recovered: nobody takes them.
+    assert longest_wait_with(changelog) == IDLE_FETCH_MS
 
 
 @pytest.mark.parametrize(("active", "asked"), [(set(), []), ({PARTITION}, [SOON_SECONDS])])
