@@ -87,7 +87,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
         aiokafka has one fetch under way to a broker. One that it sends while records wait is about the other
         partitions; where those have no news, the answer takes all of the longest wait, and nothing more comes of the
-        first for so long. Faust's 1.5 s made 50,000 messages for 10,000 users take 3 s, of which nobody did anything in one.
+        first for so long. Faust's 1.5 s made 50,000 messages for 10,000 users take 3 s, of which nobody did anything
+        in one.
         """
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher

@@ -17,6 +17,9 @@ from gateway.app import create_app
 from tables.cluster import StoreRefused
 
 SHUTDOWN_SECONDS = 15.0
+BACKLOG = 4_096
+"""Connections that wait to be accepted. Past it the kernel drops them, and their clients try again after 1, 3, 7 s:
+with aiohttp's 128, of 1,000 users who came at once some did. The kernel's own limit (somaxconn) is 4,096."""
 
 
 def main() -> None:
@@ -33,6 +36,7 @@ def main() -> None:
             create_app(s),
             host=s.gateway_host,
             port=s.gateway_port,
+            backlog=BACKLOG,
             access_log=None,
             print=None,
             shutdown_timeout=SHUTDOWN_SECONDS,

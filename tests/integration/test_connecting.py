@@ -10,10 +10,12 @@ import aiohttp
 import pytest
 
 from chat_streams.position import Position
+from docker.local.layout import HOST
 from gateway.client import SUBPROTOCOL
 from tests.integration.support import Closed, Received, Stack, eventually, user
 
 MOMENTS = 200
+COME_AT_ONCE = 400
 
 
 async def test_a_message_sent_in_the_very_moment_of_connecting(stack: Stack) -> None:
@@ -36,6 +38,22 @@ async def test_a_message_sent_in_the_very_moment_of_connecting(stack: Stack) -> 
     async with stack.connect(user("alice")) as sender, asyncio.TaskGroup() as group:
         for number in range(MOMENTS):
             group.create_task(meet(number))
+
+
+async def test_all_who_come_at_once_are_let_in_though_the_gateway_is_slow(stack: Stack) -> None:
+    gateway = stack.instance("gateway")
+    gateway.pause()
+    try:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            # The kernel lets them in; those it has no room for would get no answer until the gateway goes on.
+            tasks = [
+                group.create_task(asyncio.open_connection(HOST, stack.layout.gateway)) for _ in range(COME_AT_ONCE)
+            ]
+    finally:
+        gateway.resume()
+    for task in tasks:
+        _, writer = task.result()
+        writer.close()
 
 
 async def test_caught_up_comes_once_and_after_what_was_stored(stack: Stack) -> None:
