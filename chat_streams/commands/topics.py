@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import click
@@ -70,7 +69,8 @@ async def _run(app: Service, action: str) -> None:
     history = ChatHistory(settings)
     try:
         if action == "create":
-            made, table_made = await asyncio.gather(topics.create(settings), history.create())
+            # One after the other: where one fails, nothing of the other is left under way.
+            made, table_made = await topics.create(settings), await history.create()
             made_all = [*made, *([f"table {settings.history_table}"] if table_made else [])]
             click.echo(f"created: {', '.join(made_all) or 'nothing was missing'}")
         log = await topics.check(settings)
