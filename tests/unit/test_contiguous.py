@@ -207,6 +207,7 @@ async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at
 
 
 async def test_all_records_of_a_fetch_are_given_out_before_the_agent_begins(consumer: Consumer) -> None:
+    Service.__init__(consumer)
     queue: asyncio.Queue[int] = asyncio.Queue()
     suspended = asyncio.Event()
 
