@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 
@@ -19,7 +20,11 @@ class _Spec(ctypes.Structure):
 
 
 class Ticks:
-    """Wakes its task each ``interval`` seconds (0.2 ms at least); ticks that were slept through are one."""
+    """Wakes its task each ``interval`` seconds (0.2 ms at least); ticks that were slept through are one.
+
+    ``began`` is when they began, by ``time.perf_counter``, or a moment before: tick n never comes before
+    ``began + n * interval``.
+    """
 
     def __init__(self, interval: float) -> None:
         self._interval = max(interval, SHORTEST)
@@ -28,6 +33,7 @@ class Ticks:
         self._fd = _libc.timerfd_create(CLOCK_MONOTONIC, NONBLOCK)
         seconds, ns = divmod(int(self._interval * 1e9), 10**9)
         spec = _Spec(seconds, ns, seconds, ns)
+        self.began = time.perf_counter()
         if self._fd < 0 or _libc.timerfd_settime(self._fd, 0, ctypes.byref(spec), None) != 0:
             raise OSError(ctypes.get_errno(), "timerfd")
         self._ticked = asyncio.Event()

@@ -26,8 +26,9 @@ from rich.table import Table
 from bench.links import Watch
 from bench.measure import Meter, machine
 from bench.systems import HERE, ROOT
-from bench.systems.connect_chat import ConnectChat
+from bench.systems.connect_chat import SERVICES, ConnectChat
 from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
+from chat_streams.batches import APPEND_MESSAGES
 from chat_streams.position import ORIGIN, Position
 from chat_streams.records import Message
 from chat_streams.settings import Settings
@@ -40,7 +41,6 @@ STEPS = (1, 2, 4, 8)
 READS = 300
 READ_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 STORED = READ_SIZES[-1]
-FILL_AT_ONCE = 500
 PAGE = 100
 PRIME = 7919
 """Leads from one place to another far from it."""
@@ -100,7 +100,7 @@ async def reads(system: ConnectChat) -> dict[int, float]:
     Of each size there are as many inboxes as hold a million messages together: a page of the only inbox of 100 would
     be read from the processor's cache, as no page of a system in use is.
     """
-    for name in ("gateway", "messaging", "notification"):
+    for name in SERVICES:
         # What is in Redis is thrown away between two sizes, their leases and marks with it.
         system.stop_service(name)
     cluster = Cluster(Settings(redis=f"redis://127.0.0.1:{system.layout.redis}"))
@@ -110,9 +110,9 @@ async def reads(system: ConnectChat) -> dict[int, float]:
     try:
         for size in READ_SIZES:
             users = [fresh("reader") for _ in range(STORED // size)]
-            for start in range(0, size, FILL_AT_ONCE):
-                each = min(size - start, FILL_AT_ONCE)
-                together = FILL_AT_ONCE // each
+            for start in range(0, size, APPEND_MESSAGES):
+                each = min(size - start, APPEND_MESSAGES)
+                together = APPEND_MESSAGES // each
                 for first in range(0, len(users), together):
                     batches = [_batch(user, start, each) for user in users[first : first + together]]
                     await inbox.append(batches, {NO_PARTITION: HOLDER})

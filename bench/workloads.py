@@ -258,19 +258,17 @@ async def paced(
 
     for link in receivers:
         link.tap = partial(tap, Numbers())
-    with Meter(system.processes()) as meter:
-        # Taken before the first tick is armed: else each would come just before a message is due, and all would be
-        # sent a tick late.
-        began = time.perf_counter()
-        with Ticks(1 / per_second) as ticks:
-            sent = 0
-            async for _ in ticks:
-                due = min(total, int((time.perf_counter() - began) * per_second) + 1)
-                for number in range(sent, due):
-                    send(number)
-                sent = max(sent, due)
-                if sent >= total:
-                    break
+    with Meter(system.processes()) as meter, Ticks(1 / per_second) as ticks:
+        # Were it later, each tick might come just before a message is due, and all would be sent a tick late.
+        began = ticks.began
+        sent = 0
+        async for _ in ticks:
+            due = min(total, int((time.perf_counter() - began) * per_second) + 1)
+            for number in range(sent, due):
+                send(number)
+            sent = max(sent, due)
+            if sent >= total:
+                break
         try:
             async with asyncio.timeout(LATE_SECONDS):
                 await finished.wait()

@@ -45,7 +45,6 @@ STALLED_SECONDS: Final = 10.0
 SEEK_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
 SOON_SECONDS: Final = 0.02
-IDLE_FETCH_MS: Final = 1_500
 BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
@@ -92,12 +91,12 @@ class _Thread(driver.AIOKafkaConsumerThread):
         """
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
-        next_requests = fetcher._get_actions_per_node
+        next_requests, longest_wait = fetcher._get_actions_per_node, fetcher._fetch_max_wait_ms
 
         def next_requests_of(assignment: Any) -> Any:
             # A changelog's records stay here once its table has recovered: nobody waits for those.
             is_behind = any(self.consumer.gives_out(tp) for tp in fetcher._records)
-            fetcher._fetch_max_wait_ms = BUSY_FETCH_MS if is_behind else IDLE_FETCH_MS
+            fetcher._fetch_max_wait_ms = BUSY_FETCH_MS if is_behind else longest_wait
             return next_requests(assignment)
 
         fetcher._get_actions_per_node = next_requests_of

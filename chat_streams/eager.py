@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Coroutine, Generator
-from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
@@ -31,17 +30,16 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T] | None:
 
 
 async def _go_on(begun: Coroutine[Any, Any, T], waits_for: Any) -> T:
-    while True:
-        try:
-            answer = await _yielded(waits_for)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
-            go_on = partial(begun.throw, error)
-        else:
-            go_on = partial(begun.send, answer)
-        try:
-            waits_for = go_on()
-        except StopIteration as done:
-            return cast("T", done.value)
+    try:
+        while True:
+            try:
+                answer = await _yielded(waits_for)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(answer)
+    except StopIteration as done:
+        return cast("T", done.value)
 
 
 @types.coroutine

@@ -22,6 +22,7 @@ from tables.inbox import keys
 
 TOKEN_S = 7_200
 DEVICE = "bench"
+SERVICES = ("gateway", "messaging", "notification")
 AT_ONCE = 100
 POLL = 0.002
 SETTINGS = {
@@ -148,7 +149,7 @@ class ConnectChat(System):
         self._key = Settings(jwt_secret_file=self.layout.secret_file).jwt_key()
         await asyncio.gather(*(self._start(part) for part in _for_the_bench(engines(self.layout))))
         await asyncio.to_thread(create_topics, self.layout)
-        await asyncio.gather(*(self.start_service(name) for name in ("gateway", "messaging", "notification")))
+        await asyncio.gather(*(self.start_service(name) for name in SERVICES))
         self.redis = Redis(host=HOST, port=self.layout.redis)
 
     async def start_service(self, name: str) -> None:

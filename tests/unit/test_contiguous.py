@@ -20,10 +20,12 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from chat_streams.contiguous import BUSY_FETCH_MS, IDLE_FETCH_MS, SOON_SECONDS, ChatApp, Consumer, _Thread
+from chat_streams.contiguous import BUSY_FETCH_MS, SOON_SECONDS, ChatApp, Consumer, _Thread
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
 
 PARTITION = TP("incoming_messages", 0)
+IDLE_FETCH_MS = 1_500
+"""Faust's own."""
 
 
 @pytest.fixture
