@@ -60,6 +60,7 @@ lint: setup $(VENV)/aws.stamp ## Check style, types and the container files
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo --cache-dir .local/import-linter
 	@$(VENV)/bin/hadolint docker/Dockerfile
 	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
 	@$(VENV)/bin/yamllint --strict -d '{extends: default, rules: {line-length: {max: 120}}}' docker/compose*.yaml docker/monitoring
