@@ -29,8 +29,8 @@ from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import SERVICES, ConnectChat
 from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
 from chat_streams.batches import APPEND_MESSAGES
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import Message
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import Message
 from chat_streams.settings import Settings
 from tables.cluster import Cluster
 from tables.inbox import Batch, Inbox

@@ -19,9 +19,9 @@ from redis.exceptions import ResponseError
 from chat_streams import former, topics
 from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
 from chat_streams.patience import patiently
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
 from chat_streams.settings import Settings
 from chat_streams.topics import (
     INBOX_REQUESTS,

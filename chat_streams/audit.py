@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from chat_streams.position import Position
-from chat_streams.records import Acknowledge, Message, UserConnected
+from chat_streams.model.position import Position
+from chat_streams.model.records import Acknowledge, Message, UserConnected
 
 PLACE_BITS: Final = 32
 FILTER_BITS: Final = 28

@@ -44,18 +44,10 @@ from chat_streams.audit import (
 )
 from chat_streams.dead_letters import HISTORY, MESSAGING
 from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
-from chat_streams.position import Position
-from chat_streams.records import (
-    INCOMING,
-    REQUESTS,
-    SESSIONS,
-    Acknowledge,
-    DeadLetter,
-    Undecodable,
-    UserConnected,
-    now_ms,
-)
-from chat_streams.redrive import offset_for
+from chat_streams.model.position import Position
+from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
+from chat_streams.model.redrive import offset_for
+from chat_streams.model.times import now_ms
 from chat_streams.settings import Settings
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tables.chat_history import ChatHistory

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from chat_streams.contiguous import Record
-from chat_streams.position import Position
-from chat_streams.records import Message, Messages
+from chat_streams.model.position import Position
+from chat_streams.model.records import Message, Messages, Record
 from tables.inbox import Batch
 
 APPEND_MESSAGES: Final = 500

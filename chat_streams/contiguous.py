@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import faust
 import msgspec
@@ -26,10 +26,11 @@ from faust.types import TP
 from mode.services import WaitResults
 
 from chat_streams import eager
+from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record, Undecodable, UnknownVersion
+from chat_streams.model.redrive import Redrive, offset_for
+from chat_streams.model.times import now_ms
 from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
-from chat_streams.records import DEAD_LETTERS, Codec, DeadLetter, Undecodable, UnknownVersion, now_ms
-from chat_streams.redrive import Redrive, offset_for
 from chat_streams.statistics import Statistics
 
 log = structlog.get_logger()
@@ -48,15 +49,6 @@ SOON_SECONDS: Final = 0.02
 BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
-
-
-class Record(NamedTuple, Generic[T]):
-    """A decoded record and where it is in the log, or was before it was redriven for ``history``."""
-
-    partition: int
-    offset: int
-    value: T
-    headers: Iterable[tuple[str, bytes]] = ()
 
 
 class Rewound(Exception):

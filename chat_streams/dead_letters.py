@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from chat_streams.log_reader import LogReader, Progress, Span
-from chat_streams.position import Position
-from chat_streams.records import (
+from chat_streams.model.position import Position
+from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
     REQUESTS,
@@ -27,7 +27,7 @@ from chat_streams.records import (
     Undecodable,
     UnknownVersion,
 )
-from chat_streams.redrive import Redrive
+from chat_streams.model.redrive import Redrive
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, VERSION, Names, partition_of
 
 log = structlog.get_logger()

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from chat_streams.contiguous import Record
-from chat_streams.position import Position
-from chat_streams.records import INCOMING, Messages
+from chat_streams.model.position import Position
+from chat_streams.model.records import INCOMING, Messages, Record
 from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES
 from tables.chat_history import ChatHistory, Entry

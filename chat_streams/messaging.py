@@ -14,21 +14,22 @@ from faust.types import TP
 
 from chat_streams.adoption import Adoption
 from chat_streams.batches import by_recipient
-from chat_streams.contiguous import Record, Rewound
-from chat_streams.outgoing import Outbox
-from chat_streams.position import Position
-from chat_streams.records import (
+from chat_streams.contiguous import Rewound
+from chat_streams.model.position import Position
+from chat_streams.model.records import (
     INCOMING,
     PUSH,
     SESSIONS,
     Announce,
     Displaced,
     Messages,
+    Record,
     Registered,
     SessionEvents,
     Target,
     UserConnected,
 )
+from chat_streams.outgoing import Outbox
 from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
 from chat_streams.traces import traceparent

@@ -9,20 +9,20 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from chat_streams.contiguous import Record
-from chat_streams.outgoing import Outbox
-from chat_streams.position import Position
-from chat_streams.records import (
+from chat_streams.model.position import Position
+from chat_streams.model.records import (
     FIRST_REQUEST,
     REQUESTS,
     SESSIONS,
     Acknowledge,
     Fetch,
     InboxRequests,
+    Record,
     SessionEvents,
     UserConnected,
-    now_ms,
 )
+from chat_streams.model.times import now_ms
+from chat_streams.outgoing import Outbox
 from chat_streams.service import Service
 from chat_streams.topics import INBOX_REQUESTS, SESSION_EVENTS
 from tables.cluster import Cluster

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from chat_streams.contiguous import ChatApp
-from chat_streams.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
+from chat_streams.model.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
 from chat_streams.topics import OUTGOING_MESSAGES
 from chat_streams.traces import Header, Mark
 from tables.inbox import Page

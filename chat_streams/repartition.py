@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, for_code
 from aiokafka.structs import TopicPartition
 
 from chat_streams import broker, topics
-from chat_streams.records import INCOMING, Messages
+from chat_streams.model.records import INCOMING, Messages
 from chat_streams.settings import Settings
 from chat_streams.topics import Admin, Topic, TopicsError
 

@@ -12,10 +12,10 @@ import click
 import faust
 
 from chat_streams import broker, logs, streams_on_uvloop, topics
-from chat_streams.contiguous import ChatApp, Record
+from chat_streams.contiguous import ChatApp
 from chat_streams.metrics import PATH, Metrics
-from chat_streams.position import Position
-from chat_streams.records import Messages
+from chat_streams.model.position import Position
+from chat_streams.model.records import Messages, Record
 from chat_streams.settings import Settings, SettingsError, settings
 from chat_streams.statistics import INTERVAL_S
 from chat_streams.topics import Log

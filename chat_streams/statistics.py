@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms
 
 log = structlog.get_logger()
 

@@ -15,8 +15,8 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import broker, topics
 from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
-from chat_streams.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.records import (
+from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
     OUTGOING,
@@ -26,9 +26,9 @@ from chat_streams.records import (
     Redriven,
     Undecodable,
     UnknownVersion,
-    now_ms,
 )
-from chat_streams.redrive import Redrive
+from chat_streams.model.redrive import Redrive
+from chat_streams.model.times import now_ms
 from chat_streams.settings import Settings
 from chat_streams.topics import (
     INBOX_REQUESTS,

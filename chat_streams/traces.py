@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from chat_streams.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from chat_streams.contiguous import Record
-    from chat_streams.records import Messages
+    from chat_streams.model.records import Messages, Record
 
 HEADER: Final = "trace"
 QUEUE: Final = 1_024

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from chat_streams.position import Position
-from chat_streams.records import (
+from chat_streams.model.position import Position
+from chat_streams.model.records import (
     FIRST_REQUEST,
     PUSH,
     Acknowledge,
@@ -28,7 +28,7 @@ from chat_streams.records import (
     Target,
     UserConnected,
 )
-from chat_streams.redrive import Redrive
+from chat_streams.model.redrive import Redrive
 
 MESSAGING: Final = "messaging"
 MAX_HOPS: Final = 500

@@ -19,8 +19,9 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import broker, topics
 from chat_streams.metrics import PATH, Metrics
-from chat_streams.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.records import Delivery
+from chat_streams.model import codes
+from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.records import Delivery
 from chat_streams.settings import Settings, SettingsError
 from chat_streams.statistics import Statistics
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
@@ -45,7 +46,7 @@ HISTORY_LOOK_SECONDS: Final = 0.2
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
-COUNTED: Final = frozenset({*protocol.Close, 1000, 1001, 1006, 1009})
+COUNTED: Final = frozenset({*codes.Close, 1000, 1001, 1006, 1009})
 """Close codes that are counted each by itself."""
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import jwt
 from jwt.exceptions import PyJWKClientConnectionError
 
+from chat_streams.model.ids import is_id
 from chat_streams.settings import Settings
-from gateway.protocol import is_id
 
 ALGORITHM: Final = "HS256"
 LEEWAY_S: Final = 5

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import FIRST_REQUEST, Delivery, Missed
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import FIRST_REQUEST, Delivery, Missed
 from gateway import protocol
 
 FIRST_PATIENCE: Final = 2.0

@@ -12,7 +12,7 @@ from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams import broker
-from chat_streams.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
+from chat_streams.model.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
 from chat_streams.settings import Settings
 from chat_streams.topics import MAX_RECORD, OUTGOING_MESSAGES
 from chat_streams.traces import Header

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiokafka.errors import KafkaError
 
-from chat_streams.patience import patiently
-from chat_streams.records import (
+from chat_streams.model.codes import Close
+from chat_streams.model.records import (
     Acknowledge,
     Announce,
     Delivery,
@@ -25,14 +25,14 @@ from chat_streams.records import (
     Target,
     UserConnected,
     UserDisconnected,
-    now_ms,
 )
+from chat_streams.model.times import now_ms
+from chat_streams.patience import patiently
 from chat_streams.settings import Settings
 from chat_streams.topics import partition_of
 from chat_streams.traces import Header, Mark
 from gateway.connection import Ask
 from gateway.deliveries import Deliveries
-from gateway.protocol import Close
 from gateway.publisher import Publisher
 from gateway.slots import Lease, NoSlot, Slots
 from tables.cluster import StoreUnavailable

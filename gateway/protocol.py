@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -11,42 +9,16 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Raw
 
-from chat_streams.position import Position
+from chat_streams.model.ids import MAX_ID, Id, is_id
+from chat_streams.model.position import Position
 
 SUBPROTOCOL: Final = "chat.v1"
 PATH: Final = "/v1/connect"
-MAX_ID: Final = 128
 MAX_TOKEN: Final = 8_192
 MAX_CURSOR: Final = 512
 MAX_HISTORY: Final = 200
 DEFAULT_HISTORY: Final = 50
 
-_ID_CHARACTERS: Final = r"[A-Za-z0-9._~@:-]+"
-_is_id = re.compile(_ID_CHARACTERS, re.ASCII).fullmatch
-
-
-class Close(enum.IntEnum):
-    """Close codes: 4000-4499 reconnect, 4500-4999 don't."""
-
-    GOING_AWAY = 4000
-    HELLO_TIMEOUT = 4008
-    STORE_AWAY = 4010
-    KEYS_AWAY = 4011
-    TOO_MANY_CONNECTS = 4012
-    TOKEN_EXPIRED = 4401
-    BAD_TOKEN = 4501
-    BAD_SEQUENCE = 4502
-    NOT_JSON = 4503
-    TAKEN_OVER = 4510
-
-
-def is_id(value: object) -> bool:
-    """Whether a value is a user, device or message id: 1-128 characters of ``A-Z a-z 0-9 . _ ~ @ : -``."""
-    return isinstance(value, str) and 1 <= len(value) <= MAX_ID and _is_id(value) is not None
-
-
-# \Z: with $ a trailing line feed would pass.
-Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID, pattern=rf"\A{_ID_CHARACTERS}\Z")]
 PositionText = Annotated[str, Meta(max_length=40, pattern=r"\A(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,9})\Z")]
 Ref = Annotated[str, Meta(max_length=MAX_ID)]
 Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR, pattern=r"\A[A-Za-z0-9._~@:#-]+\Z")]

@@ -13,8 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from chat_streams import broker
-from chat_streams.patience import patiently
-from chat_streams.records import (
+from chat_streams.model.records import (
     INCOMING,
     MAX_MESSAGES,
     REQUESTS,
@@ -26,6 +25,7 @@ from chat_streams.records import (
     UserConnected,
     UserDisconnected,
 )
+from chat_streams.patience import patiently
 from chat_streams.settings import Settings
 from chat_streams.statistics import Statistics, counting_errors
 from chat_streams.topics import (

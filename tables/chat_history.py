@@ -18,9 +18,9 @@ import structlog
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from chat_streams.model.position import MAX_PLACE, Position
+from chat_streams.model.records import Message
 from chat_streams.patience import patiently
-from chat_streams.position import MAX_PLACE, Position
-from chat_streams.records import Message
 from chat_streams.settings import Settings
 from chat_streams.statistics import counting_errors
 

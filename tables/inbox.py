@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import Message
 from chat_streams.patience import patiently
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import Message
 from chat_streams.settings import Settings
 from chat_streams.traces import EXPECTED
 from tables.cluster import Cluster, Command, StoreUnavailable, function

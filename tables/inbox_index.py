@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from tables.cluster import Cluster, Command
 from tables.inbox import keys
 

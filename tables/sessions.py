@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 import msgspec
 
-from chat_streams.records import UserConnected, UserDisconnected
+from chat_streams.model.records import UserConnected, UserDisconnected
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, gc=False):

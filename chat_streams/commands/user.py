@@ -14,8 +14,8 @@ from chat_streams.inspector import person
 from chat_streams.inspector.formats import ago, number, size
 from chat_streams.inspector.leases import leases
 from chat_streams.inspector.person import NoSuchUser, Sources
+from chat_streams.model.ids import is_id
 from chat_streams.service import Service
-from gateway.protocol import is_id
 from tables.chat_history import ChatHistory
 from tables.cluster import Cluster, StoreUnavailable
 

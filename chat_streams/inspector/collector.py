@@ -25,8 +25,8 @@ from chat_streams.inspector.leases import Slot, leases
 from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.inspector.series import HOUR_MS, Series
 from chat_streams.log_reader import LogReader
-from chat_streams.position import Position
-from chat_streams.records import now_ms
+from chat_streams.model.position import Position
+from chat_streams.model.times import now_ms
 from chat_streams.settings import Settings
 from chat_streams.statistics import Statistics
 from chat_streams.topics import SERVICE_STATS

@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from chat_streams.records import now_ms
-from chat_streams.times import duration, utc
+from chat_streams.model.times import duration, now_ms, utc
 
 HEX_ROW: Final = 16
 SHORT_S: Final = 5.0

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from chat_streams.records import MAX_MESSAGES
+from chat_streams.model.records import MAX_MESSAGES
 from chat_streams.statistics import INTERVAL_S
 
 INTERVAL_MS: Final = int(1000 * INTERVAL_S)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms
 
 LIVE_S: Final = 2.0
 SHARED_S: Final = 1.0

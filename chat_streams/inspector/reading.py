@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from chat_streams import topics
 from chat_streams.dead_letters import readable
-from chat_streams.records import (
+from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
     OUTGOING,

@@ -10,7 +10,8 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.inspector.lag import Lag, Watermarks
 from chat_streams.log_reader import LogReader, Span
-from chat_streams.records import MAGIC, now_ms
+from chat_streams.model.records import MAGIC
+from chat_streams.model.times import now_ms
 from chat_streams.topics import INCOMING_MESSAGES
 
 NEWEST: Final = 3

@@ -20,9 +20,8 @@ from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
 from chat_streams.log_reader import LogUnavailable
 from chat_streams.metrics import PATH
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms, utc
 from chat_streams.settings import Settings
-from chat_streams.times import utc
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, TopicsError
 from gateway.auth import Authenticator
 from tables.chat_history import ChatHistory, HistoryUnavailable

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chat_streams.position import Position
-from chat_streams.records import INCOMING, Message, Messages
+from chat_streams.model.position import Position
+from chat_streams.model.records import INCOMING, Message, Messages
 from docker.aws import cost
 from tables.chat_history import Entry, _item
 

@@ -12,7 +12,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from playwright.async_api import Page, expect
 
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms
 from chat_streams.statistics import ServiceStats, encode
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, partition_of
 from docker.local.part import Running

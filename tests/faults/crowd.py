@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
-from chat_streams.position import ORIGIN, Position
+from chat_streams.model.position import ORIGIN, Position
 from gateway.client import ChainBroken, Client, ClientError, Message, ServerError
 from tests.integration.support import Stack, abort_client, eventually
 

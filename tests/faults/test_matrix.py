@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from gateway.client import Message
 from tests.faults.crowd import Crowd, Device, Phase
 from tests.faults.matrix import Cell, run_cell

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import WSMsgType
 from redis.asyncio.cluster import RedisCluster
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from chat_streams.settings import Settings
 from docker.local.engines import DynamoDB
 from docker.local.layout import HOST, Layout, StackError, base_environment, create_secret, service_environment

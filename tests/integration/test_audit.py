@@ -11,7 +11,7 @@ from typing import Any
 import aioboto3
 import pytest
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from chat_streams.topics import partition_of
 from tables.inbox import keys
 from tests.integration.commands import call, run

@@ -9,7 +9,7 @@ import random
 import aiohttp
 import pytest
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from docker.local.layout import HOST
 from gateway.client import SUBPROTOCOL
 from tests.integration.support import Closed, Received, Stack, eventually, user

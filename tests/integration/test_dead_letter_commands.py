@@ -12,7 +12,8 @@ from chat_streams import dead_letters, topics
 from chat_streams.commands.output import utc
 from chat_streams.dead_letters import Filter
 from chat_streams.log_reader import LogReader
-from chat_streams.records import INCOMING, DeadLetter, Message, Messages, now_ms
+from chat_streams.model.records import INCOMING, DeadLetter, Message, Messages
+from chat_streams.model.times import now_ms
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, partition_of
 from tables.inbox import keys
 from tests.integration.commands import run

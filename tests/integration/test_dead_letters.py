@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
 from chat_streams import topics
-from chat_streams.records import DEAD_LETTERS, MAGIC, VERSION, DeadLetter
+from chat_streams.model.records import DEAD_LETTERS, MAGIC, VERSION, DeadLetter
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tests.integration.support import Received, Stack, eventually, user
 

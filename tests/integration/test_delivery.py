@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from chat_streams.log_reader import LogReader
-from chat_streams.records import OUTGOING, PUSH, Delivery, Target
+from chat_streams.model.records import OUTGOING, PUSH, Delivery, Target
 from chat_streams.topics import OUTGOING_MESSAGES
 from gateway.client import Message
 from tests.integration.support import Received, Stack, abort_client, eventually, user

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import Message, now_ms
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import Message
+from chat_streams.model.times import now_ms
 from gateway.protocol import at_text, message_tail
 from tables.cluster import Cluster
 from tables.inbox import Appended, Batch, Inbox, Page, StaleToken, keys

@@ -6,7 +6,7 @@ import json
 
 from aiokafka import AIOKafkaProducer
 
-from chat_streams.records import MAGIC, VERSION
+from chat_streams.model.records import MAGIC, VERSION
 from chat_streams.topics import INCOMING_MESSAGES
 from tests.integration.support import Received, Stack, eventually, user
 

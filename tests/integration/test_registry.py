@@ -9,8 +9,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from chat_streams.log_reader import LogReader
-from chat_streams.position import ORIGIN
-from chat_streams.records import OUTGOING, Delivery
+from chat_streams.model.position import ORIGIN
+from chat_streams.model.records import OUTGOING, Delivery
 from chat_streams.topics import OUTGOING_MESSAGES, REGISTRY_CHANGELOG
 from tests.integration.support import Received, Stack, eventually, user
 

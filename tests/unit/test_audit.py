@@ -30,8 +30,8 @@ from chat_streams.audit import (
     pack,
     unpack,
 )
-from chat_streams.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.records import Acknowledge, Message, UserConnected
+from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.records import Acknowledge, Message, UserConnected
 from docker.local.layout import ROOT
 
 DAY = 24 * 3600
@@ -278,8 +278,8 @@ def test_a_partition_in_two_parts_and_what_it_names() -> None:
 _MEASURE = r"""
 import json, re, sys
 from chat_streams.audit import *
-from chat_streams.position import Position
-from chat_streams.records import Acknowledge, Message
+from chat_streams.model.position import Position
+from chat_streams.model.records import Acknowledge, Message
 
 count, users, chunk, now = int(sys.argv[1]), 1_000, 4_000, 1_800_000_000_000
 rules = Rules(now, 30 * 86400, 3600, 16, 30 * 86400)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from chat_streams.batches import APPEND_MESSAGES, by_recipient
-from chat_streams.contiguous import Record
-from chat_streams.position import Position
-from chat_streams.records import Message, Messages
+from chat_streams.model.position import Position
+from chat_streams.model.records import Message, Messages, Record
 
 WINDOW_S = 60
 

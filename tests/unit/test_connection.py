@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import FIRST_REQUEST, PUSH, Delivery, Missed
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import FIRST_REQUEST, PUSH, Delivery, Missed
 from gateway.connection import (
     FIRST_PATIENCE,
     LONGEST_PATIENCE,

@@ -12,11 +12,12 @@ import pytest
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from chat_streams.model import ids
+from chat_streams.model.codes import Close
 from chat_streams.settings import Settings
 from chat_streams.topics import NEEDS
 from docker.local.layout import PREFIX, Layout
 from gateway import protocol
-from gateway.protocol import Close
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -105,7 +106,7 @@ def test_every_field_of_a_client_frame_has_a_row(frame: type[msgspec.Struct]) ->
 
 
 def test_the_limits_of_the_protocol_are_the_documented_ones() -> None:
-    for limit in (protocol.MAX_ID, protocol.MAX_TOKEN, protocol.MAX_CURSOR, protocol.MAX_HISTORY):
+    for limit in (ids.MAX_ID, protocol.MAX_TOKEN, protocol.MAX_CURSOR, protocol.MAX_HISTORY):
         assert re.search(rf"\b{limit:,}\b", PROTOCOL)
     assert protocol.PATH in PROTOCOL
     assert protocol.SUBPROTOCOL in PROTOCOL

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 from tables.inbox import Appended
 
 FORMER = Position.of(1, 6, 2)

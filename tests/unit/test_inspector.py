@@ -22,8 +22,8 @@ from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.sampling import count_of
 from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
 from chat_streams.log_reader import LogRecord, Span
-from chat_streams.position import Position
-from chat_streams.records import (
+from chat_streams.model.position import Position
+from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
     OUTGOING,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chat_streams.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, OFFSET_BITS, ORIGIN, Position
+from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, OFFSET_BITS, ORIGIN, Position
 
 # Small numbers too, so that digits of different lengths meet in one pair.
 numbers = st.one_of(st.integers(0, 120), st.integers(0, 1 << 32), st.integers(0, MAX_OFFSET))

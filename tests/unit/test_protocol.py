@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_streams.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, Position
+from chat_streams.model import ids
+from chat_streams.model.codes import Close
+from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, Position
 from gateway import protocol
-from gateway.protocol import Ack, Bad, Close, Hello, History, NotJson, Ping, Send
+from gateway.protocol import Ack, Bad, Hello, History, NotJson, Ping, Send
 
 MOST = 10
 ID = "Az09._~@:-"
@@ -126,19 +128,19 @@ def test_null_is_no_value_of_a_required_field(kind: str, name: str) -> None:
 )
 def test_what_is_no_id_is_named(kind: str, name: str, value: str) -> None:
     assert_names(refusal(GOOD[kind] | {name: value}), name)
-    assert not protocol.is_id(value)
+    assert not ids.is_id(value)
 
 
 @given(st.text("AZaz09._~@:-", min_size=1, max_size=128))
 @hypothesis
 def test_what_is_in_the_grammar_is_an_id(value: str) -> None:
-    assert protocol.is_id(value)
+    assert ids.is_id(value)
     assert parse_one(GOOD["send"] | {"id": value}).id == value
 
 
 @pytest.mark.parametrize("value", [None, 1, b"alice", ["alice"]])
 def test_only_text_is_an_id(value: object) -> None:
-    assert not protocol.is_id(value)
+    assert not ids.is_id(value)
 
 
 @pytest.mark.parametrize(("kind", "name"), POSITIONS)

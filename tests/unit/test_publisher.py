@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import (
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import (
     INCOMING,
     MAX_MESSAGES,
     REQUESTS,

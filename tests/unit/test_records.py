@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_streams.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, ORIGIN, Position
-from chat_streams.records import (
+from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, ORIGIN, Position
+from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
     MAGIC,

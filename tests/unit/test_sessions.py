@@ -4,8 +4,8 @@ from collections.abc import Iterator, MutableMapping
 
 import pytest
 
-from chat_streams.position import ORIGIN
-from chat_streams.records import UserConnected, UserDisconnected
+from chat_streams.model.position import ORIGIN
+from chat_streams.model.records import UserConnected, UserDisconnected
 from tables.sessions import Session, Sessions
 
 MAX_SESSIONS = 16

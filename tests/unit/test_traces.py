@@ -12,9 +12,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chat_streams.contiguous import Record
-from chat_streams.position import ORIGIN, Position
-from chat_streams.records import Message, Messages
+from chat_streams.model.position import ORIGIN, Position
+from chat_streams.model.records import Message, Messages, Record
 from chat_streams.settings import Settings
 from chat_streams.traces import EXPECTED, HEADER, Expected, Mark, Traces, traceparent
 

@@ -4,9 +4,17 @@ from typing import Any
 
 import pytest
 
-from chat_streams.position import Position
-from chat_streams.records import FIRST_REQUEST, PUSH, Acknowledge, Delivery, Target, UserConnected, UserDisconnected
-from chat_streams.redrive import Redrive
+from chat_streams.model.position import Position
+from chat_streams.model.records import (
+    FIRST_REQUEST,
+    PUSH,
+    Acknowledge,
+    Delivery,
+    Target,
+    UserConnected,
+    UserDisconnected,
+)
+from chat_streams.model.redrive import Redrive
 from chat_streams.tracing import Copy, Inbox, Letter, Name, Rules, Trail, as_json, trails, verdict
 
 HOUR = 3_600_000

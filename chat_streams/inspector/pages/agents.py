@@ -9,7 +9,7 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms
 from chat_streams.statistics import ServiceStats
 
 SERVICES = ("messaging", "notification", "history")

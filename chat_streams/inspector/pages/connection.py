@@ -10,7 +10,8 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.person import as_json
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.log_reader import LogReader
-from chat_streams.records import SESSIONS, Undecodable, UnknownVersion, UserConnected, now_ms
+from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion, UserConnected
+from chat_streams.model.times import now_ms
 from chat_streams.topics import SESSION_EVENTS
 from chat_streams.tracing import Connection
 

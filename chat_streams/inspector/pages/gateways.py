@@ -8,9 +8,9 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.records import now_ms
+from chat_streams.model.codes import Close
+from chat_streams.model.times import now_ms
 from chat_streams.statistics import ServiceStats
-from gateway.protocol import Close
 
 CODES = {int(code): code.name.lower().replace("_", " ") for code in Close} | {
     0: "any other",

@@ -13,7 +13,7 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.formats import clock
 from chat_streams.inspector.ledger import Ledger
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms
 from tables import last_audit
 
 PARTS: Final = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight")

@@ -9,7 +9,7 @@ from aiohttp import web
 from chat_streams import tracing
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
-from chat_streams.times import utc
+from chat_streams.model.times import utc
 from chat_streams.tracer import Tracer
 from chat_streams.tracing import Trail, verdict
 

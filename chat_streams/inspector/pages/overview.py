@@ -8,7 +8,7 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.collector import GROUPS
 from chat_streams.inspector.pages.guarantee import audit_of, verdict
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.records import now_ms
+from chat_streams.model.times import now_ms
 
 RATES = ("accepted", "delivered", "acknowledged")
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
-from gateway.protocol import is_id
+from chat_streams.model.ids import is_id
 from tables import inbox_view
 from tables.cluster import StoreUnavailable
 

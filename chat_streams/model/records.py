@@ -5,12 +5,12 @@ A record carries a batch (``docs/architecture.md``, "A record carries a batch").
 
 from __future__ import annotations
 
-import time
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Iterable
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from chat_streams.position import Position
+from chat_streams.model.position import Position
 
 MAGIC: Final = b"\xcc\x43"
 VERSION: Final = 1
@@ -218,6 +218,15 @@ class Redriven(_Record, tag="redriven"):
 T = TypeVar("T")
 
 
+class Record(NamedTuple, Generic[T]):
+    """A decoded record and where it is in the log, or was before it was redriven for ``history``."""
+
+    partition: int
+    offset: int
+    value: T
+    headers: Iterable[tuple[str, bytes]] = ()
+
+
 class Codec(Generic[T]):
     """Encodes and decodes the records of one topic."""
 
@@ -246,8 +255,3 @@ SESSIONS: Final[Codec[SessionEvents]] = Codec(SessionEvents)
 REQUESTS: Final[Codec[InboxRequests]] = Codec(InboxRequests)
 OUTGOING: Final[Codec[Outgoing]] = Codec(Outgoing)
 DEAD_LETTERS: Final[Codec[DeadLetter | Redriven]] = Codec(DeadLetter | Redriven)
-
-
-def now_ms() -> int:
-    """The time, in ms since the epoch."""
-    return time.time_ns() // 1_000_000

@@ -1,8 +1,14 @@
-"""Times and lengths of time as texts."""
+"""The time, and times and lengths of time as texts."""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+
+
+def now_ms() -> int:
+    """The time, in ms since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
 def utc(ms: int) -> str:
