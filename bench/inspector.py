@@ -28,7 +28,7 @@ from bench.measure import Meter
 from bench.systems import HERE
 from bench.systems.connect_chat import ConnectChat
 from bench.workloads import Scale, online, store
-from gateway.auth import mint
+from chat_streams.runtime.tokens import mint
 
 ROUNDS = 7
 MESSAGES = 250_000

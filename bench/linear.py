@@ -31,7 +31,7 @@ from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
 from chat_streams.batches import APPEND_MESSAGES
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from tables.cluster import Cluster
 from tables.inbox import Batch, Inbox
 

@@ -21,8 +21,8 @@ from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.log_reader import LogReader, LogUnavailable
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
-from chat_streams.patience import patiently
-from chat_streams.settings import Settings
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,

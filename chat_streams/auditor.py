@@ -48,7 +48,7 @@ from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
 from chat_streams.model.redrive import offset_for
 from chat_streams.model.times import now_ms
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tables.chat_history import ChatHistory
 from tables.cluster import Cluster, StoreUnavailable, connect

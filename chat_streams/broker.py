@@ -13,7 +13,7 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 MECHANISM: Final = "SCRAM-SHA-512"
 PROBE_S: Final = 5.0

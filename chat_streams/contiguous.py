@@ -25,13 +25,13 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.services import WaitResults
 
-from chat_streams import eager
+from chat_streams.compat import eager
 from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record, Undecodable, UnknownVersion
 from chat_streams.model.redrive import Redrive, offset_for
 from chat_streams.model.times import now_ms
-from chat_streams.patience import patiently
 from chat_streams.progress import Checkpoint, Progress, Start, Verdict
-from chat_streams.statistics import Statistics
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.statistics import Statistics
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from chat_streams.dead_letters import MESSAGING
 from chat_streams.log_reader import LogReader
 from chat_streams.model.records import INCOMING, Messages, Record, Undecodable, UnknownVersion
 from chat_streams.model.redrive import offset_for
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import Generation, Names, partition_of
 from tables.inbox import Inbox
 

@@ -15,7 +15,7 @@ from chat_streams.dead_letters import CODECS, MESSAGING, Catalogue, Filter, Summ
 from chat_streams.log_reader import LogReader, LogUnavailable, Progress, Span
 from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion
 from chat_streams.model.times import now_ms, utc
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import DEAD_LETTERS as TOPIC
 from chat_streams.topics import INCOMING_MESSAGES, MAX_RECORD
 

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
 from chat_streams import broker
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 T = TypeVar("T")
 

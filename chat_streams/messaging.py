@@ -30,9 +30,9 @@ from chat_streams.model.records import (
     UserConnected,
 )
 from chat_streams.outgoing import Outbox
+from chat_streams.runtime.spans import traceparent
 from chat_streams.service import Service
 from chat_streams.topics import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
-from chat_streams.traces import traceparent
 from tables.cluster import Cluster
 from tables.inbox import Appended, Batch, Inbox, StaleToken
 from tables.sessions import Sessions

@@ -27,7 +27,7 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import broker, topics
 from chat_streams.model.records import INCOMING, Messages
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import Admin, Topic, TopicsError
 
 READERS: Final = ("messaging", "history")

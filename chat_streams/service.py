@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,15 +10,18 @@ import aiohttp.web
 import click
 import faust
 
-from chat_streams import broker, logs, streams_on_uvloop, topics
+from chat_streams import broker, topics
+from chat_streams.compat import uvloop_streams
 from chat_streams.contiguous import ChatApp
-from chat_streams.metrics import PATH, Metrics
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
-from chat_streams.settings import Settings, SettingsError, settings
-from chat_streams.statistics import INTERVAL_S
+from chat_streams.runtime import logs
+from chat_streams.runtime.metrics import PATH, Metrics
+from chat_streams.runtime.process import tame_garbage_collector
+from chat_streams.runtime.settings import Settings, SettingsError, settings
+from chat_streams.runtime.spans import Traces
+from chat_streams.runtime.statistics import INTERVAL_S
 from chat_streams.topics import Log
-from chat_streams.traces import Traces
 from tables.cluster import Cluster, StoreRefused
 
 if TYPE_CHECKING:
@@ -28,20 +30,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT: Final = 30.0
 DAY: Final = 24 * 3600.0
 LOOPBACK: Final = "127.0.0.1"
-GARBAGE: Final = 50_000
-"""Containers made and not freed, between two looks of the garbage collector at them."""
 STREAM_BUFFER: Final = 64
 """Records of up to 0.5 MiB."""
-
-
-def tame_garbage_collector() -> None:
-    """Look for cycles among what is new seldom, and among what there was at the start never.
-
-    A batch is thousands of tuples and no cycles: by default, the collector looks at each 700 of them.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE, 10, 10)
 
 
 class Service(ChatApp):
@@ -50,7 +40,7 @@ class Service(ChatApp):
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
         self.settings = _settings_or_exit()
         logs.configure(self.settings.log_format)
-        streams_on_uvloop.install()
+        uvloop_streams.install()
         super().__init__(
             name,
             broker=f"aiokafka://{self.settings.kafka.replace(',', ';')}",

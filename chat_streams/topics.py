@@ -20,7 +20,7 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import broker
 from chat_streams.metadata import TopicMetadata, may_join, topics_of
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 
 class Names(NamedTuple):

@@ -29,7 +29,7 @@ from chat_streams.model.records import (
 )
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,

@@ -9,9 +9,10 @@ import sys
 from aiohttp import web
 from aiokafka.errors import KafkaError
 
-from chat_streams import logs, streams_on_uvloop
-from chat_streams.service import tame_garbage_collector
-from chat_streams.settings import SettingsError, settings
+from chat_streams.compat import uvloop_streams
+from chat_streams.runtime import logs
+from chat_streams.runtime.process import tame_garbage_collector
+from chat_streams.runtime.settings import SettingsError, settings
 from chat_streams.topics import TopicsError
 from gateway.app import create_app
 from tables.cluster import StoreRefused
@@ -24,7 +25,7 @@ with aiohttp's 128, of 1,000 users who came at once some did. The kernel's own l
 
 def main() -> None:
     """Run until SIGTERM or SIGINT; exit code 1 with one line on stderr when it can't start."""
-    streams_on_uvloop.install()
+    uvloop_streams.install()
     # A shell's soft limit, often 1,024, is less than a gateway has connections.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

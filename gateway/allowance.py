@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 MOST_USERS: Final = 50_000
 """Remembered; who was longest without doing anything is forgotten first, by when his buckets are full again."""

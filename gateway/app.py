@@ -18,17 +18,17 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams import broker, topics
-from chat_streams.metrics import PATH, Metrics
 from chat_streams.model import codes
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import Delivery
-from chat_streams.settings import Settings, SettingsError
-from chat_streams.statistics import Statistics
+from chat_streams.runtime.metrics import PATH, Metrics
+from chat_streams.runtime.settings import Settings, SettingsError
+from chat_streams.runtime.spans import Traces
+from chat_streams.runtime.statistics import Statistics
+from chat_streams.runtime.tokens import Authenticator
 from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
-from chat_streams.traces import Traces
 from gateway import protocol
 from gateway.allowance import Allowances
-from gateway.auth import Authenticator
 from gateway.connection import Limits
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher

@@ -17,8 +17,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from chat_streams.settings import Settings, SettingsError, settings
-from gateway.auth import mint
+from chat_streams.runtime.settings import Settings, SettingsError, settings
+from chat_streams.runtime.tokens import mint
 from gateway.client import Client, ClientError, Message, ServerError
 
 DEVICE = "terminal"

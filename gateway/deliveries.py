@@ -13,9 +13,9 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams import broker
 from chat_streams.model.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.spans import Header
 from chat_streams.topics import MAX_RECORD, OUTGOING_MESSAGES
-from chat_streams.traces import Header
 
 log = structlog.get_logger()
 

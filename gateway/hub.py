@@ -27,10 +27,10 @@ from chat_streams.model.records import (
     UserDisconnected,
 )
 from chat_streams.model.times import now_ms
-from chat_streams.patience import patiently
-from chat_streams.settings import Settings
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.spans import Header, Mark
 from chat_streams.topics import partition_of
-from chat_streams.traces import Header, Mark
 from gateway.connection import Ask
 from gateway.deliveries import Deliveries
 from gateway.publisher import Publisher

@@ -25,9 +25,10 @@ from chat_streams.model.records import (
     UserConnected,
     UserDisconnected,
 )
-from chat_streams.patience import patiently
-from chat_streams.settings import Settings
-from chat_streams.statistics import Statistics, counting_errors
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
+from chat_streams.runtime.statistics import Statistics, counting_errors
 from chat_streams.topics import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
@@ -36,7 +37,6 @@ from chat_streams.topics import (
     SESSION_EVENTS,
     partition_of,
 )
-from chat_streams.traces import Header, Mark, Traces, traceparent
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

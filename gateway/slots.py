@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import structlog
 from redis.exceptions import ResponseError
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from tables.cluster import Cluster, StoreUnavailable, function
 
 log = structlog.get_logger()

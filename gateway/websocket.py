@@ -17,11 +17,11 @@ from chat_streams.model.codes import Close
 from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Message, Missed
 from chat_streams.model.times import now_ms
+from chat_streams.runtime.spans import Expected
+from chat_streams.runtime.tokens import BadToken, ExpiredToken, Identity, KeysUnavailable
 from chat_streams.topics import partition_of
-from chat_streams.traces import Expected
 from gateway import protocol
 from gateway.allowance import Allowance
-from gateway.auth import BadToken, ExpiredToken, Identity, KeysUnavailable
 from gateway.connection import AckRefused, Ask, Connection
 from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted

@@ -20,9 +20,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from chat_streams.model.position import MAX_PLACE, Position
 from chat_streams.model.records import Message
-from chat_streams.patience import patiently
-from chat_streams.settings import Settings
-from chat_streams.statistics import counting_errors
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.statistics import counting_errors
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb.client import DynamoDBClient

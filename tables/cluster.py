@@ -31,9 +31,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from chat_streams.patience import patiently
-from chat_streams.settings import Settings
-from chat_streams.statistics import engines
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.statistics import engines
 
 log = structlog.get_logger()
 

@@ -15,9 +15,9 @@ from redis.exceptions import ResponseError
 
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
-from chat_streams.patience import patiently
-from chat_streams.settings import Settings
-from chat_streams.traces import EXPECTED
+from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.spans import EXPECTED
 from tables.cluster import Cluster, Command, StoreUnavailable, function
 
 RESTORE_AT_ONCE = 500

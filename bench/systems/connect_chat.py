@@ -13,11 +13,11 @@ from redis.asyncio import Redis
 
 from bench.links import MARK, Link, LinkError
 from bench.systems import System, output
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.tokens import mint
 from docker.local.layout import HOST, ROOT, Layout, create_secret
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
-from gateway.auth import mint
 from tables.inbox import keys
 
 TOKEN_S = 7_200

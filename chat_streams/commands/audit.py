@@ -17,8 +17,8 @@ from chat_streams.commands.output import bar, console
 from chat_streams.log_reader import LogUnavailable
 from chat_streams.model.records import UnknownVersion
 from chat_streams.model.times import now_ms
+from chat_streams.runtime.settings import Settings
 from chat_streams.service import Service
-from chat_streams.settings import Settings
 from chat_streams.topics import TopicsError, partition_of
 from tables import last_audit
 from tables.chat_history import HistoryUnavailable

@@ -21,8 +21,8 @@ from chat_streams.inspector.formats import empty_in, number, seconds
 from chat_streams.inspector.lag import Watermarks, summary
 from chat_streams.inspector.sampling import sample
 from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.runtime.settings import Settings
 from chat_streams.service import Service
-from chat_streams.settings import Settings
 
 LOOKS: Final = 3
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from gateway.auth import Authenticator, BadToken, KeysUnavailable
+from chat_streams.runtime.tokens import Authenticator, BadToken, KeysUnavailable
 
 COOKIE: Final = "inspector_token"
 OPERATOR: Final = "operator"

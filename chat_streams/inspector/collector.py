@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker, statistics, topics
+from chat_streams import broker, topics
 from chat_streams.inspector.lag import Lag, Watermarks
 from chat_streams.inspector.leases import Slot, leases
 from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
@@ -27,8 +27,9 @@ from chat_streams.inspector.series import HOUR_MS, Series
 from chat_streams.log_reader import LogReader
 from chat_streams.model.position import Position
 from chat_streams.model.times import now_ms
-from chat_streams.settings import Settings
-from chat_streams.statistics import Statistics
+from chat_streams.runtime import statistics
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.statistics import Statistics
 from chat_streams.topics import SERVICE_STATS
 from tables import last_audit
 from tables.chat_history import ChatHistory, HistoryUnavailable

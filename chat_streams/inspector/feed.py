@@ -21,7 +21,7 @@ from chat_streams.inspector.reading import things_of
 from chat_streams.inspector.sampling import count_of
 from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Span
 from chat_streams.model.records import Undecodable, UnknownVersion
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from chat_streams.model.records import MAX_MESSAGES
-from chat_streams.statistics import INTERVAL_S
+from chat_streams.runtime.statistics import INTERVAL_S
 
 INTERVAL_MS: Final = int(1000 * INTERVAL_S)
 QUIET: Final = 2

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from chat_streams.inspector.collector import GROUPS, Collector
 from chat_streams.inspector.lag import summary
-from chat_streams.metrics import Samples
+from chat_streams.runtime.metrics import Samples
 from chat_streams.topics import DEAD_LETTERS
 
 FATES = ("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost")

@@ -19,11 +19,11 @@ from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
 from chat_streams.log_reader import LogUnavailable
-from chat_streams.metrics import PATH
 from chat_streams.model.times import now_ms, utc
-from chat_streams.settings import Settings
+from chat_streams.runtime.metrics import PATH
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.tokens import Authenticator
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, TopicsError
-from gateway.auth import Authenticator
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.cluster import Cluster, StoreUnavailable
 

@@ -12,7 +12,7 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from docker.aws import metrics
 from docker.aws.engines import Engines
 from docker.aws.plan import Plan

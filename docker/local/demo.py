@@ -24,9 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from chat_streams.settings import Settings, SettingsError, settings
+from chat_streams.runtime.settings import Settings, SettingsError, settings
+from chat_streams.runtime.tokens import mint
 from docker.local.layout import Layout, StackError, base_environment, service_environment
-from gateway.auth import mint
 from gateway.client import Client, ClientError, Message, Sent, ServerError
 from tables.cluster import connect
 

@@ -18,7 +18,7 @@ import yaml
 from aws_cdk import App
 from aws_cdk.assertions import Match, Template
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from docker.aws import metrics
 from docker.aws.app import build
 from docker.aws.plan import Plan, PlanError, plan_of

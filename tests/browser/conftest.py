@@ -11,10 +11,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
+from chat_streams.runtime.tokens import mint
 from docker.local.layout import ROOT, base_environment
 from docker.local.part import Running
 from docker.local.parts import Service
-from gateway.auth import mint
 from tests.integration.support import Stack, aws_of
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"

@@ -13,10 +13,10 @@ from aiokafka import AIOKafkaProducer
 from playwright.async_api import Page, expect
 
 from chat_streams.model.times import now_ms
-from chat_streams.statistics import ServiceStats, encode
+from chat_streams.runtime.statistics import ServiceStats, encode
+from chat_streams.runtime.tokens import mint
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, partition_of
 from docker.local.part import Running
-from gateway.auth import mint
 from tables.inbox import keys
 from tests.browser.conftest import Open, shoot
 from tests.integration.support import Received, Stack, eventually, user

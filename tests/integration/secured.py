@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from redis.asyncio import Redis
 
 from chat_streams import broker, topics
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import GENERATIONS
 from docker.local.engines import Kafka, RedisNode, installed_redis
 from docker.local.layout import HOST, ROOT, Layout

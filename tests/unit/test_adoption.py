@@ -12,7 +12,7 @@ from faust.types import TP
 from chat_streams.adoption import Adoption
 from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.progress import Checkpoint, Progress, Start
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import INCOMING_MESSAGES, Generation
 from tables.inbox import Inbox
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from gateway.allowance import Allowance, Allowances, Bucket
 
 

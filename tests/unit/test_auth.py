@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from chat_streams.settings import Settings, SettingsError
-from gateway.auth import LEEWAY_S, Authenticator, BadToken, Identity, mint
+from chat_streams.runtime.settings import Settings, SettingsError
+from chat_streams.runtime.tokens import LEEWAY_S, Authenticator, BadToken, Identity, mint
 
 SECRET = "0123456789abcdef0123456789abcdef"
 JWKS = "https://issuer.test/jwks"

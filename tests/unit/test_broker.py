@@ -14,7 +14,7 @@ import trustme
 from aiokafka.errors import KafkaConnectionError
 
 from chat_streams import broker
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from tables.cluster import Cluster, StoreRefused
 
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)

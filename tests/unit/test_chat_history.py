@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
 
 

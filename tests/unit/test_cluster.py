@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from tables.cluster import Cluster, StoreUnavailable
 
 

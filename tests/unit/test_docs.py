@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from chat_streams.model import ids
 from chat_streams.model.codes import Close
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 from chat_streams.topics import NEEDS
 from docker.local.layout import PREFIX, Layout
 from gateway import protocol

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from chat_streams import eager
+from chat_streams.compat import eager
 
 
 async def test_what_waits_for_nothing_ends_at_once() -> None:

@@ -35,8 +35,8 @@ from chat_streams.model.records import (
     Message,
     Messages,
 )
-from chat_streams.settings import Settings
-from chat_streams.statistics import Histogram, ServiceStats, Statistics, decode, encode
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.statistics import Histogram, ServiceStats, Statistics, decode, encode
 from chat_streams.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
 from chat_streams.tracing import Connection, Name, Trail

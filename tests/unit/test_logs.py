@@ -8,7 +8,7 @@ import sys
 
 PROGRAM = """
 import logging, structlog, sys
-from chat_streams import logs
+from chat_streams.runtime import logs
 logs.configure(sys.argv[1])
 secret = "what alice wrote"
 structlog.get_logger().info("slot taken", slot=3)

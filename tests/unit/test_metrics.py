@@ -13,8 +13,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from chat_streams.metrics import ALL, METRICS, PREFIX, Metrics
-from chat_streams.statistics import Statistics, engines
+from chat_streams.runtime.metrics import ALL, METRICS, PREFIX, Metrics
+from chat_streams.runtime.statistics import Statistics, engines
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "docker" / "monitoring"

@@ -20,8 +20,8 @@ from chat_streams.model.records import (
     Message,
     UserDisconnected,
 )
-from chat_streams.settings import Settings
-from chat_streams.statistics import Statistics
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.statistics import Statistics
 from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from gateway.publisher import ITEM_BYTES, Accepted, Publisher
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chat_streams import settings as module
-from chat_streams.settings import Settings, SettingsError
+from chat_streams.runtime import settings
+from chat_streams.runtime.settings import Settings, SettingsError
 
 KEY = "k" * 32
 
@@ -16,9 +16,9 @@ KEY = "k" * 32
 def _only_these(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"CHAT_{name.upper()}", raising=False)
-    module.settings.cache_clear()
+    settings.settings.cache_clear()
     yield
-    module.settings.cache_clear()
+    settings.settings.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def _only_these(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_wrong_value_is_an_error_naming_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"CHAT_{name}", value)
     with pytest.raises(SettingsError) as caught:
-        module.settings()
+        settings.settings()
     text = str(caught.value)
     assert f"CHAT_{name}: " in text
     assert text.count("CHAT_") == 1
@@ -56,7 +56,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CHAT_SLOTS", "none")
     monkeypatch.setenv("CHAT_HEARTBEAT", "0")
     with pytest.raises(SettingsError) as caught:
-        module.settings()
+        settings.settings()
     assert "CHAT_SLOTS: " in str(caught.value)
     assert "CHAT_HEARTBEAT: " in str(caught.value)
 
@@ -65,17 +65,17 @@ def test_variables_are_read_and_others_ignored(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CHAT_PARTITIONS", "12")
     monkeypatch.setenv("CHAT_NO_SUCH_KNOB", "1")
     monkeypatch.setenv("SLOTS", "3")
-    found = module.settings()
+    found = settings.settings()
     assert (found.partitions, found.slots) == (12, Settings().slots)
-    assert module.settings() is found
+    assert settings.settings() is found
 
 
 def test_a_wrong_value_can_be_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAT_PARTITIONS", "x")
     with pytest.raises(SettingsError):
-        module.settings()
+        settings.settings()
     monkeypatch.setenv("CHAT_PARTITIONS", "3")
-    assert module.settings().partitions == 3
+    assert settings.settings().partitions == 3
 
 
 def test_no_key_for_tokens_says_what_to_set() -> None:
@@ -88,32 +88,32 @@ def test_a_short_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, l
     secret = "sesame" * 6
     monkeypatch.setenv("CHAT_JWT_SECRET", secret[:length])
     with pytest.raises(SettingsError, match="CHAT_JWT_SECRET is shorter than 32 bytes") as caught:
-        module.settings().jwt_key()
+        settings.settings().jwt_key()
     assert "sesame" not in str(caught.value)
 
 
 def test_the_length_of_a_key_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAT_JWT_SECRET", "\u00e4" * 16)
-    assert module.settings().jwt_key() == "\u00e4" * 16
+    assert settings.settings().jwt_key() == "\u00e4" * 16
 
 
 def test_a_key_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAT_JWT_SECRET", KEY)
-    assert module.settings().jwt_key() == KEY
-    assert KEY not in repr(module.settings())
+    assert settings.settings().jwt_key() == KEY
+    assert KEY not in repr(settings.settings())
 
 
 def test_the_key_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "key"
     monkeypatch.setenv("CHAT_JWT_SECRET_FILE", str(file))
     with pytest.raises(SettingsError, match=r"CHAT_JWT_SECRET_FILE \(.*/key\) cannot be read: No such file"):
-        module.settings().jwt_key()
+        settings.settings().jwt_key()
     file.write_text("short\n")
     with pytest.raises(SettingsError, match=r"CHAT_JWT_SECRET_FILE \(.*/key\) is shorter"):
-        module.settings().jwt_key()
+        settings.settings().jwt_key()
     file.write_text(KEY + "\n")
     file.chmod(stat.S_IRUSR)
-    assert module.settings().jwt_key() == KEY
+    assert settings.settings().jwt_key() == KEY
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_login_is_whole_and_not_on_an_open_wire(
     for name, value in variables.items():
         monkeypatch.setenv(f"CHAT_{name}", value)
     with pytest.raises(SettingsError) as caught:
-        module.settings()
+        settings.settings()
     assert text in str(caught.value)
     assert "sesame" not in str(caught.value) + str(caught.value.__cause__)
 
@@ -147,10 +147,10 @@ def test_on_loopback_a_login_needs_no_tls_and_with_it_any_place_will_do(
     monkeypatch.setenv("CHAT_KAFKA_USER", "alice")
     monkeypatch.setenv("CHAT_KAFKA_PASSWORD_FILE", str(file))
     monkeypatch.setenv("CHAT_REDIS_PASSWORD", "open")
-    assert module.settings().kafka_login() == ("alice", "sesame")
-    assert module.settings().redis_login() == (None, "open")
+    assert settings.settings().kafka_login() == ("alice", "sesame")
+    assert settings.settings().redis_login() == (None, "open")
     monkeypatch.setenv("CHAT_KAFKA", "kafka.test:9094")
     monkeypatch.setenv("CHAT_KAFKA_TLS", "true")
     monkeypatch.setenv("CHAT_REDIS", "rediss://redis.test:6379")
-    module.settings.cache_clear()
-    assert module.settings().redis_tls
+    settings.settings.cache_clear()
+    assert settings.settings().redis_tls

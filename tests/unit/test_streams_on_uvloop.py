@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from chat_streams import streams_on_uvloop
+from chat_streams.compat import uvloop_streams
 
 
 async def closed_writer() -> asyncio.StreamWriter:
@@ -38,8 +38,8 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio.StreamWriter, "write", asyncio.StreamWriter.write)
     monkeypatch.setattr(asyncio.StreamWriter, "writelines", asyncio.StreamWriter.writelines)
     monkeypatch.setattr(uvloop, "install", lambda: None)
-    streams_on_uvloop.install()
-    streams_on_uvloop.install()
+    uvloop_streams.install()
+    uvloop_streams.install()
 
 
 def in_uvloop(test: Callable[[], Awaitable[None]]) -> None:

@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message, Messages, Record
-from chat_streams.settings import Settings
-from chat_streams.traces import EXPECTED, HEADER, Expected, Mark, Traces, traceparent
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.spans import EXPECTED, HEADER, Expected, Mark, Traces, traceparent
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.model.times import now_ms
-from chat_streams.statistics import ServiceStats
+from chat_streams.runtime.statistics import ServiceStats
 
 SERVICES = ("messaging", "notification", "history")
 

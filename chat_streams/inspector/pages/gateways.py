@@ -10,7 +10,7 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.model.codes import Close
 from chat_streams.model.times import now_ms
-from chat_streams.statistics import ServiceStats
+from chat_streams.runtime.statistics import ServiceStats
 
 CODES = {int(code): code.name.lower().replace("_", " ") for code in Close} | {
     0: "any other",

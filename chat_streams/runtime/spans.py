@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from chat_streams.model.position import Position
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

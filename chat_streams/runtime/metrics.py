@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from chat_streams.statistics import BOUNDS_MS, Histogram, Statistics
+from chat_streams.runtime.statistics import BOUNDS_MS, Histogram, Statistics
 from chat_streams.topics import GROUPS
 
 PREFIX: Final = "connect_chat_"

@@ -11,7 +11,7 @@ import jwt
 from jwt.exceptions import PyJWKClientConnectionError
 
 from chat_streams.model.ids import is_id
-from chat_streams.settings import Settings
+from chat_streams.runtime.settings import Settings
 
 ALGORITHM: Final = "HS256"
 LEEWAY_S: Final = 5

@@ -10,7 +10,7 @@ import stamina
 import structlog
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
-from chat_streams.statistics import engines
+from chat_streams.runtime.statistics import engines
 
 log = structlog.get_logger()
 

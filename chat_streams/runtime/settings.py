@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from chat_streams.logs import Format
+from chat_streams.runtime.logs import Format
 
 DAY = 24 * 3600
 

@@ -1,0 +1,1 @@
+"""The base of every process: settings, logs, retries, statistics, metrics, spans, tokens."""
