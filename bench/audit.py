@@ -22,9 +22,9 @@ from aiokafka.structs import TopicPartition
 from rich.console import Console
 from rich.progress import Progress
 
+from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, partition_of
 from chat_streams.model.records import INCOMING, MAX_MESSAGES, Message, Messages
 from chat_streams.model.times import now_ms
-from chat_streams.topics import INCOMING_MESSAGES, MAX_RECORD, partition_of
 from docker.local.layout import ROOT
 from gateway.protocol import at_text, message_tail
 from tests.integration.support import Received, Stack

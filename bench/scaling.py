@@ -29,7 +29,7 @@ from bench.measure import CLIENT, machine
 from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import DEVICE, SETTINGS, ChatLink, ConnectChat
 from bench.workloads import SIZE, Scale, crowd, drain, online, paced, store, store_many
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, partition_of
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, partition_of
 from docker.local.layout import Layout
 from docker.local.parts import Service
 

@@ -16,21 +16,16 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 from redis.exceptions import ResponseError
 
-from chat_streams import former, topics
+from chat_streams import former
 from chat_streams.contiguous import ChatApp, Rewound
-from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka import generations
+from chat_streams.kafka.client import TopicsError
+from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, Names, partition_of
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import (
-    INBOX_REQUESTS,
-    INCOMING_MESSAGES,
-    SESSION_EVENTS,
-    Names,
-    TopicsError,
-    partition_of,
-)
 from tables.cluster import StoreUnavailable
 from tables.inbox import Inbox, LoggedDevice, StaleToken
 
@@ -156,7 +151,7 @@ class Adoption:
             return all(
                 [
                     await former.is_applied(self._settings, self._inbox, one)
-                    for one in await topics.former(self._settings)
+                    for one in await generations.former(self._settings)
                 ]
             )
 
@@ -165,7 +160,7 @@ class Adoption:
     async def _restore(self, tokens: dict[int, str]) -> None:
         async def apply() -> None:
             # Asked anew each time: meanwhile Kafka may have deleted one.
-            for one in await topics.former(self._settings):
+            for one in await generations.former(self._settings):
                 await former.apply(self._settings, self._inbox, one, tokens)
                 log.warning("a former log was applied again", generation=one.generation)
 
@@ -188,7 +183,7 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
     Devices unseen for ``inbox_ttl`` are left out. Raises ``LogUnavailable``, ``TopicsError``, and ``KafkaError``.
     """
     devices: Devices = {}
-    logs = [Names.of(one.version) for one in await topics.former(settings)]
+    logs = [Names.of(one.version) for one in await generations.former(settings)]
     oldest = int(time.time()) - settings.inbox_ttl
 
     def note(user: str, device: str, cursor: Position, seen: int, number: int) -> None:

@@ -23,7 +23,7 @@ from aiokafka.structs import TopicPartition
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
-from chat_streams import broker, dead_letters, topics
+from chat_streams import dead_letters
 from chat_streams.audit import (
     Fate,
     Finding,
@@ -42,14 +42,15 @@ from chat_streams.audit import (
     pack,
     unpack,
 )
-from chat_streams.dead_letters import HISTORY, MESSAGING
-from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka import names, topics
+from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
 from chat_streams.model.redrive import offset_for
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tables.chat_history import ChatHistory
 from tables.cluster import Cluster, StoreUnavailable, connect
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
@@ -102,14 +103,14 @@ class _Groups:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._admin = AIOKafkaAdminClient(**broker.client_options(settings))
+        self._admin = AIOKafkaAdminClient(**client_options(settings))
 
     async def __aenter__(self) -> _Groups:
         try:
             await self._admin.start()
         except KafkaError as error:
             await self._admin.close()
-            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
+            raise LogUnavailable(await trouble(self._settings, error)) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -228,7 +229,7 @@ class _Auditor:
         kept = await self._groups.wait(HISTORY, spans, until) if self._options.history else {}
         self._report.acks_in_flight = sum(s.end - notified[s.partition] for s in asked)
         self._notified = not self._report.acks_in_flight
-        letters = await self._messages.spans(topics.DEAD_LETTERS)
+        letters = await self._messages.spans(names.DEAD_LETTERS)
         async for _, letter in dead_letters.read(self._messages, letters):
             if isinstance(letter, DeadLetter):
                 self._letters.add(letter)

@@ -12,7 +12,17 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from chat_streams.log_reader import LogReader, Progress, Span
+from chat_streams.kafka.log_reader import LogReader, Progress, Span
+from chat_streams.kafka.names import (
+    HISTORY,
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    MESSAGING,
+    SESSION_EVENTS,
+    VERSION,
+    Names,
+    partition_of,
+)
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -28,12 +38,9 @@ from chat_streams.model.records import (
     UnknownVersion,
 )
 from chat_streams.model.redrive import Redrive
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, VERSION, Names, partition_of
 
 log = structlog.get_logger()
 
-MESSAGING: Final = "messaging"
-HISTORY: Final = "history"
 CODECS: Final[Mapping[str, Codec[Any]]] = {
     INCOMING_MESSAGES: INCOMING,
     SESSION_EVENTS: SESSIONS,

@@ -10,14 +10,15 @@ from typing import Any, Final, NamedTuple
 import aiokafka
 from aiokafka.errors import KafkaError
 
-from chat_streams import broker, dead_letters
-from chat_streams.dead_letters import CODECS, MESSAGING, Catalogue, Filter, Summary
-from chat_streams.log_reader import LogReader, LogUnavailable, Progress, Span
+from chat_streams import dead_letters
+from chat_streams.dead_letters import CODECS, Catalogue, Filter, Summary
+from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.log_reader import LogReader, LogUnavailable, Progress, Span
+from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
+from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
 from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion
 from chat_streams.model.times import now_ms, utc
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import DEAD_LETTERS as TOPIC
-from chat_streams.topics import INCOMING_MESSAGES, MAX_RECORD
 
 HEX_BYTES: Final = 64
 """Shown of a record whose bodies are masked."""
@@ -190,7 +191,7 @@ class _Redriver:
 
     async def __aenter__(self) -> None:
         self._producer = aiokafka.AIOKafkaProducer(
-            **broker.client_options(self._settings),
+            **client_options(self._settings),
             acks="all",
             enable_idempotence=True,
             max_request_size=2 * MAX_RECORD,
@@ -198,7 +199,7 @@ class _Redriver:
         try:
             await self._producer.start()
         except KafkaError as error:
-            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
+            raise LogUnavailable(await trouble(self._settings, error)) from error
 
     async def __aexit__(self, *_: object) -> None:
         assert self._producer is not None

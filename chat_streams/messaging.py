@@ -15,6 +15,7 @@ from faust.types import TP
 from chat_streams.adoption import Adoption
 from chat_streams.batches import by_recipient
 from chat_streams.contiguous import Rewound
+from chat_streams.kafka.names import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     INCOMING,
@@ -32,7 +33,6 @@ from chat_streams.model.records import (
 from chat_streams.outgoing import Outbox
 from chat_streams.runtime.spans import traceparent
 from chat_streams.service import Service
-from chat_streams.topics import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
 from tables.cluster import Cluster
 from tables.inbox import Appended, Batch, Inbox, StaleToken
 from tables.sessions import Sessions

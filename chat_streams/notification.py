@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from chat_streams.kafka.names import INBOX_REQUESTS, SESSION_EVENTS
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     FIRST_REQUEST,
@@ -24,7 +25,6 @@ from chat_streams.model.records import (
 from chat_streams.model.times import now_ms
 from chat_streams.outgoing import Outbox
 from chat_streams.service import Service
-from chat_streams.topics import INBOX_REQUESTS, SESSION_EVENTS
 from tables.cluster import Cluster
 from tables.inbox import Inbox
 

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Final
 
 from chat_streams.contiguous import ChatApp
+from chat_streams.kafka.names import OUTGOING_MESSAGES
 from chat_streams.model.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
 from chat_streams.runtime.spans import Header, Mark
-from chat_streams.topics import OUTGOING_MESSAGES
 from tables.inbox import Page
 
 RECORD_BYTES: Final = 512 * 1024

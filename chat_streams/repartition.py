@@ -25,10 +25,11 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, for_code
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker, topics
+from chat_streams.kafka import generations, names, topics
+from chat_streams.kafka.client import Admin, TopicsError, client_options
+from chat_streams.kafka.topics import Topic
 from chat_streams.model.records import INCOMING, Messages
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import Admin, Topic, TopicsError
 
 READERS: Final = ("messaging", "history")
 """The consumer groups that must have all of the old log."""
@@ -59,7 +60,7 @@ async def plan(settings: Settings, partitions: int) -> Plan:
     log = await topics.check(settings)
     if partitions <= log.partitions:
         raise TopicsError(f"the log has {log.partitions} partitions: more are wanted, not {partitions}")
-    version = topics.VERSION + 1
+    version = names.VERSION + 1
     new = topics.of_users(settings, version, partitions)
     async with Admin(settings) as admin:
         for topic, found in zip(new, await admin.describe_topics([t.name for t in new]), strict=True):
@@ -69,7 +70,7 @@ async def plan(settings: Settings, partitions: int) -> Plan:
                 raise TopicsError(
                     f"topic {topic.name} has {count} partitions already: repartition to so many, or delete it"
                 )
-    (old, *_) = topics.of_users(settings, topics.VERSION, log.partitions)
+    (old, *_) = topics.of_users(settings, names.VERSION, log.partitions)
     return Plan(old, new, version, log.generation + 1)
 
 
@@ -90,13 +91,15 @@ async def repartition(settings: Settings, plan: Plan, wait_s: float, say: Say) -
             say(f"{plan.old.name} is open again, nothing has changed")
             raise
         _, ids = await topics.create_missing(admin, settings, plan.new)
-        generation = await topics.note_generation(settings, ids[plan.new[0].name], plan.new[0].partitions, plan.version)
+        generation = await generations.note_generation(
+            settings, ids[plan.new[0].name], plan.new[0].partitions, plan.version
+        )
     say(f"the log is generation {generation} with {plan.new[0].partitions} partitions")
 
 
 async def _close(settings: Settings, admin: AIOKafkaAdminClient, topic: Topic) -> None:
     await _configure(admin, topic, CLOSED)
-    producer = aiokafka.AIOKafkaProducer(**broker.client_options(settings), acks="all")
+    producer = aiokafka.AIOKafkaProducer(**client_options(settings), acks="all")
     nothing = INCOMING.encode(Messages(()))
     await producer.start()
     try:
@@ -130,7 +133,7 @@ async def _configure(admin: AIOKafkaAdminClient, topic: Topic, changes: dict[str
 
 async def _wait_read(settings: Settings, admin: AIOKafkaAdminClient, topic: Topic, deadline: float) -> None:
     tps = [TopicPartition(topic.name, partition) for partition in range(topic.partitions)]
-    consumer = aiokafka.AIOKafkaConsumer(**broker.client_options(settings), enable_auto_commit=False)
+    consumer = aiokafka.AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
     before: dict[TopicPartition, int] = {}
     try:
         await consumer.start()

@@ -10,9 +10,11 @@ import aiohttp.web
 import click
 import faust
 
-from chat_streams import broker, topics
 from chat_streams.compat import uvloop_streams
 from chat_streams.contiguous import ChatApp
+from chat_streams.kafka import client, names, topics
+from chat_streams.kafka.client import MECHANISM, tls_context
+from chat_streams.kafka.generations import Log
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
 from chat_streams.runtime import logs
@@ -21,7 +23,6 @@ from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.settings import Settings, SettingsError, settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
-from chat_streams.topics import Log
 from tables.cluster import Cluster, StoreRefused
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Service(ChatApp):
         super().__init__(
             name,
             broker=f"aiokafka://{self.settings.kafka.replace(',', ';')}",
-            broker_credentials=broker.credentials(self.settings),
+            broker_credentials=_credentials(self.settings),
             loss_window=self.settings.loss_window,
-            dead_letters=topics.DEAD_LETTERS,
+            dead_letters=names.DEAD_LETTERS,
             key_serializer="raw",
             value_serializer="raw",
             autodiscover=False,
@@ -69,8 +70,8 @@ class Service(ChatApp):
             broker_request_timeout=REQUEST_TIMEOUT,
             producer_request_timeout=REQUEST_TIMEOUT,
             # A dead letter holds the whole record, and why it failed.
-            producer_max_request_size=2 * topics.MAX_RECORD,
-            consumer_max_fetch_size=topics.MAX_RECORD,
+            producer_max_request_size=2 * names.MAX_RECORD,
+            consumer_max_fetch_size=names.MAX_RECORD,
             **options,
         )
         self._redis = redis
@@ -97,7 +98,7 @@ class Service(ChatApp):
             return
         try:
             self.log_generation = asyncio.run(self._check())
-        except (topics.TopicsError, StoreRefused) as error:
+        except (client.TopicsError, StoreRefused) as error:
             raise click.ClickException(str(error)) from error
         self.traces = Traces.of(self.settings, self.conf.id)
         tame_garbage_collector()
@@ -123,7 +124,7 @@ class Service(ChatApp):
             await self.sleep(INTERVAL_S)
             if not self.should_stop:
                 await self.statistics.say(
-                    lambda key, value: self.producer.send_and_wait(topics.SERVICE_STATS, key, value, 0, None, None)
+                    lambda key, value: self.producer.send_and_wait(names.SERVICE_STATS, key, value, 0, None, None)
                 )
 
     def _gauges(self) -> dict[str, float]:
@@ -160,6 +161,14 @@ class Service(ChatApp):
         @self.page(PATH)
         async def metrics(view: faust.web.View, request: aiohttp.web.Request) -> Any:
             return await self.metrics.answer(request)
+
+
+def _credentials(settings: Settings) -> Any:
+    """What ``client_options`` says of TLS and the user, for Faust's ``broker_credentials``."""
+    tls = tls_context(settings.kafka_ca_file) if settings.kafka_tls else None
+    if (login := settings.kafka_login()) is not None:
+        return faust.SASLCredentials(username=login[0], password=login[1], ssl_context=tls, mechanism=MECHANISM)
+    return None if tls is None else faust.SSLCredentials(tls)
 
 
 def _settings_or_exit() -> Settings:

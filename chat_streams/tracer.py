@@ -13,8 +13,17 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker, topics
-from chat_streams.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka import names, topics
+from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.names import (
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    OUTGOING_MESSAGES,
+    OUTGOING_SECONDS,
+    SESSION_EVENTS,
+    partition_of,
+)
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -30,14 +39,6 @@ from chat_streams.model.records import (
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import (
-    INBOX_REQUESTS,
-    INCOMING_MESSAGES,
-    OUTGOING_MESSAGES,
-    OUTGOING_SECONDS,
-    SESSION_EVENTS,
-    partition_of,
-)
 from chat_streams.tracing import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.cluster import Cluster
@@ -73,7 +74,7 @@ class Searched(NamedTuple):
         )
         return (
             f"not in the {records} records of {INCOMING_MESSAGES}, partitions and offsets {partitions}, nor in"
-            f" {self.letters} records of {topics.DEAD_LETTERS}{also}; what was never confirmed to its sender is"
+            f" {self.letters} records of {names.DEAD_LETTERS}{also}; what was never confirmed to its sender is"
             " nowhere, and the log is kept for CHAT_RETENTION seconds"
         )
 
@@ -177,7 +178,7 @@ class Tracer:
 
     async def _letters(self, needle: bytes, since: int | None) -> _Letters:
         letters = _Letters()
-        spans = await self._reader.spans(topics.DEAD_LETTERS, since_ms=since)
+        spans = await self._reader.spans(names.DEAD_LETTERS, since_ms=since)
         letters.read = sum(span.end - span.first for span in spans)
 
         def look(record: LogRecord) -> None:
@@ -188,7 +189,7 @@ class Tracer:
                 item.traceback, item.value = "", None
                 letters.found.append((record.offset, item))
 
-        await self._each(spans, f"reading {topics.DEAD_LETTERS}", needle, look, also_below=MARK_BYTES)
+        await self._each(spans, f"reading {names.DEAD_LETTERS}", needle, look, also_below=MARK_BYTES)
         return letters
 
     async def _each(
@@ -238,13 +239,13 @@ class Tracer:
         return False
 
     async def _next_offset(self, group: str, partition: int) -> int | None:
-        admin = AIOKafkaAdminClient(**broker.client_options(self._settings))
+        admin = AIOKafkaAdminClient(**client_options(self._settings))
         tp = TopicPartition(INCOMING_MESSAGES, partition)
         try:
             await admin.start()
             offset = int((await admin.list_consumer_group_offsets(group, partitions=[tp]))[tp].offset)
         except KafkaError as error:
-            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
+            raise LogUnavailable(await trouble(self._settings, error)) from error
         finally:
             await admin.close()
         return offset if offset >= 0 else None

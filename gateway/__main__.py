@@ -10,10 +10,10 @@ from aiohttp import web
 from aiokafka.errors import KafkaError
 
 from chat_streams.compat import uvloop_streams
+from chat_streams.kafka.client import TopicsError
 from chat_streams.runtime import logs
 from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.settings import SettingsError, settings
-from chat_streams.topics import TopicsError
 from gateway.app import create_app
 from tables.cluster import StoreRefused
 

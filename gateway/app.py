@@ -17,7 +17,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker, topics
+from chat_streams.kafka import topics
+from chat_streams.kafka.client import client_options
+from chat_streams.kafka.generations import Log
+from chat_streams.kafka.names import INCOMING_MESSAGES, partition_of
 from chat_streams.model import codes
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import Delivery
@@ -26,7 +29,6 @@ from chat_streams.runtime.settings import Settings, SettingsError
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
 from chat_streams.runtime.tokens import Authenticator
-from chat_streams.topics import INCOMING_MESSAGES, Log, partition_of
 from gateway import protocol
 from gateway.allowance import Allowances
 from gateway.connection import Limits
@@ -82,7 +84,7 @@ class Gateway:
         await self._cluster.check()
         metrics = await self._serve_metrics()
         await self.publisher.start()
-        self._ends = AIOKafkaConsumer(**broker.client_options(self.settings), enable_auto_commit=False)
+        self._ends = AIOKafkaConsumer(**client_options(self.settings), enable_auto_commit=False)
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
@@ -199,7 +201,7 @@ class Gateway:
         if until.generation < self._log.generation:
             return  # All of an earlier log was written before this one began.
         tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self.settings.partitions))
-        admin = AIOKafkaAdminClient(**broker.client_options(self.settings))
+        admin = AIOKafkaAdminClient(**client_options(self.settings))
         try:
             last = min(until, await self.log_end(tp.partition))
             async with asyncio.timeout(self.settings.engine_timeout):

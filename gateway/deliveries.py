@@ -11,11 +11,11 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker
+from chat_streams.kafka.client import client_options
+from chat_streams.kafka.names import MAX_RECORD, OUTGOING_MESSAGES
 from chat_streams.model.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header
-from chat_streams.topics import MAX_RECORD, OUTGOING_MESSAGES
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class Deliveries:
         """
         await self.close()
         consumer = AIOKafkaConsumer(
-            **broker.client_options(self._settings),
+            **client_options(self._settings),
             enable_auto_commit=False,
             auto_offset_reset="latest",
             max_partition_fetch_bytes=max(FETCH_BYTES, MAX_RECORD),

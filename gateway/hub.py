@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiokafka.errors import KafkaError
 
+from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
 from chat_streams.model.records import (
     Acknowledge,
@@ -30,7 +31,6 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
-from chat_streams.topics import partition_of
 from gateway.connection import Ask
 from gateway.deliveries import Deliveries
 from gateway.publisher import Publisher

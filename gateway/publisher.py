@@ -12,7 +12,15 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from chat_streams import broker
+from chat_streams.kafka.client import client_options
+from chat_streams.kafka.names import (
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    MAX_RECORD,
+    SERVICE_STATS,
+    SESSION_EVENTS,
+    partition_of,
+)
 from chat_streams.model.records import (
     INCOMING,
     MAX_MESSAGES,
@@ -29,14 +37,6 @@ from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
 from chat_streams.runtime.statistics import Statistics, counting_errors
-from chat_streams.topics import (
-    INBOX_REQUESTS,
-    INCOMING_MESSAGES,
-    MAX_RECORD,
-    SERVICE_STATS,
-    SESSION_EVENTS,
-    partition_of,
-)
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -364,7 +364,7 @@ class Publisher:
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
-            **broker.client_options(self.settings),
+            **client_options(self.settings),
             acks="all",
             enable_idempotence=True,
             linger_ms=0,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 from aiohttp import WSMsgType, web
 
+from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
 from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Message, Missed
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.spans import Expected
 from chat_streams.runtime.tokens import BadToken, ExpiredToken, Identity, KeysUnavailable
-from chat_streams.topics import partition_of
 from gateway import protocol
 from gateway.allowance import Allowance
 from gateway.connection import AckRefused, Ask, Connection

@@ -14,12 +14,13 @@ from rich.text import Text
 from chat_streams.audit import Fate, Report
 from chat_streams.auditor import Options, audit
 from chat_streams.commands.output import bar, console
-from chat_streams.log_reader import LogUnavailable
+from chat_streams.kafka.client import TopicsError
+from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.kafka.names import partition_of
 from chat_streams.model.records import UnknownVersion
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 from chat_streams.service import Service
-from chat_streams.topics import TopicsError, partition_of
 from tables import last_audit
 from tables.chat_history import HistoryUnavailable
 from tables.cluster import Cluster, StoreUnavailable

@@ -16,7 +16,7 @@ from rich.table import Table
 from chat_streams import letterbox
 from chat_streams.commands.output import Since, bar, console, utc
 from chat_streams.dead_letters import CODECS, Filter
-from chat_streams.log_reader import LogUnavailable
+from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.runtime.settings import Settings
 from chat_streams.service import Service
 

@@ -14,13 +14,13 @@ from aiokafka.structs import TopicPartition
 from faust.cli import option
 from rich.table import Table
 
-from chat_streams import broker
 from chat_streams.commands.output import Command, console
 from chat_streams.inspector.collector import GROUPS, LOOK_S, look
 from chat_streams.inspector.formats import empty_in, number, seconds
 from chat_streams.inspector.lag import Watermarks, summary
 from chat_streams.inspector.sampling import sample
-from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.log_reader import LogReader, LogUnavailable
 from chat_streams.runtime.settings import Settings
 from chat_streams.service import Service
 
@@ -42,7 +42,7 @@ def register(app: Service) -> None:
         except LogUnavailable as error:
             raise click.ClickException(str(error)) from error
         except (KafkaError, OSError, TimeoutError) as error:
-            raise click.ClickException(await broker.trouble(app.settings, error)) from error
+            raise click.ClickException(await trouble(app.settings, error)) from error
         _show(rows, as_json)
         if most_s is not None and (late := [row for row in rows if (row["seconds"] or 0) > most_s]):
             names = ", ".join(f"{row['group']} on {row['topic']}" for row in late)
@@ -53,8 +53,8 @@ async def _measure(settings: Settings) -> list[dict[str, Any]]:
     marks = Watermarks()
     topics = sorted({topic for of_group in GROUPS.values() for topic in of_group})
     tps = [TopicPartition(topic, p) for topic in topics for p in range(settings.partitions)]
-    consumer = AIOKafkaConsumer(**broker.client_options(settings), enable_auto_commit=False)
-    admin = AIOKafkaAdminClient(**broker.client_options(settings))
+    consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
+    admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await consumer.start()
         await admin.start()

@@ -15,7 +15,7 @@ from faust.cli import AppCommand
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from chat_streams.log_reader import Progress as Report
+from chat_streams.kafka.log_reader import Progress as Report
 from chat_streams.model.times import duration, utc
 
 __all__ = ["Command", "Since", "bar", "console", "duration", "utc"]

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from chat_streams.commands.output import Command
-from chat_streams.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.service import Service
-from chat_streams.topics import INCOMING_MESSAGES
 from tables.cluster import Cluster, StoreUnavailable
 from tables.inbox import Inbox
 

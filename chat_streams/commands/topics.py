@@ -8,8 +8,9 @@ import click
 from aiokafka.errors import KafkaError
 from faust.cli import AppCommand, argument, option
 
-from chat_streams import repartition, topics
+from chat_streams import repartition
 from chat_streams.commands.output import Command
+from chat_streams.kafka import client, topics
 from chat_streams.service import Service
 from tables.chat_history import ChatHistory, HistoryUnavailable
 
@@ -59,7 +60,7 @@ async def _repartition(app: Service, partitions: int, dry_run: bool, wait_s: flo
             click.echo("dry run: nothing is changed")
             return
         await repartition.repartition(settings, plan, wait_s, click.echo)
-    except (topics.TopicsError, KafkaError) as error:
+    except (client.TopicsError, KafkaError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"now restart the workers, then the gateways, with {plan.settings}")
 
@@ -75,7 +76,7 @@ async def _run(app: Service, action: str) -> None:
             click.echo(f"created: {', '.join(made_all) or 'nothing was missing'}")
         log = await topics.check(settings)
         click.echo(f"the log is generation {log.generation} with {log.partitions} partitions; all topics are right")
-    except (topics.TopicsError, HistoryUnavailable) as error:
+    except (client.TopicsError, HistoryUnavailable) as error:
         raise click.ClickException(str(error)) from error
     finally:
         await history.close()

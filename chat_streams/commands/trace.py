@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chat_streams import topics, tracing
+from chat_streams import tracing
 from chat_streams.commands.output import Command, Since, bar, console, duration, utc
-from chat_streams.log_reader import LogUnavailable
+from chat_streams.kafka import client
+from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.service import Service
 from chat_streams.tracer import Tracer
 from chat_streams.tracing import Rules, Trail, Verdict, verdict
@@ -50,7 +51,7 @@ def register(app: Service) -> None:
                 for trail in found[:MAX_TRAILS]:
                     rules = await tracer.follow(trail)
                     _show(trail, verdict(trail, rules, utc), rules, as_json)
-        except (LogUnavailable, StoreUnavailable, topics.TopicsError) as error:
+        except (LogUnavailable, StoreUnavailable, client.TopicsError) as error:
             raise click.ClickException(str(error)) from error
         if len(found) > MAX_TRAILS:
             click.echo(f"{len(found) - MAX_TRAILS} more: narrow it down with --sender and --to", err=True)

@@ -19,18 +19,19 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker, topics
 from chat_streams.inspector.lag import Lag, Watermarks
 from chat_streams.inspector.leases import Slot, leases
 from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.inspector.series import HOUR_MS, Series
-from chat_streams.log_reader import LogReader
+from chat_streams.kafka import names
+from chat_streams.kafka.client import client_options
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import SERVICE_STATS
 from chat_streams.model.position import Position
 from chat_streams.model.times import now_ms
 from chat_streams.runtime import statistics
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
-from chat_streams.topics import SERVICE_STATS
 from tables import last_audit
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.cluster import Cluster, StoreUnavailable
@@ -45,20 +46,20 @@ WAIT_MS: Final = 2000
 """Kafka holds a fetch back so long while there is nothing: each answer costs both of them."""
 DATABASE_S: Final = 4.0
 GROUPS: Final = {
-    "messaging": (topics.INCOMING_MESSAGES, topics.SESSION_EVENTS),
-    "notification": (topics.SESSION_EVENTS, topics.INBOX_REQUESTS),
-    "history": (topics.INCOMING_MESSAGES,),
+    "messaging": (names.INCOMING_MESSAGES, names.SESSION_EVENTS),
+    "notification": (names.SESSION_EVENTS, names.INBOX_REQUESTS),
+    "history": (names.INCOMING_MESSAGES,),
 }
 TOPICS: Final = (
-    topics.INCOMING_MESSAGES,
-    topics.SESSION_EVENTS,
-    topics.INBOX_REQUESTS,
-    topics.OUTGOING_MESSAGES,
-    topics.DEAD_LETTERS,
+    names.INCOMING_MESSAGES,
+    names.SESSION_EVENTS,
+    names.INBOX_REQUESTS,
+    names.OUTGOING_MESSAGES,
+    names.DEAD_LETTERS,
 )
-OTHER_TOPICS: Final = (topics.REGISTRY_CHANGELOG, topics.GENERATIONS, topics.SERVICE_STATS)
+OTHER_TOPICS: Final = (names.REGISTRY_CHANGELOG, names.GENERATIONS, names.SERVICE_STATS)
 """They have a tail, too."""
-ONE_PARTITION: Final = (topics.DEAD_LETTERS, topics.GENERATIONS, topics.SERVICE_STATS)
+ONE_PARTITION: Final = (names.DEAD_LETTERS, names.GENERATIONS, names.SERVICE_STATS)
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Collector:
     def _gauges(self) -> dict[str, float]:
         marks, redis = self.watermarks, self.engines["Redis"]
         found = {f"lag_{group}": float(marks.lag(group)) for group in GROUPS} if marks.ends else {}
-        if (end := marks.ends.get(TopicPartition(topics.DEAD_LETTERS, 0))) is not None:
+        if (end := marks.ends.get(TopicPartition(names.DEAD_LETTERS, 0))) is not None:
             found["dead_letters"] = float(end)
         return found | {"redis_since": float(redis.since)} if redis.up else found
 
@@ -149,7 +150,7 @@ class Collector:
     @contextlib.asynccontextmanager
     async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
         consumer = AIOKafkaConsumer(
-            **broker.client_options(self.settings),
+            **client_options(self.settings),
             enable_auto_commit=False,
             request_timeout_ms=int(REQUEST_S * 1000),
             fetch_max_wait_ms=WAIT_MS,
@@ -162,7 +163,7 @@ class Collector:
             await consumer.stop()
 
     async def _kafka(self) -> None:
-        admin = AIOKafkaAdminClient(**broker.client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
+        admin = AIOKafkaAdminClient(**client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
         try:
             async with self._consumer() as consumer, asyncio.timeout(None) as limit:
                 await admin.start()
@@ -178,7 +179,7 @@ class Collector:
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has, by the settings."""
-        if topic == topics.OUTGOING_MESSAGES:
+        if topic == names.OUTGOING_MESSAGES:
             return self.settings.slots
         return 1 if topic in ONE_PARTITION else self.settings.partitions
 
@@ -199,7 +200,7 @@ class Collector:
                         self.series.add(statistics.decode(record.value or b""))
 
     async def _publish(self) -> None:
-        producer = AIOKafkaProducer(**broker.client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
+        producer = AIOKafkaProducer(**client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
         try:
             async with asyncio.timeout(REQUEST_S):
                 await producer.start()

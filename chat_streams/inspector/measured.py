@@ -6,8 +6,8 @@ from collections import defaultdict
 
 from chat_streams.inspector.collector import GROUPS, Collector
 from chat_streams.inspector.lag import summary
+from chat_streams.kafka.names import DEAD_LETTERS
 from chat_streams.runtime.metrics import Samples
-from chat_streams.topics import DEAD_LETTERS
 
 FATES = ("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost")
 _NAMES = {"accepted": "messages", "lost": "none"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from chat_streams import topics
 from chat_streams.dead_letters import readable
+from chat_streams.kafka import names
 from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
@@ -23,11 +23,11 @@ from chat_streams.model.records import (
 )
 
 _CODECS: Final[dict[str, Codec[Any]]] = {
-    topics.INCOMING_MESSAGES: INCOMING,
-    topics.SESSION_EVENTS: SESSIONS,
-    topics.INBOX_REQUESTS: REQUESTS,
-    topics.OUTGOING_MESSAGES: OUTGOING,
-    topics.DEAD_LETTERS: DEAD_LETTERS,
+    names.INCOMING_MESSAGES: INCOMING,
+    names.SESSION_EVENTS: SESSIONS,
+    names.INBOX_REQUESTS: REQUESTS,
+    names.OUTGOING_MESSAGES: OUTGOING,
+    names.DEAD_LETTERS: DEAD_LETTERS,
 }
 
 
@@ -42,7 +42,7 @@ def things_of(topic: str, value: bytes | None) -> list[Any]:
     record = _CODECS[topic].decode(value)
     if isinstance(record, Messages):
         return list(record.messages)
-    return [record] if topic == topics.DEAD_LETTERS else list(record)
+    return [record] if topic == names.DEAD_LETTERS else list(record)
 
 
 def field_of(thing: Any, name: str) -> Any:

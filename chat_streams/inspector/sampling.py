@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 from aiokafka.structs import TopicPartition
 
 from chat_streams.inspector.lag import Lag, Watermarks
-from chat_streams.log_reader import LogReader, Span
+from chat_streams.kafka.log_reader import LogReader, Span
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.records import MAGIC
 from chat_streams.model.times import now_ms
-from chat_streams.topics import INCOMING_MESSAGES
 
 NEWEST: Final = 3
 """Records of a partition that stand for what it carries now."""

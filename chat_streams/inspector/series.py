@@ -6,8 +6,8 @@ from collections import OrderedDict, defaultdict, deque
 from typing import Final, NamedTuple
 
 from chat_streams.inspector.ledger import Ledger
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.runtime.statistics import INTERVAL_S, ServiceStats
-from chat_streams.topics import INCOMING_MESSAGES
 
 HOUR_MS: Final = 3600 * 1000
 STEP_MS: Final = int(INTERVAL_S * 1000)

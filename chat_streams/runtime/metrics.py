@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from chat_streams.kafka.names import GROUPS
 from chat_streams.runtime.statistics import BOUNDS_MS, Histogram, Statistics
-from chat_streams.topics import GROUPS
 
 PREFIX: Final = "connect_chat_"
 PATH: Final = "/metrics"

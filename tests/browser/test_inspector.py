@@ -12,10 +12,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from playwright.async_api import Page, expect
 
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, partition_of
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats, encode
 from chat_streams.runtime.tokens import mint
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, partition_of
 from docker.local.part import Running
 from tables.inbox import keys
 from tests.browser.conftest import Open, shoot

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from chat_streams.topics import partition_of
+from chat_streams.kafka.names import partition_of
 from docker.local.layout import StackError
 from docker.local.part import Running
 from gateway.client import Client, ClientError, ServerError

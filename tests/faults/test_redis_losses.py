@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from chat_streams.log_reader import LogReader
-from chat_streams.topics import DEAD_LETTERS
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import DEAD_LETTERS
 from docker.local.part import Running
 from tests.faults.load import Load
 from tests.integration.support import Received, Stack, user

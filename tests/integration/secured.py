@@ -15,9 +15,10 @@ from aiokafka.protocol.admin import CreateAclsRequest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from redis.asyncio import Redis
 
-from chat_streams import broker, topics
+from chat_streams.kafka import topics
+from chat_streams.kafka.client import MECHANISM, client_options
+from chat_streams.kafka.names import GENERATIONS
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import GENERATIONS
 from docker.local.engines import Kafka, RedisNode, installed_redis
 from docker.local.layout import HOST, ROOT, Layout
 from docker.local.parts import Service
@@ -69,8 +70,8 @@ class SecuredKafka(Kafka):
         module = "org.apache.kafka.common.security.scram.ScramLoginModule"
         return super().options() | {
             "listener.security.protocol.map": "CLIENT:SASL_SSL,CONTROLLER:PLAINTEXT",
-            "sasl.enabled.mechanisms": broker.MECHANISM,
-            "sasl.mechanism.inter.broker.protocol": broker.MECHANISM,
+            "sasl.enabled.mechanisms": MECHANISM,
+            "sasl.mechanism.inter.broker.protocol": MECHANISM,
             "listener.name.client.scram-sha-512.sasl.jaas.config": (
                 f'{module} required username="{ADMIN}" password="{self._password}";'
             ),
@@ -84,7 +85,7 @@ class SecuredKafka(Kafka):
         }
 
     def client_options(self) -> dict[str, Any]:
-        return broker.client_options(self.settings)
+        return client_options(self.settings)
 
 
 class SecuredRedis(RedisNode):
@@ -225,7 +226,7 @@ class SecuredStack(Stack):
             await asyncio.gather(topics.create(self.settings), history.create())
         finally:
             await history.close()
-        admin = AIOKafkaAdminClient(**broker.client_options(self.settings))
+        admin = AIOKafkaAdminClient(**client_options(self.settings))
         await admin.start()
         try:
             answer: Any = await admin._send_request(_Grant())

@@ -11,8 +11,8 @@ from typing import Any
 import aioboto3
 import pytest
 
+from chat_streams.kafka.names import partition_of
 from chat_streams.model.position import Position
-from chat_streams.topics import partition_of
 from tables.inbox import keys
 from tests.integration.commands import call, run
 from tests.integration.support import Received, Stack, abort_client, eventually, user

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from chat_streams import dead_letters, topics
+from chat_streams import dead_letters
 from chat_streams.commands.output import utc
 from chat_streams.dead_letters import Filter
-from chat_streams.log_reader import LogReader
+from chat_streams.kafka import names
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, partition_of
 from chat_streams.model.records import INCOMING, DeadLetter, Message, Messages
 from chat_streams.model.times import now_ms
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, partition_of
 from tables.inbox import keys
 from tests.integration.commands import run
 from tests.integration.support import Received, Stack, eventually, user
@@ -43,7 +44,7 @@ async def wait_kept(stack: Stack, count: int, wanted: Filter) -> list[int]:
     async with LogReader(stack.settings) as reader:
 
         async def there() -> list[int]:
-            found = dead_letters.read(reader, await reader.spans(topics.DEAD_LETTERS, since_ms=wanted.since))
+            found = dead_letters.read(reader, await reader.spans(names.DEAD_LETTERS, since_ms=wanted.since))
             numbers = [n async for n, item in found if isinstance(item, DeadLetter) and wanted.matches(item)]
             return numbers if len(numbers) == count else []
 

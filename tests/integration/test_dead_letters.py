@@ -11,9 +11,9 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
-from chat_streams import topics
+from chat_streams.kafka import names
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.records import DEAD_LETTERS, MAGIC, VERSION, DeadLetter
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from tests.integration.support import Received, Stack, eventually, user
 
 READERS = {
@@ -53,7 +53,7 @@ class Letters:
 async def letters(stack: Stack) -> AsyncIterator[Letters]:
     consumer = AIOKafkaConsumer(bootstrap_servers=stack.settings.kafka, enable_auto_commit=False)
     await consumer.start()
-    tp = TopicPartition(topics.DEAD_LETTERS, 0)
+    tp = TopicPartition(names.DEAD_LETTERS, 0)
     consumer.assign([tp])
     await consumer.seek_to_end(tp)
     await consumer.position(tp)

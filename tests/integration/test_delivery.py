@@ -9,9 +9,9 @@ import random
 import time
 from typing import Any
 
-from chat_streams.log_reader import LogReader
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import OUTGOING_MESSAGES
 from chat_streams.model.records import OUTGOING, PUSH, Delivery, Target
-from chat_streams.topics import OUTGOING_MESSAGES
 from gateway.client import Message
 from tests.integration.support import Received, Stack, abort_client, eventually, user
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.measure import resident_of
-from chat_streams.topics import partition_of
+from chat_streams.kafka.names import partition_of
 from tests.integration.hostile import (
     Bystander,
     bad,

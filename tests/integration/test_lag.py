@@ -6,7 +6,7 @@ from itertools import repeat
 from typing import Any
 
 from chat_streams.inspector.sampling import NEWEST
-from chat_streams.topics import partition_of
+from chat_streams.kafka.names import partition_of
 from tests.integration.commands import call, run
 from tests.integration.support import Stack, eventually, user
 

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
-from chat_streams.log_reader import LogReader, LogUnavailable, Span
+from chat_streams.kafka.log_reader import LogReader, LogUnavailable, Span
 from tests.integration.support import Stack, user
 
 PARTITIONS, RECORDS = 3, 1_200

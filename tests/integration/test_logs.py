@@ -6,8 +6,8 @@ import json
 
 from aiokafka import AIOKafkaProducer
 
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.records import MAGIC, VERSION
-from chat_streams.topics import INCOMING_MESSAGES
 from tests.integration.support import Received, Stack, eventually, user
 
 SERVICES = ("gateway", "messaging", "notification", "history")

@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
-from chat_streams.log_reader import LogReader
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import OUTGOING_MESSAGES, REGISTRY_CHANGELOG
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import OUTGOING, Delivery
-from chat_streams.topics import OUTGOING_MESSAGES, REGISTRY_CHANGELOG
 from tests.integration.support import Received, Stack, eventually, user
 
 FAILOVER_S = 30.0

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from chat_streams import topics
-from chat_streams.topics import TopicsError
+from chat_streams.kafka import topics
+from chat_streams.kafka.client import TopicsError
 from tables.cluster import Cluster, StoreRefused
 from tests.integration.commands import run
 from tests.integration.secured import ADMIN, STRANGER, Certificates, SecuredStack

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from chat_streams.topics import INCOMING_MESSAGES
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from docker.local.engines import Kafka
 from docker.local.layout import HOST, ROOT, Layout
 from tests.integration.support import Stack, eventually, start_process

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from chat_streams import topics
-from chat_streams.log_reader import LogReader
-from chat_streams.topics import partition_of
+from chat_streams.kafka import names
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import partition_of
 from tables.inbox import keys
 from tests.integration.commands import run
 from tests.integration.support import Received, Stack, eventually, user
@@ -128,7 +128,7 @@ async def test_an_unknown_id_says_what_was_read(stack: Stack) -> None:
     bob, unknown = user("bob"), user("id")
     partition = partition_of(bob, stack.settings.partitions)
     async with LogReader(stack.settings) as reader:
-        (span,) = await reader.spans(topics.INCOMING_MESSAGES, [partition])
+        (span,) = await reader.spans(names.INCOMING_MESSAGES, [partition])
     one = await run(stack, "trace", unknown, "--to", bob, code=1)
     assert f"offsets {partition} ({span.first} to " in one.err
     assert bob in one.err

@@ -11,9 +11,10 @@ from faust.types import TP
 
 from chat_streams.adoption import Adoption
 from chat_streams.contiguous import ChatApp, Rewound
+from chat_streams.kafka.generations import Generation
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.progress import Checkpoint, Progress, Start
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import INCOMING_MESSAGES, Generation
 from tables.inbox import Inbox
 
 FIRST, SECOND = TP(INCOMING_MESSAGES, 0), TP(INCOMING_MESSAGES, 1)
@@ -158,7 +159,7 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     async def no_devices(*_: object) -> dict[str, object]:
         return {}
 
-    monkeypatch.setattr("chat_streams.topics.former", former_logs)
+    monkeypatch.setattr("chat_streams.kafka.topics.former", former_logs)
     monkeypatch.setattr("chat_streams.former.is_applied", look)
     monkeypatch.setattr("chat_streams.former.apply", apply)
     monkeypatch.setattr("chat_streams.adoption.logged_devices", no_devices)

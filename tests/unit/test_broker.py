@@ -13,8 +13,9 @@ import pytest
 import trustme
 from aiokafka.errors import KafkaConnectionError
 
-from chat_streams import broker
+from chat_streams.kafka.client import client_options, trouble
 from chat_streams.runtime.settings import Settings
+from chat_streams.service import _credentials
 from tables.cluster import Cluster, StoreRefused
 
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
@@ -67,7 +68,7 @@ async def a_bad_one(case: str, folder: Path) -> AsyncIterator[tuple[int, Path]]:
 async def test_kafka_by_tls(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         settings = Settings(kafka=f"127.0.0.1:{port}", kafka_tls=True, kafka_ca_file=authority)
-        assert text in await broker.trouble(settings, KafkaConnectionError())
+        assert text in await trouble(settings, KafkaConnectionError())
 
 
 @CASES
@@ -83,6 +84,6 @@ async def test_redis_by_tls(tmp_path: Path, case: str, text: str) -> None:
 
 def test_the_password_is_in_no_representation() -> None:
     settings = Settings(kafka="127.0.0.1:9092", kafka_tls=True, kafka_user="alice", kafka_password="sesame")
-    assert broker.client_options(settings)["sasl_plain_password"] == "sesame"
-    assert broker.client_options(settings)["security_protocol"] == "SASL_SSL"
-    assert "sesame" not in repr(broker.credentials(settings)) + repr(settings)
+    assert client_options(settings)["sasl_plain_password"] == "sesame"
+    assert client_options(settings)["security_protocol"] == "SASL_SSL"
+    assert "sesame" not in repr(_credentials(settings)) + repr(settings)

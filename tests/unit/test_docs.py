@@ -12,10 +12,10 @@ import pytest
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from chat_streams.kafka.topics import NEEDS
 from chat_streams.model import ids
 from chat_streams.model.codes import Close
 from chat_streams.runtime.settings import Settings
-from chat_streams.topics import NEEDS
 from docker.local.layout import PREFIX, Layout
 from gateway import protocol
 

@@ -21,7 +21,9 @@ from chat_streams.inspector.pages.tail import SHOWN_PER_S, Filters, View, positi
 from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.sampling import count_of
 from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
-from chat_streams.log_reader import LogRecord, Span
+from chat_streams.kafka.log_reader import LogRecord, Span
+from chat_streams.kafka.names import DEAD_LETTERS as DEAD_LETTERS_TOPIC
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -37,8 +39,6 @@ from chat_streams.model.records import (
 )
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Histogram, ServiceStats, Statistics, decode, encode
-from chat_streams.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
 from chat_streams.tracing import Connection, Name, Trail
 
 NOW = 1_800_000_000_000

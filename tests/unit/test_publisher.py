@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import (
     INCOMING,
@@ -22,7 +23,6 @@ from chat_streams.model.records import (
 )
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from gateway.publisher import ITEM_BYTES, Accepted, Publisher
 
 INTERVAL = 0.010

@@ -9,10 +9,10 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.person import as_json
 from chat_streams.inspector.site import Answer, NotFound, Site
-from chat_streams.log_reader import LogReader
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.names import SESSION_EVENTS
 from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion, UserConnected
 from chat_streams.model.times import now_ms
-from chat_streams.topics import SESSION_EVENTS
 from chat_streams.tracing import Connection
 
 HOURS: Final = 24

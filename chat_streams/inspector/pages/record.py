@@ -9,8 +9,8 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.site import Answer, NotFound, Site
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
 from chat_streams.letterbox import HEX_BYTES
-from chat_streams.log_reader import LogReader, LogRecord, Span
 from chat_streams.model.times import utc
 
 MOST_HEX: Final = 64 * 1024

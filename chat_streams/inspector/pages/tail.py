@@ -23,8 +23,8 @@ from chat_streams.inspector.feed import Feeds, Follower, Read
 from chat_streams.inspector.live import HEARTBEAT_S, Event
 from chat_streams.inspector.reading import field_of, shown
 from chat_streams.inspector.site import Answer, Site
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.times import now_ms, utc
-from chat_streams.topics import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 
 TAILS: Final = (*TOPICS, *OTHER_TOPICS)
 BY_USER: Final = (INCOMING_MESSAGES, SESSION_EVENTS, INBOX_REQUESTS)

@@ -11,11 +11,11 @@ from chat_streams.inspector import person
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.person import LAST, NoSuchUser, Sources
 from chat_streams.inspector.site import Answer, NotFound, Site
-from chat_streams.log_reader import LogReader, Span
+from chat_streams.kafka.log_reader import LogReader, Span
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.ids import is_id
 from chat_streams.model.records import INCOMING, Undecodable, UnknownVersion
 from chat_streams.model.times import now_ms, utc
-from chat_streams.topics import INCOMING_MESSAGES
 
 OUT_RECORDS: Final = 2_000
 """Of each partition, the newest: where messages from a user are looked for."""

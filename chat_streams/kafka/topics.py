@@ -1,72 +1,38 @@
-"""The topics: what they are called, how they are made, which partition a user is on, and which log this is."""
+"""The topics: how they must be, how they are made and checked, and what each service may do with them."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
-import aiokafka
-import msgspec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
-from aiokafka.partitioner import murmur2
-from aiokafka.structs import TopicPartition
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from chat_streams import broker
-from chat_streams.metadata import TopicMetadata, may_join, topics_of
+from chat_streams.kafka.client import REQUEST_SECONDS, Admin, TopicsError
+from chat_streams.kafka.generations import Log, generations, note_generation
+from chat_streams.kafka.metadata import TopicMetadata, may_join, topics_of
+from chat_streams.kafka.names import (
+    DEAD_LETTERS,
+    GENERATIONS,
+    GROUPS,
+    INBOX_REQUESTS,
+    INCOMING_MESSAGES,
+    MAX_RECORD,
+    OUTGOING_MESSAGES,
+    OUTGOING_SECONDS,
+    REGISTRY_CHANGELOG,
+    SERVICE_STATS,
+    SESSION_EVENTS,
+    VERSION,
+    Names,
+)
 from chat_streams.runtime.settings import Settings
 
-
-class Names(NamedTuple):
-    """What the topics on whose partitions the users are, and the table of connections, are called in one version."""
-
-    incoming_messages: str
-    session_events: str
-    inbox_requests: str
-    registry: str
-
-    @classmethod
-    def of(cls, version: int) -> Names:
-        """Those of a version, from 1 on."""
-        ending = "" if version == 1 else f"-{version}"
-        names = ("incoming_messages", "session_events", "inbox_requests", "sessions")
-        return cls(*(f"{name}{ending}" for name in names))
-
-    @property
-    def logs(self) -> tuple[str, str, str]:
-        """The topics from which inboxes are restored."""
-        return self.incoming_messages, self.session_events, self.inbox_requests
-
-    @property
-    def registry_changelog(self) -> str:
-        """Faust's topic for the table."""
-        return f"messaging-{self.registry}-changelog"
-
-
-_VERSION_TEXT: Final = os.environ.get("CHAT_TOPICS_VERSION", "1")
-# Faust's agents name their topics when they are imported. Whatever is no number is refused by the settings.
-VERSION: Final = int(_VERSION_TEXT) if _VERSION_TEXT.isdecimal() else 1
-_NAMES: Final = Names.of(VERSION)
-INCOMING_MESSAGES: Final = _NAMES.incoming_messages
-SESSION_EVENTS: Final = _NAMES.session_events
-INBOX_REQUESTS: Final = _NAMES.inbox_requests
-REGISTRY: Final = _NAMES.registry
-REGISTRY_CHANGELOG: Final = _NAMES.registry_changelog
-OUTGOING_MESSAGES: Final = "outgoing_messages"
-DEAD_LETTERS: Final = "dead_letters"
-GENERATIONS: Final = "log_generations"
-SERVICE_STATS: Final = "service_stats"
-
-MAX_RECORD: Final = 2 * 1024 * 1024
-REQUEST_SECONDS: Final = 10.0
 DEAD_LETTER_PARTITIONS: Final = 1
-OUTGOING_SECONDS: Final = 3600
 STATS_SECONDS: Final = 2 * 3600
 COMPACTED: Final = {"cleanup.policy": "compact"}
 NEEDS: Final = {
@@ -104,34 +70,6 @@ NEEDS: Final = {
     },
 }
 """What each service does with which topic. All of them read ``log_generations``, and the configs of every topic."""
-GROUPS: Final = ("messaging", "notification", "history")
-"""The services that are consumer groups, too."""
-
-
-class TopicsError(Exception):
-    """The topics are not as they must be; the text says what is wrong and what to do."""
-
-
-class Log(NamedTuple):
-    """The log the messages are addressed in."""
-
-    generation: int
-    partitions: int
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """A record of ``log_generations``: which generation the topic with this id is, and which version of its name."""
-
-    generation: int
-    topic_id: str
-    partitions: int
-    version: int = 1
-
-
-@lru_cache(maxsize=65_536)
-def partition_of(user: str, partitions: int) -> int:
-    """The partition of a user: Kafka's own default partitioner on the bytes of the user id."""
-    return int((murmur2(user.encode()) & 0x7FFFFFFF) % partitions)
 
 
 @dataclass(frozen=True)
@@ -177,27 +115,6 @@ def _wanted(settings: Settings) -> list[Topic]:
             common | {"retention.ms": str(STATS_SECONDS * 1000), "segment.bytes": str(16 * 1024 * 1024)},
         ),
     ]
-
-
-class Admin:
-    """An admin client that says clearly when there is no Kafka."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._client = AIOKafkaAdminClient(
-            **broker.client_options(settings), request_timeout_ms=int(REQUEST_SECONDS * 1000)
-        )
-
-    async def __aenter__(self) -> AIOKafkaAdminClient:
-        try:
-            await self._client.start()
-        except KafkaError as error:
-            await self._client.close()
-            raise TopicsError(await broker.trouble(self._settings, error)) from error
-        return self._client
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
 
 
 async def create(settings: Settings) -> list[str]:
@@ -335,62 +252,3 @@ async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str
         for answer in answers
         for resource in answer.resources
     }
-
-
-async def generations(settings: Settings) -> list[Generation]:
-    """All generations of the log there were; raises ``TopicsError``."""
-    consumer = aiokafka.AIOKafkaConsumer(**broker.client_options(settings), enable_auto_commit=False)
-    tp = TopicPartition(GENERATIONS, 0)
-    found: list[Generation] = []
-    try:
-        async with asyncio.timeout(REQUEST_SECONDS):
-            await consumer.start()
-            consumer.assign([tp])
-            await consumer.seek_to_beginning(tp)
-            end = (await consumer.end_offsets([tp]))[tp]
-            while await consumer.position(tp) < end:
-                batch = await consumer.getmany(tp, timeout_ms=500)
-                found += [msgspec.json.decode(r.value, type=Generation) for r in batch.get(tp, [])]
-    except (KafkaError, TimeoutError) as error:
-        raise TopicsError(f"topic {GENERATIONS} cannot be read from {settings.kafka}: {error!r}") from error
-    finally:
-        await consumer.stop()
-    return found
-
-
-async def former(settings: Settings) -> list[Generation]:
-    """The generations of earlier versions whose topics Kafka still has, the oldest first.
-
-    Raises ``TopicsError``, also where we may not see them, and ``KafkaError``.
-    """
-    if VERSION == 1:
-        return []
-    known = [g for g in await generations(settings) if g.version < VERSION]
-    names = {g: Names.of(g.version) for g in known}
-    async with Admin(settings) as admin:
-        there, hidden = await topics_of(admin, sorted({name for of in names.values() for name in of.logs}))
-    if hidden:
-        raise TopicsError(f"may not see topic {', '.join(sorted(hidden))}, which may hold what waits in inboxes")
-    return sorted(
-        (
-            g
-            for g, of in names.items()
-            if all(name in there for name in of.logs) and there[of.incoming_messages].id == g.topic_id
-        ),
-        key=lambda g: g.generation,
-    )
-
-
-async def note_generation(settings: Settings, topic_id: str, partitions: int, version: int) -> int:
-    """Make the log with this id the next generation, unless it is one; returns which. Raises ``TopicsError``."""
-    known = await generations(settings)
-    if (mine := next((g for g in known if g.topic_id == topic_id), None)) is not None:
-        return mine.generation
-    generation = Generation(max((g.generation for g in known), default=0) + 1, topic_id, partitions, version)
-    producer = aiokafka.AIOKafkaProducer(**broker.client_options(settings), acks="all", enable_idempotence=True)
-    await producer.start()
-    try:
-        await producer.send_and_wait(GENERATIONS, msgspec.json.encode(generation), key=topic_id.encode())
-    finally:
-        await producer.stop()
-    return generation.generation

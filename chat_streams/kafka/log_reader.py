@@ -18,7 +18,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
-from chat_streams import broker
+from chat_streams.kafka.client import client_options, trouble
 from chat_streams.runtime.settings import Settings
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class LogReader:
 
     async def __aenter__(self) -> Self:
         self._consumer = aiokafka.AIOKafkaConsumer(
-            **broker.client_options(self._settings),
+            **client_options(self._settings),
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_partition_fetch_bytes=self._fetch_bytes,
@@ -212,4 +212,4 @@ class LogReader:
         except TimeoutError as error:
             raise LogUnavailable(f"no answer from Kafka at {self._settings.kafka} within {PATIENCE_S:g} s") from error
         except KafkaError as error:
-            raise LogUnavailable(await broker.trouble(self._settings, error)) from error
+            raise LogUnavailable(await trouble(self._settings, error)) from error

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import faust
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from aiokafka.protocol.metadata import MetadataRequest
@@ -17,26 +17,24 @@ from chat_streams.runtime.settings import Settings
 
 MECHANISM: Final = "SCRAM-SHA-512"
 PROBE_S: Final = 5.0
+REQUEST_SECONDS: Final = 10.0
+"""An answer of Kafka to an admin client."""
+
+
+class TopicsError(Exception):
+    """The topics are not as they must be; the text says what is wrong and what to do."""
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
     """What every client of aiokafka is made with: where Kafka is, how it is spoken to, and who speaks."""
     options: dict[str, Any] = {"bootstrap_servers": settings.kafka, "security_protocol": "PLAINTEXT"}
     if settings.kafka_tls:
-        options |= {"security_protocol": "SSL", "ssl_context": _tls(settings.kafka_ca_file)}
+        options |= {"security_protocol": "SSL", "ssl_context": tls_context(settings.kafka_ca_file)}
     if (login := settings.kafka_login()) is not None:
         user, password = login
         options["security_protocol"] = "SASL_SSL" if settings.kafka_tls else "SASL_PLAINTEXT"
         options |= {"sasl_mechanism": MECHANISM, "sasl_plain_username": user, "sasl_plain_password": password}
     return options
-
-
-def credentials(settings: Settings) -> Any:
-    """The same for Faust's ``broker_credentials``; its URL says where Kafka is."""
-    tls = _tls(settings.kafka_ca_file) if settings.kafka_tls else None
-    if (login := settings.kafka_login()) is not None:
-        return faust.SASLCredentials(username=login[0], password=login[1], ssl_context=tls, mechanism=MECHANISM)
-    return None if tls is None else faust.SSLCredentials(tls)
 
 
 async def trouble(settings: Settings, error: BaseException) -> str:
@@ -78,6 +76,25 @@ async def trouble(settings: Settings, error: BaseException) -> str:
     return f"no {kafka}: {error!r}; {hint}"
 
 
+class Admin:
+    """An admin client that says clearly when there is no Kafka."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=int(REQUEST_SECONDS * 1000))
+
+    async def __aenter__(self) -> AIOKafkaAdminClient:
+        try:
+            await self._client.start()
+        except KafkaError as error:
+            await self._client.close()
+            raise TopicsError(await trouble(self._settings, error)) from error
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+
 class _OneWay(ssl.SSLObject):
     """Ends a connection by our own close_notify, which is all that RFC 8446, 6.1, wants.
 
@@ -91,7 +108,8 @@ class _OneWay(ssl.SSLObject):
 
 
 @lru_cache(maxsize=4)
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """The context of TLS to Kafka, trusting the certificates of a file, or those the system trusts."""
     context = ssl.create_default_context(cafile=ca_file)
     context.sslobject_class = _OneWay
     return context

@@ -1,0 +1,64 @@
+"""The names of the topics and of the consumer groups, and which partition a user is on."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from aiokafka.partitioner import murmur2
+
+MESSAGING: Final = "messaging"
+NOTIFICATION: Final = "notification"
+HISTORY: Final = "history"
+GROUPS: Final = (MESSAGING, NOTIFICATION, HISTORY)
+"""The services that are consumer groups, too."""
+MAX_RECORD: Final = 2 * 1024 * 1024
+OUTGOING_SECONDS: Final = 3600
+
+
+class Names(NamedTuple):
+    """What the topics on whose partitions the users are, and the table of connections, are called in one version."""
+
+    incoming_messages: str
+    session_events: str
+    inbox_requests: str
+    registry: str
+
+    @classmethod
+    def of(cls, version: int) -> Names:
+        """Those of a version, from 1 on."""
+        ending = "" if version == 1 else f"-{version}"
+        names = ("incoming_messages", "session_events", "inbox_requests", "sessions")
+        return cls(*(f"{name}{ending}" for name in names))
+
+    @property
+    def logs(self) -> tuple[str, str, str]:
+        """The topics from which inboxes are restored."""
+        return self.incoming_messages, self.session_events, self.inbox_requests
+
+    @property
+    def registry_changelog(self) -> str:
+        """Faust's topic for the table."""
+        return f"messaging-{self.registry}-changelog"
+
+
+_VERSION_TEXT: Final = os.environ.get("CHAT_TOPICS_VERSION", "1")
+# Faust's agents name their topics when they are imported. Whatever is no number is refused by the settings.
+VERSION: Final = int(_VERSION_TEXT) if _VERSION_TEXT.isdecimal() else 1
+_NAMES: Final = Names.of(VERSION)
+INCOMING_MESSAGES: Final = _NAMES.incoming_messages
+SESSION_EVENTS: Final = _NAMES.session_events
+INBOX_REQUESTS: Final = _NAMES.inbox_requests
+REGISTRY: Final = _NAMES.registry
+REGISTRY_CHANGELOG: Final = _NAMES.registry_changelog
+OUTGOING_MESSAGES: Final = "outgoing_messages"
+DEAD_LETTERS: Final = "dead_letters"
+GENERATIONS: Final = "log_generations"
+SERVICE_STATS: Final = "service_stats"
+
+
+@lru_cache(maxsize=65_536)
+def partition_of(user: str, partitions: int) -> int:
+    """The partition of a user: Kafka's own default partitioner on the bytes of the user id."""
+    return int((murmur2(user.encode()) & 0x7FFFFFFF) % partitions)
