@@ -32,8 +32,8 @@ from chat_streams.batches import APPEND_MESSAGES
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.runtime.settings import Settings
-from tables.cluster import Cluster
 from tables.inbox import Batch, Inbox
+from tables.redis_cluster import Cluster
 
 RESULTS = ROOT / "bench" / "results" / "linear.json"
 PLOT = ROOT / "docs" / "performance" / "linear.svg"

@@ -26,8 +26,8 @@ from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
-from tables.cluster import StoreUnavailable
 from tables.inbox import Inbox, LoggedDevice, StaleToken
+from tables.redis_cluster import StoreUnavailable
 
 log = structlog.get_logger()
 

@@ -52,8 +52,8 @@ from chat_streams.model.redrive import offset_for
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
-from tables.cluster import Cluster, StoreUnavailable, connect
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
+from tables.redis_cluster import Cluster, StoreUnavailable, connect
 
 NOTIFICATION: Final = "notification"
 CHUNK: Final = 4_000

@@ -33,8 +33,8 @@ from chat_streams.model.records import (
 from chat_streams.outgoing import Outbox
 from chat_streams.runtime.spans import traceparent
 from chat_streams.service import Service
-from tables.cluster import Cluster
 from tables.inbox import Appended, Batch, Inbox, StaleToken
+from tables.redis_cluster import Cluster
 from tables.sessions import Sessions
 
 log = structlog.get_logger()

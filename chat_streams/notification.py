@@ -25,8 +25,8 @@ from chat_streams.model.records import (
 from chat_streams.model.times import now_ms
 from chat_streams.outgoing import Outbox
 from chat_streams.service import Service
-from tables.cluster import Cluster
 from tables.inbox import Inbox
+from tables.redis_cluster import Cluster
 
 READ_AT_ONCE: Final = 8 * 1024 * 1024
 """Bytes asked of Redis in one round."""

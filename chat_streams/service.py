@@ -23,7 +23,7 @@ from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.settings import Settings, SettingsError, settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
-from tables.cluster import Cluster, StoreRefused
+from tables.redis_cluster import Cluster, StoreRefused
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

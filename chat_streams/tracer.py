@@ -41,8 +41,8 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 from chat_streams.tracing import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
 from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.cluster import Cluster
 from tables.inbox_index import PAGE, InboxIndex
+from tables.redis_cluster import Cluster
 
 MARK_BYTES: Final = 128
 """A ``Redriven`` is smaller."""

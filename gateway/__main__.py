@@ -15,7 +15,7 @@ from chat_streams.runtime import logs
 from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.settings import SettingsError, settings
 from gateway.app import create_app
-from tables.cluster import StoreRefused
+from tables.redis_cluster import StoreRefused
 
 SHUTDOWN_SECONDS = 15.0
 BACKLOG = 4_096

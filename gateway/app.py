@@ -34,11 +34,11 @@ from gateway.allowance import Allowances
 from gateway.connection import Limits
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher
-from gateway.slots import Slots
 from gateway.websocket import WebSocket
 from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.cluster import Cluster, StoreUnavailable
 from tables.inbox import Inbox
+from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.slots import Slots
 
 log = structlog.get_logger()
 

@@ -34,8 +34,8 @@ from chat_streams.runtime.spans import Header, Mark
 from gateway.connection import Ask
 from gateway.deliveries import Deliveries
 from gateway.publisher import Publisher
-from gateway.slots import Lease, NoSlot, Slots
-from tables.cluster import StoreUnavailable
+from tables.redis_cluster import StoreUnavailable
+from tables.slots import Lease, NoSlot, Slots
 
 if TYPE_CHECKING:
     from gateway.websocket import WebSocket

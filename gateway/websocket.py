@@ -26,7 +26,7 @@ from gateway.connection import AckRefused, Ask, Connection
 from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
 from tables.chat_history import HistoryUnavailable
-from tables.cluster import StoreUnavailable
+from tables.redis_cluster import StoreUnavailable
 
 if TYPE_CHECKING:
     from gateway.app import Gateway

@@ -1,4 +1,4 @@
-"""The offline message store: one Redis Stream per user, addressed by positions in the log (see ``inbox.lua``)."""
+"""The offline message store: one Redis Stream per user, addressed by positions in the log (see ``lua/inbox.lua``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from chat_streams.model.records import Message
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import EXPECTED
-from tables.cluster import Cluster, Command, StoreUnavailable, function
+from tables.functions import function
+from tables.redis_cluster import Cluster, Command, StoreUnavailable
 
 RESTORE_AT_ONCE = 500
 MAX_DIGESTS = 50_000

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import ResponseError
 
 from chat_streams.model.position import Position
-from tables.cluster import Cluster, Command
 from tables.inbox import keys
+from tables.redis_cluster import Cluster, Command
 
 PAGE: Final = 250
 """The most entries of one look: Redis does nothing else meanwhile."""

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from tables.cluster import Cluster
 from tables.inbox import keys
+from tables.redis_cluster import Cluster
 
 PAGE: Final = 200
 """Entries of one look: Redis does nothing else meanwhile."""

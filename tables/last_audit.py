@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from tables.cluster import Cluster
+from tables.redis_cluster import Cluster
 
 _KEY: Final = "{audit}:last"
 

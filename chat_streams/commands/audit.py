@@ -23,7 +23,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.service import Service
 from tables import last_audit
 from tables.chat_history import HistoryUnavailable
-from tables.cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 MOST_KEPT = 50
 MEANINGS = {

@@ -15,8 +15,8 @@ from chat_streams.commands.output import Command
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.service import Service
-from tables.cluster import Cluster, StoreUnavailable
 from tables.inbox import Inbox
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 LOOK_SECONDS: Final = 0.5
 

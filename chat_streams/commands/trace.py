@@ -18,7 +18,7 @@ from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.service import Service
 from chat_streams.tracer import Tracer
 from chat_streams.tracing import Rules, Trail, Verdict, verdict
-from tables.cluster import StoreUnavailable
+from tables.redis_cluster import StoreUnavailable
 
 MAX_TRAILS: Final = 10
 """Shown at once: an id is its sender's own, and others may use the same."""

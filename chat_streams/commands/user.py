@@ -17,7 +17,7 @@ from chat_streams.inspector.person import NoSuchUser, Sources
 from chat_streams.model.ids import is_id
 from chat_streams.service import Service
 from tables.chat_history import ChatHistory
-from tables.cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 
 def register(app: Service) -> None:

@@ -34,7 +34,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
 from tables import last_audit
 from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 log = structlog.get_logger()
 

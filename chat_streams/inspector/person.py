@@ -18,7 +18,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.tracing import Connection, Name, Trail
 from tables import inbox_view
 from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 LAST: Final = 20
 """Messages and connections that are shown."""

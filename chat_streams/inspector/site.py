@@ -26,7 +26,7 @@ from chat_streams.runtime.metrics import PATH
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import Authenticator
 from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 log = structlog.get_logger()
 

@@ -28,7 +28,7 @@ from chat_streams.runtime.settings import Settings, SettingsError, settings
 from chat_streams.runtime.tokens import mint
 from docker.local.layout import Layout, StackError, base_environment, service_environment
 from gateway.client import Client, ClientError, Message, Sent, ServerError
-from tables.cluster import connect
+from tables.redis_cluster import connect
 
 MESSAGES = 1_000
 CHUNK = 25

@@ -14,8 +14,8 @@ from redis.crc import key_slot
 from docker.local.engines import RedisNode
 from docker.local.layout import HOST
 from docker.local.part import Part
-from tables.cluster import SLOTS
 from tables.inbox import keys
+from tables.redis_cluster import SLOTS
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.test_failover import client, command
 from tests.integration.commands import run

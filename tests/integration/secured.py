@@ -23,7 +23,7 @@ from docker.local.engines import Kafka, RedisNode, installed_redis
 from docker.local.layout import HOST, ROOT, Layout
 from docker.local.parts import Service
 from tables.chat_history import ChatHistory
-from tables.cluster import connect
+from tables.redis_cluster import connect
 from tests.integration.support import Stack, eventually
 
 SERVICES: Final = ("gateway", "messaging", "notification", "history")

@@ -16,8 +16,8 @@ from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
 from gateway.protocol import at_text, message_tail
-from tables.cluster import Cluster
 from tables.inbox import Appended, Batch, Inbox, Page, StaleToken, keys
+from tables.redis_cluster import Cluster
 from tests.integration.support import Stack, eventually, user
 
 # Not those of the messaging worker, which would take a strange token for a lost Redis.

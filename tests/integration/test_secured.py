@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from chat_streams.kafka import topics
 from chat_streams.kafka.client import TopicsError
-from tables.cluster import Cluster, StoreRefused
+from tables.redis_cluster import Cluster, StoreRefused
 from tests.integration.commands import run
 from tests.integration.secured import ADMIN, STRANGER, Certificates, SecuredStack
 from tests.integration.support import Received, Stack, eventually, user

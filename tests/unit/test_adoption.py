@@ -159,7 +159,7 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     async def no_devices(*_: object) -> dict[str, object]:
         return {}
 
-    monkeypatch.setattr("chat_streams.kafka.topics.former", former_logs)
+    monkeypatch.setattr("chat_streams.kafka.generations.former", former_logs)
     monkeypatch.setattr("chat_streams.former.is_applied", look)
     monkeypatch.setattr("chat_streams.former.apply", apply)
     monkeypatch.setattr("chat_streams.adoption.logged_devices", no_devices)

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaConnectionError
 from chat_streams.kafka.client import client_options, trouble
 from chat_streams.runtime.settings import Settings
 from chat_streams.service import _credentials
-from tables.cluster import Cluster, StoreRefused
+from tables.redis_cluster import Cluster, StoreRefused
 
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
 

@@ -9,7 +9,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from chat_streams.runtime.settings import Settings
-from tables.cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 
 class Connection:

@@ -122,7 +122,7 @@ def test_the_documented_rights_are_those_a_service_looks_for(service: str) -> No
 
 
 def test_redis_users_may_call_what_the_functions_call() -> None:
-    source = (ROOT / "tables" / "inbox.lua").read_text()
+    source = (ROOT / "tables" / "lua" / "inbox.lua").read_text()
     called = {name.lower() for name in re.findall(r"redis\.p?call\('(\w+)'", source)}
     (rights,) = re.findall(r"^user chat-services (.+)$", SECURITY, re.MULTILINE)
     assert called

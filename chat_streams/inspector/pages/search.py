@@ -13,7 +13,7 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.model.ids import is_id
 from tables import inbox_view
-from tables.cluster import StoreUnavailable
+from tables.redis_cluster import StoreUnavailable
 
 TOPIC: Final = re.compile(r"([a-z][a-z_-]+)/([0-9]{1,5})/([0-9]{1,13})", re.ASCII)
 SLOT: Final = re.compile(r"(?:gateway|slot|g)[ :-]?([0-9]{1,5})", re.ASCII)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import math
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any, Final
 
 import hiredis
@@ -34,13 +32,10 @@ from redis.exceptions import (
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import engines
+from tables.functions import LIBRARY, function
 
 log = structlog.get_logger()
 
-_SOURCE: Final = files("tables").joinpath("inbox.lua").read_text()
-# Programs of two versions run side by side during a deploy: each calls the functions it was written for.
-_VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
-LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
 SLOTS: Final = 16_384
 _NOT_NOW: Final = (
     *(MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError),
@@ -50,11 +45,6 @@ _STATES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "OOM ")
 """Answers that say nothing of the command itself: it would be carried out elsewhere, or later."""
 
 Command = tuple[Any, ...]
-
-
-def function(name: str) -> str:
-    """What a function of ``inbox.lua`` is called in Redis; ``name`` is as in the file, without ``cc_``."""
-    return f"cc_{_VERSION}_{name}"
 
 
 class StoreUnavailable(Exception):

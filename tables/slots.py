@@ -12,7 +12,8 @@ import structlog
 from redis.exceptions import ResponseError
 
 from chat_streams.runtime.settings import Settings
-from tables.cluster import Cluster, StoreUnavailable, function
+from tables.functions import function
+from tables.redis_cluster import Cluster, StoreUnavailable
 
 log = structlog.get_logger()
 

@@ -1,0 +1,1 @@
+"""The operations that the commands and the inspector share: audit, journeys, dead letters, lag, leases."""
