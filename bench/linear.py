@@ -28,9 +28,9 @@ from bench.measure import Meter, machine
 from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import SERVICES, ConnectChat
 from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
-from chat_streams.batches import APPEND_MESSAGES
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
+from chat_streams.processing.grouping import APPEND_MESSAGES
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Batch, Inbox
 from tables.redis_cluster import Cluster

@@ -10,7 +10,7 @@ from typing import Any
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, Messages, Record
-from chat_streams.service import Service
+from chat_streams.processing.service import Service
 from tables.chat_history import ChatHistory, Entry
 
 app = Service("history", redis=False)

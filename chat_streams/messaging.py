@@ -12,9 +12,6 @@ from typing import Any
 import structlog
 from faust.types import TP
 
-from chat_streams.adoption import Adoption
-from chat_streams.batches import by_recipient
-from chat_streams.contiguous import Rewound
 from chat_streams.kafka.names import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
@@ -30,9 +27,12 @@ from chat_streams.model.records import (
     Target,
     UserConnected,
 )
-from chat_streams.outgoing import Outbox
+from chat_streams.processing.delivery_buffer import Outbox
+from chat_streams.processing.grouping import by_recipient
+from chat_streams.processing.ordered import Rewound
+from chat_streams.processing.service import Service
+from chat_streams.recovery.fencing import Adoption
 from chat_streams.runtime.spans import traceparent
-from chat_streams.service import Service
 from tables.inbox import Appended, Batch, Inbox, StaleToken
 from tables.redis_cluster import Cluster
 from tables.sessions import Sessions

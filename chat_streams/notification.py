@@ -23,8 +23,8 @@ from chat_streams.model.records import (
     UserConnected,
 )
 from chat_streams.model.times import now_ms
-from chat_streams.outgoing import Outbox
-from chat_streams.service import Service
+from chat_streams.processing.delivery_buffer import Outbox
+from chat_streams.processing.service import Service
 from tables.inbox import Inbox
 from tables.redis_cluster import Cluster
 

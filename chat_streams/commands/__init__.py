@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chat_streams.commands import audit, dead_letters, lag, replay, token, topics, trace, user
-from chat_streams.service import Service
+from chat_streams.processing.service import Service
 
 
 def register(app: Service) -> None:

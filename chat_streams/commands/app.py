@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chat_streams.commands import register
-from chat_streams.service import Service
+from chat_streams.processing.service import Service
 
 app = Service("commands")
 register(app)

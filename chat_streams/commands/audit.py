@@ -19,8 +19,8 @@ from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.records import UnknownVersion
 from chat_streams.model.times import now_ms
+from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
-from chat_streams.service import Service
 from tables import last_audit
 from tables.chat_history import HistoryUnavailable
 from tables.redis_cluster import Cluster, StoreUnavailable

@@ -17,8 +17,8 @@ from chat_streams import letterbox
 from chat_streams.commands.output import Since, bar, console, utc
 from chat_streams.dead_letters import CODECS, Filter
 from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
-from chat_streams.service import Service
 
 HEX_BYTES: Final = 64
 """Shown of a record without ``--bodies``."""

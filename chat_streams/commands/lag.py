@@ -21,8 +21,8 @@ from chat_streams.inspector.lag import Watermarks, summary
 from chat_streams.inspector.sampling import sample
 from chat_streams.kafka.client import client_options, trouble
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
-from chat_streams.service import Service
 
 LOOKS: Final = 3
 

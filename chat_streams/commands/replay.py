@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from chat_streams.commands.output import Command
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable
 from chat_streams.kafka.names import INCOMING_MESSAGES
-from chat_streams.service import Service
+from chat_streams.processing.service import Service
 from tables.inbox import Inbox
 from tables.redis_cluster import Cluster, StoreUnavailable
 

@@ -6,9 +6,9 @@ import click
 from faust.cli import AppCommand, argument, option
 
 from chat_streams.commands.output import Command
+from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import SettingsError
 from chat_streams.runtime.tokens import mint
-from chat_streams.service import Service
 
 DAY = 24 * 3600
 ROLES = ("operator", "bodies")

@@ -15,7 +15,7 @@ from chat_streams import tracing
 from chat_streams.commands.output import Command, Since, bar, console, duration, utc
 from chat_streams.kafka import client
 from chat_streams.kafka.log_reader import LogUnavailable
-from chat_streams.service import Service
+from chat_streams.processing.service import Service
 from chat_streams.tracer import Tracer
 from chat_streams.tracing import Rules, Trail, Verdict, verdict
 from tables.redis_cluster import StoreUnavailable

@@ -15,7 +15,7 @@ from chat_streams.inspector.formats import ago, number, size
 from chat_streams.inspector.leases import leases
 from chat_streams.inspector.person import NoSuchUser, Sources
 from chat_streams.model.ids import is_id
-from chat_streams.service import Service
+from chat_streams.processing.service import Service
 from tables.chat_history import ChatHistory
 from tables.redis_cluster import Cluster, StoreUnavailable
 

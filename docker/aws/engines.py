@@ -27,7 +27,7 @@ REDIS_ACCESS: Final = (
     "on ~* -@all +@read +@write +@connection -@dangerous -function"
     " +fcall +fcall_ro +eval +eval_ro +function|load +cluster|slots +cluster|shards +cluster|nodes +command +info"
 )
-"""What tables/redis_cluster.py and the functions of tables/lua/inbox.lua call, in the language of Redis's ACL SETUSER."""
+"""What ``tables/`` and the functions of ``tables/lua/`` call, in the language of Redis's ACL SETUSER."""
 KAFKA_PROPERTIES: Final = {
     # The topics are made by "topics create", which looks at each of these again for its own.
     "auto.create.topics.enable": "false",

@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def commands_of_the_code() -> set[str]:
     """Return the commands that are sent, and those that scripts and functions call."""
     files = [p for folder in ("tables", "gateway", "chat_streams") for p in (ROOT / folder).glob("**/*.py")]
-    text = "\n".join(path.read_text() for path in [*files, *(ROOT / "tables").glob("*.lua")])
+    text = "\n".join(path.read_text() for path in [*files, *(ROOT / "tables").glob("**/*.lua")])
     sent = re.findall(r"""\(\s*"([A-Z_]+)", (?:function\(|"LOAD"|script|_LOOK|"return )""", text)
     return {*sent, *re.findall(r"redis\.p?call\('([A-Z]+)'", text)}
 

@@ -1,4 +1,4 @@
-"""Faust skips records when a rebalance finds a backlog; ``chat_streams/contiguous.py`` is there so that it doesn't."""
+"""Faust skips records when a rebalance finds a backlog; ``chat_streams/processing/ordered.py`` is there so that it doesn't."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 from faust.types import TP
 
-from chat_streams.adoption import Adoption
-from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.names import INCOMING_MESSAGES
-from chat_streams.progress import Checkpoint, Progress, Start
+from chat_streams.processing.offsets import Checkpoint, Progress, Start
+from chat_streams.processing.ordered import ChatApp, Rewound
+from chat_streams.recovery.fencing import Adoption
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
 
@@ -160,9 +160,9 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
         return {}
 
     monkeypatch.setattr("chat_streams.kafka.generations.former", former_logs)
-    monkeypatch.setattr("chat_streams.former.is_applied", look)
-    monkeypatch.setattr("chat_streams.former.apply", apply)
-    monkeypatch.setattr("chat_streams.adoption.logged_devices", no_devices)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.is_applied", look)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.apply", apply)
+    monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)
     for tp in (FIRST, SECOND):
         worker.progress.start(tp, Start(0, Checkpoint()), time.monotonic())
     store.marks = {0: 0, 1: 0}

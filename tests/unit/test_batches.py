@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chat_streams.batches import APPEND_MESSAGES, by_recipient
 from chat_streams.model.position import Position
 from chat_streams.model.records import Message, Messages, Record
+from chat_streams.processing.grouping import APPEND_MESSAGES, by_recipient
 
 WINDOW_S = 60
 

@@ -14,8 +14,8 @@ import trustme
 from aiokafka.errors import KafkaConnectionError
 
 from chat_streams.kafka.client import client_options, trouble
+from chat_streams.processing.service import _credentials
 from chat_streams.runtime.settings import Settings
-from chat_streams.service import _credentials
 from tables.redis_cluster import Cluster, StoreRefused
 
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)

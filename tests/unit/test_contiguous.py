@@ -20,8 +20,8 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from chat_streams.contiguous import BUSY_FETCH_MS, SOON_SECONDS, ChatApp, Consumer, _Thread
-from chat_streams.progress import Checkpoint, Progress, Start, Verdict
+from chat_streams.processing.offsets import Checkpoint, Progress, Start, Verdict
+from chat_streams.processing.ordered import BUSY_FETCH_MS, SOON_SECONDS, ChatApp, Consumer, _Thread
 
 PARTITION = TP("incoming_messages", 0)
 IDLE_FETCH_MS = 1_500

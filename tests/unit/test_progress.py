@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chat_streams.progress import RESEEK_SECONDS, SAMPLE_SECONDS, Checkpoint, Progress, Start, Verdict
+from chat_streams.processing.offsets import RESEEK_SECONDS, SAMPLE_SECONDS, Checkpoint, Progress, Start, Verdict
 
 LOSS_WINDOW = 60.0
 

@@ -16,14 +16,14 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 from redis.exceptions import ResponseError
 
-from chat_streams import former
-from chat_streams.contiguous import ChatApp, Rewound
 from chat_streams.kafka import generations
 from chat_streams.kafka.client import TopicsError
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, Names, partition_of
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
+from chat_streams.processing.ordered import ChatApp, Rewound
+from chat_streams.recovery import previous_logs
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox, LoggedDevice, StaleToken
@@ -150,7 +150,7 @@ class Adoption:
         async def look() -> bool:
             return all(
                 [
-                    await former.is_applied(self._settings, self._inbox, one)
+                    await previous_logs.is_applied(self._settings, self._inbox, one)
                     for one in await generations.former(self._settings)
                 ]
             )
@@ -161,7 +161,7 @@ class Adoption:
         async def apply() -> None:
             # Asked anew each time: meanwhile Kafka may have deleted one.
             for one in await generations.former(self._settings):
-                await former.apply(self._settings, self._inbox, one, tokens)
+                await previous_logs.apply(self._settings, self._inbox, one, tokens)
                 log.warning("a former log was applied again", generation=one.generation)
 
         devices = await patiently(

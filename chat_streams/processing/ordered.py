@@ -3,7 +3,7 @@
 Faust by itself skips records when a rebalance finds a backlog: recovery lets the fetcher run before it seeks, what
 is fetched in between is dropped, and the hole counts as acknowledged (faust-streaming issues 216, 221, 318). It also
 acknowledges what an agent failed to process. Here neither its read offsets nor its acknowledgements are used: which
-record comes next, and what may be committed, is kept in ``progress.py``.
+record comes next, and what may be committed, is kept in ``offsets.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from chat_streams.compat import eager
 from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record, Undecodable, UnknownVersion
 from chat_streams.model.redrive import Redrive, offset_for
 from chat_streams.model.times import now_ms
-from chat_streams.progress import Checkpoint, Progress, Start, Verdict
+from chat_streams.processing.offsets import Checkpoint, Progress, Start, Verdict
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.statistics import Statistics
 

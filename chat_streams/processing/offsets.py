@@ -1,4 +1,4 @@
-"""Which record of each partition comes next, and from where to begin again: pure, driven by ``contiguous.py``."""
+"""Which record of each partition comes next, and from where to begin again: pure, driven by ``ordered.py``."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ import click
 import faust
 
 from chat_streams.compat import uvloop_streams
-from chat_streams.contiguous import ChatApp
 from chat_streams.kafka import client, names, topics
 from chat_streams.kafka.client import MECHANISM, tls_context
 from chat_streams.kafka.generations import Log
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
+from chat_streams.processing.ordered import ChatApp
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, Metrics
 from chat_streams.runtime.process import tame_garbage_collector

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from chat_streams.batches import by_recipient
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import MESSAGING, Names, partition_of
 from chat_streams.model.records import INCOMING, Messages, Record, Undecodable, UnknownVersion
 from chat_streams.model.redrive import offset_for
+from chat_streams.processing.grouping import by_recipient
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
 

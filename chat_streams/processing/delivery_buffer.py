@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from chat_streams.contiguous import ChatApp
 from chat_streams.kafka.names import OUTGOING_MESSAGES
 from chat_streams.model.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
+from chat_streams.processing.ordered import ChatApp
 from chat_streams.runtime.spans import Header, Mark
 from tables.inbox import Page
 
