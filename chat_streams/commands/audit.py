@@ -11,30 +11,19 @@ from faust.cli.base import cli
 from rich.table import Table
 from rich.text import Text
 
-from chat_streams.audit import Fate, Report
-from chat_streams.auditor import Options, audit
 from chat_streams.commands.output import bar, console
 from chat_streams.kafka.client import TopicsError
 from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.records import UnknownVersion
-from chat_streams.model.times import now_ms
+from chat_streams.operations.audit import Options, audit
+from chat_streams.operations.audit_report import MEANINGS, kept_summary, summary
+from chat_streams.operations.audit_rules import Fate, Report
 from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 from tables import last_audit
 from tables.chat_history import HistoryUnavailable
 from tables.redis_cluster import Cluster, StoreUnavailable
-
-MOST_KEPT = 50
-MEANINGS = {
-    Fate.ACKNOWLEDGED: "every device of the recipient has it",
-    Fate.PENDING: "in the inbox, for a device that has not acknowledged it",
-    Fate.EXPIRED: "older than CHAT_INBOX_TTL; its recipient is told 'missed'",
-    Fate.OVERFLOWED: "past the inbox's quota, in history only; its recipient is told 'missed'",
-    Fate.RETRY: "sent again under its id within CHAT_RETRY_WINDOW",
-    Fate.DEAD_LETTERED: "in dead_letters; a redriven one counts once more",
-    Fate.IN_FLIGHT: "not applied within --wait: does messaging run?",
-}
 
 
 class EngineAway(click.ClickException):
@@ -119,36 +108,6 @@ async def _keep(settings: Settings, report: Report, options: Options) -> None:
         click.echo(f"the report is not kept for the inspector: {error}", err=True)
     finally:
         await cluster.close()
-
-
-def kept_summary(report: Report, options: Options) -> dict[str, Any]:
-    """What is kept of a report: with its time, in ms since the epoch, and few findings."""
-    found = summary(report, options)
-    return found | {"at": now_ms(), "findings": found["findings"][:MOST_KEPT]}
-
-
-def summary(report: Report, options: Options) -> dict[str, Any]:
-    """The report as JSON values."""
-    return {
-        "clean": report.clean,
-        "partitions": options.partitions,
-        "user": options.user,
-        "messages": report.messages,
-        **{fate.replace("-", "_").replace(" ", "_"): report.fates[fate] for fate in Fate},
-        "none": report.none,
-        "two": report.twice,
-        "other_findings": report.others,
-        "acknowledgements_in_flight": report.acks_in_flight,
-        "history": {
-            "checked": report.history_checked,
-            "missing": report.history_missing,
-            "behind": report.history_behind,
-        }
-        if options.history
-        else None,
-        "findings": [finding.as_json() for finding in report.findings],
-        "findings_left_out": report.left_out,
-    }
 
 
 def show(report: Report, options: Options) -> None:

@@ -13,10 +13,10 @@ from faust.cli.base import cli
 from rich.markup import escape
 from rich.table import Table
 
-from chat_streams import letterbox
 from chat_streams.commands.output import Since, bar, console, utc
-from chat_streams.dead_letters import CODECS, Filter
 from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.operations import redrive_service
+from chat_streams.operations.dead_letters import CODECS, Filter
 from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 
@@ -107,13 +107,13 @@ def _group(settings: Settings) -> click.Group:
 def _run(command: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(command)
-    except (LogUnavailable, letterbox.Refused) as error:
+    except (LogUnavailable, redrive_service.Refused) as error:
         raise click.ClickException(str(error)) from error
 
 
 async def _list(settings: Settings, wanted: Filter, limit: int, as_json: bool) -> None:
     with bar("reading dead letters") as progress:
-        listing = await letterbox.listing(settings, wanted, limit, progress)
+        listing = await redrive_service.listing(settings, wanted, limit, progress)
     found, redriven, matching = listing
     if as_json:
         click.echo(json.dumps(listing.as_json(), indent=2))
@@ -146,7 +146,7 @@ async def _list(settings: Settings, wanted: Filter, limit: int, as_json: bool) -
 
 async def _show(settings: Settings, number: int, bodies: bool, as_json: bool) -> None:
     with bar("reading dead letters") as progress:
-        found = await letterbox.details(settings, number, bodies, progress)
+        found = await redrive_service.details(settings, number, bodies, progress)
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -185,7 +185,7 @@ async def _redrive(
             click.confirm(f"Redrive {count} dead letters?", abort=True)
 
     with bar("reading dead letters") as progress:
-        await letterbox.redrive(
+        await redrive_service.redrive(
             settings,
             numbers,
             wanted,

@@ -15,12 +15,12 @@ from faust.cli import option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console
-from chat_streams.inspector.collector import GROUPS, LOOK_S, look
-from chat_streams.inspector.formats import empty_in, number, seconds
-from chat_streams.inspector.lag import Watermarks, summary
-from chat_streams.inspector.sampling import sample
 from chat_streams.kafka.client import client_options, trouble
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.operations.formats import empty_in, number, seconds
+from chat_streams.operations.lag import Watermarks, summary
+from chat_streams.operations.lag_reader import GROUPS, LOOK_S, look
+from chat_streams.operations.lag_sampling import sample
 from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 

@@ -8,9 +8,9 @@ import click
 from aiokafka.errors import KafkaError
 from faust.cli import AppCommand, argument, option
 
-from chat_streams import repartition
 from chat_streams.commands.output import Command
 from chat_streams.kafka import client, topics
+from chat_streams.operations import repartition
 from chat_streams.processing.service import Service
 from tables.chat_history import ChatHistory, HistoryUnavailable
 

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chat_streams import tracing
 from chat_streams.commands.output import Command, Since, bar, console, duration, utc
 from chat_streams.kafka import client
 from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.operations import journey
+from chat_streams.operations.journey import Rules, Trail, Verdict, verdict
+from chat_streams.operations.journey_reader import Tracer
 from chat_streams.processing.service import Service
-from chat_streams.tracer import Tracer
-from chat_streams.tracing import Rules, Trail, Verdict, verdict
 from tables.redis_cluster import StoreUnavailable
 
 MAX_TRAILS: Final = 10
@@ -63,7 +63,7 @@ def _whose(sender: str | None, to: str | None) -> str:
 
 def _show(trail: Trail, found: Verdict, rules: Rules, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(tracing.as_json(trail, found, utc), ensure_ascii=False))
+        click.echo(json.dumps(journey.as_json(trail, found, utc), ensure_ascii=False))
         return
     out = console()
     name = trail.name

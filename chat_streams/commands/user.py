@@ -10,11 +10,11 @@ from faust.cli import argument, option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console, utc
-from chat_streams.inspector import person
-from chat_streams.inspector.formats import ago, number, size
-from chat_streams.inspector.leases import leases
-from chat_streams.inspector.person import NoSuchUser, Sources
 from chat_streams.model.ids import is_id
+from chat_streams.operations import user_state
+from chat_streams.operations.formats import ago, number, size
+from chat_streams.operations.leases import leases
+from chat_streams.operations.user_state import NoSuchUser, Sources
 from chat_streams.processing.service import Service
 from tables.chat_history import ChatHistory
 from tables.redis_cluster import Cluster, StoreUnavailable
@@ -41,7 +41,7 @@ def register(app: Service) -> None:
                 slots = await leases(cluster, app.settings.slots)
             except StoreUnavailable:
                 slots = None
-            found = await person.look(Sources(app.settings, cluster, history), user, slots, bodies=False)
+            found = await user_state.look(Sources(app.settings, cluster, history), user, slots, bodies=False)
         except NoSuchUser as error:
             raise click.ClickException(str(error)) from error
         finally:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,9 +19,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
-from chat_streams.inspector.lag import Lag, Watermarks
-from chat_streams.inspector.leases import Slot, leases
-from chat_streams.inspector.sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.inspector.series import HOUR_MS, Series
 from chat_streams.kafka import names
 from chat_streams.kafka.client import client_options
@@ -29,6 +26,10 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SERVICE_STATS
 from chat_streams.model.position import Position
 from chat_streams.model.times import now_ms
+from chat_streams.operations.lag import Lag, Watermarks
+from chat_streams.operations.lag_reader import GROUPS, LOOK_S, look
+from chat_streams.operations.lag_sampling import OLDEST_BYTES, Sample, sample
+from chat_streams.operations.leases import Slot, leases
 from chat_streams.runtime import statistics
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
@@ -38,18 +39,12 @@ from tables.redis_cluster import Cluster, StoreUnavailable
 
 log = structlog.get_logger()
 
-LOOK_S: Final = 2.0
 WATCHED_S: Final = 10.0
 SAMPLE_S: Final = 4.0
 REQUEST_S: Final = 5.0
 WAIT_MS: Final = 2000
 """Kafka holds a fetch back so long while there is nothing: each answer costs both of them."""
 DATABASE_S: Final = 4.0
-GROUPS: Final = {
-    "messaging": (names.INCOMING_MESSAGES, names.SESSION_EVENTS),
-    "notification": (names.SESSION_EVENTS, names.INBOX_REQUESTS),
-    "history": (names.INCOMING_MESSAGES,),
-}
 TOPICS: Final = (
     names.INCOMING_MESSAGES,
     names.SESSION_EVENTS,
@@ -77,19 +72,6 @@ class Engine:
         if up != self.up:
             self.up, self.since = up, now_ms()
         self.error = "" if error is None else f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
-
-
-async def look(
-    marks: Watermarks, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, tps: Sequence[TopicPartition]
-) -> None:
-    """Note where partitions end and how far the groups are; raises ``KafkaError``."""
-    ends = await consumer.end_offsets(tps)
-    committed = {}
-    for group, of_group in GROUPS.items():
-        wanted = [tp for tp in tps if tp.topic in of_group]
-        found = await admin.list_consumer_group_offsets(group, partitions=wanted)
-        committed[group] = {tp: found[tp].offset for tp in wanted if tp in found}
-    marks.look(ends, committed, time.monotonic())
 
 
 class Collector:

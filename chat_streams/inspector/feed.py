@@ -18,9 +18,9 @@ from typing import Any, Final
 import structlog
 
 from chat_streams.inspector.reading import things_of
-from chat_streams.inspector.sampling import count_of
 from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Span
 from chat_streams.model.records import Undecodable, UnknownVersion
+from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
 
 log = structlog.get_logger()

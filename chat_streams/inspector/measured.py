@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from chat_streams.inspector.collector import GROUPS, Collector
-from chat_streams.inspector.lag import summary
+from chat_streams.inspector.collector import Collector
 from chat_streams.kafka.names import DEAD_LETTERS
+from chat_streams.operations.lag import summary
+from chat_streams.operations.lag_reader import GROUPS
 from chat_streams.runtime.metrics import Samples
 
 FATES = ("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from chat_streams.dead_letters import readable
 from chat_streams.kafka import names
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -21,6 +20,7 @@ from chat_streams.model.records import (
     Undecodable,
     UnknownVersion,
 )
+from chat_streams.operations.dead_letters import readable
 
 _CODECS: Final[dict[str, Codec[Any]]] = {
     names.INCOMING_MESSAGES: INCOMING,

@@ -14,7 +14,6 @@ import jinja2
 import structlog
 from aiohttp import web
 
-from chat_streams.inspector import formats
 from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
@@ -22,6 +21,7 @@ from chat_streams.kafka.client import TopicsError
 from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS
 from chat_streams.model.times import now_ms, utc
+from chat_streams.operations import formats
 from chat_streams.runtime.metrics import PATH
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import Authenticator

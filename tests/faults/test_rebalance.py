@@ -1,4 +1,4 @@
-"""Faust skips records when a rebalance finds a backlog; ``chat_streams/processing/ordered.py`` is there so that it doesn't."""
+"""No record is skipped when a rebalance finds a backlog, as Faust by itself does (``processing/ordered.py``)."""
 
 from __future__ import annotations
 

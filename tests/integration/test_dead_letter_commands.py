@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from chat_streams import dead_letters
 from chat_streams.commands.output import utc
-from chat_streams.dead_letters import Filter
 from chat_streams.kafka import names
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, MAX_RECORD, partition_of
 from chat_streams.model.records import INCOMING, DeadLetter, Message, Messages
 from chat_streams.model.times import now_ms
+from chat_streams.operations import dead_letters
+from chat_streams.operations.dead_letters import Filter
 from tables.inbox import keys
 from tests.integration.commands import run
 from tests.integration.support import Received, Stack, eventually, user

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import repeat
 from typing import Any
 
-from chat_streams.inspector.sampling import NEWEST
 from chat_streams.kafka.names import partition_of
+from chat_streams.operations.lag_sampling import NEWEST
 from tests.integration.commands import call, run
 from tests.integration.support import Stack, eventually, user
 

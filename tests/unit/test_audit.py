@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_streams.audit import (
+from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.records import Acknowledge, Message, UserConnected
+from chat_streams.operations.audit_rules import (
     MOST_FINDINGS,
     Claims,
     Fate,
@@ -30,8 +32,6 @@ from chat_streams.audit import (
     pack,
     unpack,
 )
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.model.records import Acknowledge, Message, UserConnected
 from docker.local.layout import ROOT
 
 DAY = 24 * 3600
@@ -277,7 +277,7 @@ def test_a_partition_in_two_parts_and_what_it_names() -> None:
 
 _MEASURE = r"""
 import json, re, sys
-from chat_streams.audit import *
+from chat_streams.operations.audit_rules import *
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Message
 

@@ -11,15 +11,12 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from chat_streams.inspector.feed import Budget, Feed, Follower, plan
-from chat_streams.inspector.formats import empty_in, hex_rows, rate, size
-from chat_streams.inspector.lag import Watermarks
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
 from chat_streams.inspector.pages.guarantee import verdict
 from chat_streams.inspector.pages.journey import slots_lost
 from chat_streams.inspector.pages.search import goal
 from chat_streams.inspector.pages.tail import SHOWN_PER_S, Filters, View, positions
 from chat_streams.inspector.reading import decoded
-from chat_streams.inspector.sampling import count_of
 from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
 from chat_streams.kafka.log_reader import LogRecord, Span
 from chat_streams.kafka.names import DEAD_LETTERS as DEAD_LETTERS_TOPIC
@@ -37,9 +34,12 @@ from chat_streams.model.records import (
     Message,
     Messages,
 )
+from chat_streams.operations.formats import empty_in, hex_rows, rate, size
+from chat_streams.operations.journey import Connection, Name, Trail
+from chat_streams.operations.lag import Watermarks
+from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Histogram, ServiceStats, Statistics, decode, encode
-from chat_streams.tracing import Connection, Name, Trail
 
 NOW = 1_800_000_000_000
 TP = TopicPartition(INCOMING_MESSAGES, 0)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from chat_streams.dead_letters import Catalogue, Filter, readable, runs, wrong_partition
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, REQUESTS, Acknowledge, DeadLetter, Message, Messages, Redriven
 from chat_streams.model.redrive import Redrive
+from chat_streams.operations.dead_letters import Catalogue, Filter, readable, runs, wrong_partition
 
 EVERYTHING = Filter()
 

@@ -15,7 +15,7 @@ from chat_streams.model.records import (
     UserDisconnected,
 )
 from chat_streams.model.redrive import Redrive
-from chat_streams.tracing import Copy, Inbox, Letter, Name, Rules, Trail, as_json, trails, verdict
+from chat_streams.operations.journey import Copy, Inbox, Letter, Name, Rules, Trail, as_json, trails, verdict
 
 HOUR = 3_600_000
 NOW = 100 * HOUR

@@ -7,13 +7,13 @@ from typing import Any, Final
 from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.person import as_json
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS
 from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion, UserConnected
 from chat_streams.model.times import now_ms
-from chat_streams.tracing import Connection
+from chat_streams.operations.journey import Connection
+from chat_streams.operations.user_state import as_json
 
 HOURS: Final = 24
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from chat_streams import letterbox
-from chat_streams.dead_letters import Filter
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
+from chat_streams.operations import redrive_service
+from chat_streams.operations.dead_letters import Filter
 
 NEWEST: Final = 500
 NO_OPERATOR: Final = "redriving needs a token with the role operator: make token USER=… ROLE=operator"
@@ -43,14 +43,14 @@ def register(site: Site) -> None:
 
     async def listing(request: web.Request, viewer: Viewer) -> Answer:
         wanted = Filter(reason=request.query.get("reason") or None)
-        found = await letterbox.listing(site.settings, wanted, NEWEST)
+        found = await redrive_service.listing(site.settings, wanted, NEWEST)
         return Answer({"matching": found.matching, "newest": NEWEST, "groups": groups_of(found.as_json())})
 
     async def details(request: web.Request, viewer: Viewer) -> Answer:
         number = request.match_info["number"]
         try:
-            found = await letterbox.details(site.settings, int(number), viewer.bodies)
-        except letterbox.Refused as error:
+            found = await redrive_service.details(site.settings, int(number), viewer.bodies)
+        except redrive_service.Refused as error:
             raise NotFound(f"There is no dead letter {number} in the topic dead_letters.") from error
         # It may quote what people write.
         return Answer(found if viewer.bodies else found | {"traceback": None})
@@ -66,7 +66,7 @@ def register(site: Site) -> None:
             warnings.append("none was chosen")
         else:
             try:
-                await letterbox.redrive(
+                await redrive_service.redrive(
                     site.settings,
                     numbers,
                     Filter(),
@@ -75,7 +75,7 @@ def register(site: Site) -> None:
                     say=lines.append,
                     warn=warnings.append,
                 )
-            except letterbox.Refused as error:
+            except redrive_service.Refused as error:
                 warnings.append(str(error))
         data = {
             "numbers": numbers,

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from chat_streams.auditor import Options, audit
-from chat_streams.commands.audit import MEANINGS, kept_summary
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.formats import clock
 from chat_streams.inspector.ledger import Ledger
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.model.times import now_ms
+from chat_streams.operations.audit import Options, audit
+from chat_streams.operations.audit_report import MEANINGS, kept_summary
+from chat_streams.operations.formats import clock
 from tables import last_audit
 
 PARTS: Final = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight")

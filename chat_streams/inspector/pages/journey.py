@@ -6,12 +6,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from chat_streams import tracing
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.model.times import utc
-from chat_streams.tracer import Tracer
-from chat_streams.tracing import Trail, verdict
+from chat_streams.operations import journey
+from chat_streams.operations.journey import Trail, verdict
+from chat_streams.operations.journey_reader import Tracer
 
 MOST: Final = 10
 TONES: Final = {
@@ -58,7 +58,7 @@ async def _trail(tracer: Tracer, trail: Trail, site: Site) -> dict[str, Any]:
     leases = {(slot.slot, slot.epoch) for slot in site.collector.slots}
     if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(trail, leases)):
         words += f"; the lease of gateway slot {', '.join(map(str, lost))} has ended: its connections are gone"
-    return tracing.as_json(trail, found, utc) | {
+    return journey.as_json(trail, found, utc) | {
         "words": words,
         "tone": TONES.get(found.fate, "wait"),
         "hidden_before": utc(rules.sent_from) if trail.first.accepted_at < rules.sent_from else None,

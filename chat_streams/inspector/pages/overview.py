@@ -5,10 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.collector import GROUPS
 from chat_streams.inspector.pages.guarantee import audit_of, verdict
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.model.times import now_ms
+from chat_streams.operations.lag_reader import GROUPS
 
 RATES = ("accepted", "delivered", "acknowledged")
 

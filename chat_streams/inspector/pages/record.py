@@ -10,8 +10,8 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
-from chat_streams.letterbox import HEX_BYTES
 from chat_streams.model.times import utc
+from chat_streams.operations.redrive_service import HEX_BYTES
 
 MOST_HEX: Final = 64 * 1024
 MOST_ITEMS: Final = 200

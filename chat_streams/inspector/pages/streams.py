@@ -7,9 +7,10 @@ from typing import Any
 from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.collector import GROUPS, TOPICS
-from chat_streams.inspector.lag import summary
+from chat_streams.inspector.collector import TOPICS
 from chat_streams.inspector.site import Answer, Site
+from chat_streams.operations.lag import summary
+from chat_streams.operations.lag_reader import GROUPS
 
 
 def register(site: Site) -> None:

@@ -7,15 +7,15 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from chat_streams.inspector import person
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.person import LAST, NoSuchUser, Sources
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.ids import is_id
 from chat_streams.model.records import INCOMING, Undecodable, UnknownVersion
 from chat_streams.model.times import now_ms, utc
+from chat_streams.operations import user_state
+from chat_streams.operations.user_state import LAST, NoSuchUser, Sources
 
 OUT_RECORDS: Final = 2_000
 """Of each partition, the newest: where messages from a user are looked for."""
@@ -33,7 +33,7 @@ def register(site: Site) -> None:
         away = f"Kafka is away since {utc(kafka.since)}" if kafka.up is False else ""
         sources = Sources(site.settings, site.cluster, site.history, away)
         try:
-            return Answer(await person.look(sources, user, site.collector.leases, viewer.bodies))
+            return Answer(await user_state.look(sources, user, site.collector.leases, viewer.bodies))
         except NoSuchUser as error:
             raise NotFound(str(error)) from error
 

@@ -23,8 +23,16 @@ from aiokafka.structs import TopicPartition
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
-from chat_streams import dead_letters
-from chat_streams.audit import (
+from chat_streams.kafka import names, topics
+from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
+from chat_streams.model.position import Position
+from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
+from chat_streams.model.redrive import offset_for
+from chat_streams.model.times import now_ms
+from chat_streams.operations import dead_letters
+from chat_streams.operations.audit_rules import (
     Fate,
     Finding,
     Head,
@@ -42,14 +50,6 @@ from chat_streams.audit import (
     pack,
     unpack,
 )
-from chat_streams.kafka import names, topics
-from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
-from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
-from chat_streams.model.position import Position
-from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
-from chat_streams.model.redrive import offset_for
-from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored

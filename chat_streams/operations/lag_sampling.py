@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 
 from aiokafka.structs import TopicPartition
 
-from chat_streams.inspector.lag import Lag, Watermarks
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.records import MAGIC
 from chat_streams.model.times import now_ms
+from chat_streams.operations.lag import Lag, Watermarks
 
 NEWEST: Final = 3
 """Records of a partition that stand for what it carries now."""

@@ -38,8 +38,8 @@ from chat_streams.model.records import (
 )
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
+from chat_streams.operations.journey import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
 from chat_streams.runtime.settings import Settings
-from chat_streams.tracing import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.inbox_index import PAGE, InboxIndex
 from tables.redis_cluster import Cluster

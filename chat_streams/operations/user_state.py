@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chat_streams.inspector.leases import Slot
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable
 from chat_streams.kafka.names import SESSION_EVENTS, partition_of
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion
 from chat_streams.model.times import now_ms
+from chat_streams.operations.journey import Connection, Name, Trail
+from chat_streams.operations.leases import Slot
 from chat_streams.runtime.settings import Settings
-from chat_streams.tracing import Connection, Name, Trail
 from tables import inbox_view
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.redis_cluster import Cluster, StoreUnavailable

@@ -10,14 +10,14 @@ from typing import Any, Final, NamedTuple
 import aiokafka
 from aiokafka.errors import KafkaError
 
-from chat_streams import dead_letters
-from chat_streams.dead_letters import CODECS, Catalogue, Filter, Summary
 from chat_streams.kafka.client import client_options, trouble
 from chat_streams.kafka.log_reader import LogReader, LogUnavailable, Progress, Span
 from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
 from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
 from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion
 from chat_streams.model.times import now_ms, utc
+from chat_streams.operations import dead_letters
+from chat_streams.operations.dead_letters import CODECS, Catalogue, Filter, Summary
 from chat_streams.runtime.settings import Settings
 
 HEX_BYTES: Final = 64
