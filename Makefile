@@ -39,7 +39,7 @@ token: setup ## Print a token for a user: USER=alice; for the inspector ROLE=ope
 	@$(STACK) run faust -A chat_streams token $(user) $(addprefix --role ,$(ROLE))
 
 chat: setup ## Chat in this terminal as a user: USER=alice
-	@$(STACK) run gateway.chat $(user)
+	@$(STACK) run docker.local.chat $(user)
 
 test: lint ## Check and test everything
 	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test

@@ -30,10 +30,10 @@ from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
 from chat_streams.runtime.tokens import Authenticator
 from gateway import protocol
-from gateway.allowance import Allowances
-from gateway.connection import Limits
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher
+from gateway.state.delivery_state import Limits
+from gateway.state.rate_limit import Allowances
 from gateway.websocket import WebSocket
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.inbox import Inbox

@@ -31,9 +31,9 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
-from gateway.connection import Ask
-from gateway.deliveries import Deliveries
 from gateway.publisher import Publisher
+from gateway.slot_consumer import Deliveries
+from gateway.state.delivery_state import Ask
 from tables.redis_cluster import StoreUnavailable
 from tables.slots import Lease, NoSlot, Slots
 

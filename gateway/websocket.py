@@ -21,10 +21,10 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.spans import Expected
 from chat_streams.runtime.tokens import BadToken, ExpiredToken, Identity, KeysUnavailable
 from gateway import protocol
-from gateway.allowance import Allowance
-from gateway.connection import AckRefused, Ask, Connection
 from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
+from gateway.state.delivery_state import AckRefused, Ask, Connection
+from gateway.state.rate_limit import Allowance
 from tables.chat_history import HistoryUnavailable
 from tables.redis_cluster import StoreUnavailable
 

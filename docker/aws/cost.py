@@ -1,7 +1,7 @@
 """``python -m docker.aws.cost``: what AWS would charge a month, as the table of ``docs/aws.md``, with its arithmetic.
 
 A model, not a bill: list prices by heart of us-east-1. How many tasks there are, and what is assumed of people, is
-``bench/capacity.py``'s; each other number that goes in is named here.
+``docker/aws/capacity.py``'s; each other number that goes in is named here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from bench.capacity import Cost, Habits, Room, needs
+from docker.aws.capacity import Cost, Habits, Room, needs
 from docker.aws.plan import REPLICATION
 
 HOURS: Final = 730

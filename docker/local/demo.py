@@ -26,8 +26,8 @@ from rich.text import Text
 
 from chat_streams.runtime.settings import Settings, SettingsError, settings
 from chat_streams.runtime.tokens import mint
+from clients.python.client import Client, ClientError, Message, Sent, ServerError
 from docker.local.layout import Layout, StackError, base_environment, service_environment
-from gateway.client import Client, ClientError, Message, Sent, ServerError
 from tables.redis_cluster import connect
 
 MESSAGES = 1_000

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from chat_streams.model.position import ORIGIN, Position
-from gateway.client import ChainBroken, Client, ClientError, Message, ServerError
+from clients.python.client import ChainBroken, Client, ClientError, Message, ServerError
 from tests.integration.support import Stack, abort_client, eventually
 
 USERS = 30

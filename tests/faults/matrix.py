@@ -25,9 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chat_streams.kafka.names import partition_of
+from clients.python.client import Client, ClientError, ServerError
 from docker.local.layout import StackError
 from docker.local.part import Running
-from gateway.client import Client, ClientError, ServerError
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.integration.commands import call

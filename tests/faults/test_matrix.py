@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from chat_streams.model.position import Position
-from gateway.client import Message
+from clients.python.client import Message
 from tests.faults.crowd import Crowd, Device, Phase
 from tests.faults.matrix import Cell, run_cell
 from tests.faults.proxy import CuttableStack

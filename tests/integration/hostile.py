@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from hypothesis import strategies as st
 
+from clients.python.client import Client
 from gateway import protocol
-from gateway.client import Client
 from tests.integration.support import Closed, Received, Stack, user
 
 BODY = "x" * 40_000

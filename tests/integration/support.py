@@ -23,11 +23,11 @@ from redis.asyncio.cluster import RedisCluster
 from chat_streams.model.position import Position
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import mint
+from clients.python.client import SUBPROTOCOL, Client, Message
 from docker.local.engines import DynamoDB
 from docker.local.layout import HOST, Layout, StackError, base_environment, create_secret, service_environment
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
-from gateway.client import SUBPROTOCOL, Client, Message
 from tables.inbox import keys
 from tests.integration.collector import Collector
 

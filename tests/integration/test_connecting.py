@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from chat_streams.model.position import Position
+from clients.python.client import SUBPROTOCOL
 from docker.local.layout import HOST
-from gateway.client import SUBPROTOCOL
 from tests.integration.support import Closed, Received, Stack, eventually, user
 
 MOMENTS = 200

@@ -12,7 +12,7 @@ from typing import Any
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES
 from chat_streams.model.records import OUTGOING, PUSH, Delivery, Target
-from gateway.client import Message
+from clients.python.client import Message
 from tests.integration.support import Received, Stack, abort_client, eventually, user
 
 BODIES: tuple[Any, ...] = (

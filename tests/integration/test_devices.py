@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.client import ClientError
+from clients.python.client import ClientError
 from tests.integration.support import Received, Stack, user
 
 

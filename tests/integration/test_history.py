@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.client import Client, Message
+from clients.python.client import Client, Message
 from tables.inbox import keys
 from tests.integration.support import Received, Stack, eventually, user
 

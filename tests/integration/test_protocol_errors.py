@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chat_streams.model.position import MAX_PLACE, Position
-from gateway.client import ClientError, ServerError
+from clients.python.client import ClientError, ServerError
 from tests.integration.support import Frame, Received, Stack, eventually, user
 
 LONG = "x" * 129

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from gateway.client import Sent
+from clients.python.client import Sent
 from tests.integration.collector import Taken
 from tests.integration.support import Received, Stack, eventually, user
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_streams.runtime.settings import Settings
-from gateway.allowance import Allowance, Allowances, Bucket
+from gateway.state.rate_limit import Allowance, Allowances, Bucket
 
 
 def test_a_burst_passes_at_once_and_then_the_rate() -> None:

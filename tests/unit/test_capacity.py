@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.capacity import GIB, Cost, Habits, Room, measured, needs
+from docker.aws.capacity import GIB, Cost, Habits, Room, measured, needs
 
 COST = Cost(300, 50, 350, 500, gateway_us=100, messaging_us=200, notification_us=50, redis_us=40, history_us=100)
 HABITS = Habits(messages_a_day=86_400, peak=2, connected=0.5, pending=10)

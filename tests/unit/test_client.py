@@ -13,8 +13,8 @@ from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import client as client_module
-from gateway.client import (
+from clients.python import client as client_module
+from clients.python.client import (
     ChainBroken,
     Client,
     ClientError,

@@ -11,15 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import FIRST_REQUEST, PUSH, Delivery, Missed
-from gateway.connection import (
-    FIRST_PATIENCE,
-    LONGEST_PATIENCE,
-    AckRefused,
-    Announce,
-    Ask,
-    Connection,
-    Limits,
-)
+from gateway.state.delivery_state import FIRST_PATIENCE, LONGEST_PATIENCE, AckRefused, Announce, Ask, Connection, Limits
 
 CONNECTION = b"c" * 16
 LIMITS = Limits(window=8, window_bytes=100_000, page=4, page_bytes=50_000)

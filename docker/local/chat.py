@@ -1,4 +1,4 @@
-"""A chat in the terminal: ``python -m gateway.chat USER``, or ``make chat USER=alice``."""
+"""A chat in the terminal: ``python -m docker.local.chat USER``, or ``make chat USER=alice``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from rich.text import Text
 
 from chat_streams.runtime.settings import Settings, SettingsError, settings
 from chat_streams.runtime.tokens import mint
-from gateway.client import Client, ClientError, Message, ServerError
+from clients.python.client import Client, ClientError, Message, ServerError
+from docker.local.layout import Layout, StackError, service_environment
 
 DEVICE = "terminal"
 TOKEN_S = 3600
@@ -87,15 +88,12 @@ def with_defaults() -> Settings:
     Raises ``SettingsError``.
     """
     if not {"CHAT_JWT_SECRET", "CHAT_JWT_SECRET_FILE"} & os.environ.keys():
-        with contextlib.suppress(ImportError):
-            from docker.local.layout import Layout, StackError, service_environment
-
-            try:
-                local = service_environment(Layout.from_settings())
-            except StackError as error:
-                raise SettingsError(str(error)) from error
-            for name, value in local.items():
-                os.environ.setdefault(name, value)
+        try:
+            local = service_environment(Layout.from_settings())
+        except StackError as error:
+            raise SettingsError(str(error)) from error
+        for name, value in local.items():
+            os.environ.setdefault(name, value)
     return settings()
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench.capacity``: what so many users need, from what a message was measured to cost.
+"""``python -m docker.aws.capacity``: what so many users need, from what a message was measured to cost.
 
 The arithmetic of docs/capacity.md: ``needs`` is pure. Measured bytes come from ``bench/results/scaling.json``, what is
 assumed of people and machines stands in ``Habits`` and ``Room``, each to be replaced by what is known better.
@@ -14,8 +14,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench.systems import ROOT
 from docker.aws.plan import TARGET_CONNECTIONS
+from docker.local.layout import ROOT
 
 MEASURED: Final = ROOT / "bench" / "results" / "scaling.json"
 DAY: Final = 24 * 3600

@@ -1,0 +1,1 @@
+"""Clients of the protocol ``chat.v1``, in a folder for each language."""
