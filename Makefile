@@ -63,7 +63,7 @@ lint: setup $(VENV)/aws.stamp ## Check style, types and the container files
 	@$(VENV)/bin/lint-imports --no-logo --cache-dir .local/import-linter
 	@$(VENV)/bin/hadolint docker/Dockerfile
 	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
-	@$(VENV)/bin/yamllint --strict -d '{extends: default, rules: {line-length: {max: 120}}}' docker/compose*.yaml docker/monitoring
+	@$(VENV)/bin/yamllint --strict docker/compose*.yaml docker/monitoring .pre-commit-config.yaml .yamllint.yaml
 	@if command -v promtool >/dev/null; then cd docker/monitoring && promtool check config --lint-fatal prometheus.yml >/dev/null; fi
 	@! grep -v '^ *#' docker/requirements.lock | grep -vxFf requirements.lock \
 		|| { echo "docker/requirements.lock differs from requirements.lock: run 'make lock'" >&2; exit 1; }
