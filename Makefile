@@ -56,14 +56,16 @@ bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK
 bench-peers: ## Install the peers of the benchmark: two Debian packages (needs root), and NATS with Go
 	@sh bench/install-peers.sh
 
-lint: setup $(VENV)/aws.stamp ## Check style, types and the container files
+lint: setup $(VENV)/aws.stamp ## Check style, types, container files and workflows
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo --cache-dir .local/import-linter
 	@$(VENV)/bin/hadolint docker/Dockerfile
 	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
-	@$(VENV)/bin/yamllint --strict -d '{extends: default, rules: {line-length: {max: 120}}}' docker/compose*.yaml docker/monitoring
+	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	@if command -v actionlint >/dev/null; then actionlint .github/workflows/*.yaml; fi
+	@$(VENV)/bin/yamllint --strict docker/compose*.yaml docker/monitoring .github .pre-commit-config.yaml .yamllint.yaml
 	@if command -v promtool >/dev/null; then cd docker/monitoring && promtool check config --lint-fatal prometheus.yml >/dev/null; fi
 	@! grep -v '^ *#' docker/requirements.lock | grep -vxFf requirements.lock \
 		|| { echo "docker/requirements.lock differs from requirements.lock: run 'make lock'" >&2; exit 1; }

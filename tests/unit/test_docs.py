@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def rows(text: str) -> list[list[str]]:
@@ -127,3 +128,42 @@ def test_redis_users_may_call_what_the_functions_call() -> None:
     (rights,) = re.findall(r"^user chat-services (.+)$", SECURITY, re.MULTILINE)
     assert called
     assert called <= set(re.findall(r"\+(\S+)", rights))
+
+
+def prose(page: Path) -> str:
+    """Return the text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+
+
+def links(page: Path) -> list[str]:
+    """Return where the links and pictures of a page lead, but not those outside the repository."""
+    return [to for to in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in to]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that a page's headings have in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for to in links(page):
+        name, _, anchor = to.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{to} leads nowhere"
+        assert not anchor or anchor in anchors(target), f"{target.name} has no heading for {to}"
+
+
+@pytest.mark.parametrize("folder", [ROOT / "docs", ROOT / "docs" / "adr"], ids=["docs", "adr"])
+def test_every_page_is_in_the_index_of_its_folder(folder: Path) -> None:
+    listed = {to.partition("#")[0] for to in links(folder / "README.md")}
+    assert {page.name for page in folder.glob("*.md")} - {"README.md"} <= listed
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")), ids=lambda page: page.name[:4])
+def test_every_decision_has_all_parts(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"^## (.+)$", text, flags=re.M) == ["Context", "Decision", "Consequences", "Alternatives refused"]
+    assert re.findall(r"^- (\w+):", text.partition("## ")[0], flags=re.M) == ["Status", "Date", "Code"]
+    assert text.startswith(f"# {int(page.name[:4])}. ")
