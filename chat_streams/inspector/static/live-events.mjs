@@ -12,19 +12,24 @@ const REOPEN_MS = 3000;
  */
 export function subscribe(url, handlers, onOpen = () => {}) {
   let source, timer;
+  let last = "";
   const open = () => {
-    source = new EventSource(new URL(url, location.href));
+    const address = new URL(url, location.href);
+    if (last) address.searchParams.set("last_event_id", last);
+    source = new EventSource(address);
     source.addEventListener("open", () => {
       showStatus(LIVE);
       onOpen();
     });
     source.addEventListener("error", () => {
       showStatus(CONNECTION_LOST);
-      // A browser reconnects by itself after a lost connection, but gives up when the answer is an error, as 503 is.
+      // A browser reconnects by itself after a lost connection, and names the last event it saw in a header. It gives up
+      // when the answer is an error, as 503 is; a new source cannot set the header and names the event in its address.
       if (source.readyState === EventSource.CLOSED) timer = setTimeout(open, REOPEN_MS);
     });
     for (const [name, handle] of Object.entries(handlers)) {
       source.addEventListener(name, (event) => {
+        last = event.lastEventId || last;
         showStatus(LIVE);
         handle(event.data);
       });
