@@ -56,11 +56,12 @@ bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK
 bench-peers: ## Install the peers of the benchmark: two Debian packages (needs root), and NATS with Go
 	@sh bench/install-peers.sh
 
-lint: setup $(VENV)/aws.stamp ## Check style, types, container files and workflows
+lint: setup $(VENV)/aws.stamp $(WEB)/node_modules/.linter.stamp ## Check style, types, layers, container files and workflows
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo --cache-dir .local/import-linter
+	@$(WEB)/node_modules/.bin/eslint -c $(WEB)/eslint.config.js --max-warnings 0 $(dir $(WEB))static $(WEB)/*.js tests/javascript
 	@$(VENV)/bin/hadolint docker/Dockerfile
 	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose*.yaml
 	@$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yaml
@@ -94,7 +95,7 @@ $(VENV)/aws.stamp: docker/aws/requirements.lock $(VENV)/installed.stamp | setup
 	@touch $@
 
 # Progress goes to stderr: "make token" prints a token and nothing else.
-installed: $(VENV)/installed.stamp $(JARS)/kafka.stamp $(JARS)/dynamodb.stamp $(WEB)/node_modules/installed.stamp
+installed: $(VENV)/installed.stamp $(JARS)/kafka.stamp $(JARS)/dynamodb.stamp $(WEB)/node_modules/.installed.stamp
 	@:
 
 .local/prerequisites.stamp: docker/local/check-prerequisites.sh
@@ -109,9 +110,16 @@ $(VENV)/installed.stamp: requirements.lock | .local/prerequisites.stamp
 	@touch $@
 	@echo "setup: the Python packages are installed" >&2
 
-$(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json | .local/prerequisites.stamp
+$(WEB)/node_modules/.installed.stamp: $(WEB)/package-lock.json | .local/prerequisites.stamp
 	@echo "setup: fetching the inspector's browser libraries" >&2
-	@cd $(WEB) && npm ci --ignore-scripts --no-audit --no-fund --silent >&2
+	@cd $(WEB) && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --silent >&2
+	@touch $@
+
+# Only "make lint" needs it, and it takes four times as long as the libraries. "npm ci" would begin with removing those,
+# and npm removes a stamp whose name begins with no dot.
+$(WEB)/node_modules/.linter.stamp: $(WEB)/node_modules/.installed.stamp | setup
+	@echo "setup: fetching the linter of the inspector's JavaScript" >&2
+	@cd $(WEB) && npm install --include=dev --no-save --ignore-scripts --no-audit --no-fund --silent >&2
 	@touch $@
 
 $(JARS)/%.stamp: docker/local/%/pom.xml | .local/prerequisites.stamp

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,6 +13,7 @@ import structlog
 from aiohttp import web
 
 from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
+from chat_streams.inspector.assets import FOLDER, Assets
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
 from chat_streams.kafka.client import TopicsError
@@ -30,12 +29,6 @@ from tables.redis_cluster import Cluster, StoreUnavailable
 
 log = structlog.get_logger()
 
-FOLDER: Final = Path(str(files("chat_streams.inspector")))
-LIBRARIES: Final = {
-    "htmx.min.js": FOLDER / "web/node_modules/htmx.org/dist/htmx.min.js",
-    "uPlot.iife.min.js": FOLDER / "web/node_modules/uplot/dist/uPlot.iife.min.js",
-    "uPlot.min.css": FOLDER / "web/node_modules/uplot/dist/uPlot.min.css",
-}
 OPEN_PATHS: Final = ("/login", "/healthz", "/readyz", PATH)
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -68,6 +61,7 @@ class Site:
     history: ChatHistory = field(init=False)
     collector: Collector = field(init=False)
     live: Live = field(default_factory=Live)
+    assets: Assets = field(default_factory=Assets)
 
     def __post_init__(self) -> None:
         self.cluster, self.history = Cluster(self.settings), ChatHistory(self.settings)
@@ -81,6 +75,7 @@ class Site:
             lstrip_blocks=True,
         )
         self.templates.filters.update(formats.FILTERS)
+        self.templates.globals["static"] = f"/static/{self.assets.version}"
         self.templates.globals["incoming_messages"] = INCOMING_MESSAGES
         self.templates.globals["topics_of_a_user"] = (
             INCOMING_MESSAGES,
@@ -97,7 +92,7 @@ class Site:
         app.cleanup_ctx.append(self.collector.run)
         app.cleanup_ctx.append(self._close)
         router = app.router
-        router.add_get("/static/{name}", self._static)
+        router.add_get("/static/{version}/{name}", self.assets.serve)
         self.router = router
         pages.register(self)
 
@@ -220,15 +215,6 @@ class Site:
         # What htmx asked for becomes a part of a page that is there already.
         template = "_away.html" if "HX-Request" in request.headers else "error.html"
         return self.render(request, template, {"status": status, "what": text}, status)
-
-    async def _static(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["name"]
-        path = LIBRARIES.get(name) or FOLDER / "static" / name
-        if "/" in name or name.startswith(".") or not path.is_file():
-            raise web.HTTPNotFound(
-                text=f"there is no file {name[:60]}; were the browser libraries installed ('make setup')?"
-            )
-        return web.FileResponse(path, headers={"Cache-Control": "max-age=600"})
 
 
 def _dumps(value: Any) -> str:

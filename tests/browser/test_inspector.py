@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiokafka import AIOKafkaProducer
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Response, expect
 
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, partition_of
 from chat_streams.model.times import now_ms
@@ -26,6 +26,8 @@ SCRIPT = "<script>document.title='owned'</script><img src=x onerror=\"document.t
 
 UNNAMED = """[...document.querySelectorAll('input:not([type=hidden]),select,textarea')]
   .filter(e => !e.labels.length && !e.ariaLabel).length"""
+SOURCES = """window.sources = [];
+window.EventSource = class extends EventSource { constructor(url) { super(url); sources.push(this); } };"""
 HEADED = """[...document.querySelectorAll('table')].filter(t => !t.closest('.plot'))
   .every(t => t.querySelector('thead th[scope=col]'))"""
 
@@ -207,6 +209,41 @@ async def test_the_tail_filters_pauses_and_goes_on_where_it_was(stack: Stack, in
     dropped = re.search(r"([\d,]+) not shown for speed", await counts.inner_text())
     assert dropped is not None
     assert int(dropped[1].replace(",", "")) > 1_000
+
+
+async def test_the_tail_goes_on_where_it_was_after_an_answer_that_makes_the_browser_give_up(
+    stack: Stack, visit: Open
+) -> None:
+    alice, bob = user("alice"), user("bob")
+    page = await visit("/")
+    await page.add_init_script(SOURCES)
+    await page.goto(f"/tail?topic={INCOMING_MESSAGES}&sender={alice}")
+    await expect(page.locator("#tail-counts")).to_contain_text("things read")
+    rows = page.locator("#tail tbody tr")
+    await stack.send(alice, bob, ["before"])
+    await expect(rows).to_have_count(1)
+    # As after a 503, which a browser does not repeat: the source is closed, and says so after something has come.
+    await page.evaluate("sources.at(-1).close()")
+    (meanwhile,) = await stack.send(alice, bob, ["meanwhile"])
+    async with page.expect_request(re.compile("/live/tail.*last_event_id=")):
+        await page.evaluate("sources.at(-1).dispatchEvent(new Event('error'))")
+    await expect(rows).to_have_count(2, timeout=30_000)
+    await expect(rows.first).to_contain_text(meanwhile)
+
+
+async def test_all_scripts_of_a_page_are_modules_of_one_version_that_a_browser_keeps(visit: Open) -> None:
+    page = await visit("/")
+    answers: list[Response] = []
+    page.on("response", lambda answer: answers.append(answer))
+    for path, wanted in (("/tail", {"tail.mjs", "tail-counts.mjs"}), ("/charts", {"charts.mjs", "uPlot.iife.min.js"})):
+        answers.clear()
+        await page.goto(path)
+        files = {r.url.rpartition("/")[2]: r for r in answers if "/static/" in r.url}
+        assert files.keys() >= wanted | {"panels.mjs", "live-events.mjs", "status.mjs", "formats.mjs"}
+        assert len({r.url.rpartition("/")[0] for r in files.values()}) == 1
+        for answer in files.values():
+            assert answer.status == 200, answer.url
+            assert "immutable" in answer.headers["cache-control"]
 
 
 async def test_streams_workers_gateways_and_charts_show_the_running_system(

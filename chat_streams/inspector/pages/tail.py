@@ -160,7 +160,8 @@ async def _tail(site: Site, feeds: Feeds, request: web.Request) -> AsyncIterator
     filters, kafka = Filters.of(request), site.collector.engines["Kafka"]
     minutes = request.query.get("minutes", "")
     ends_at = time.monotonic() + (60 * min(int(minutes), MAX_MINUTES) if minutes.isdigit() else math.inf)
-    before = positions(request.headers.get("Last-Event-ID", ""))
+    # The header is newer where both are there: a browser that reconnects by itself asks for the same address.
+    before = positions(request.headers.get("Last-Event-ID") or request.query.get("last_event_id", ""))
     view = View(filters, request["viewer"].bodies, time.monotonic())
     follower = Follower({p: before.get(p) for p in partitions_of(filters, site)}, view.take)
     told, said = None, 0.0
