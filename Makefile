@@ -19,7 +19,7 @@ user = $(if $(and $(findstring command line,$(origin USER)),$(USER)),'$(USER)',$
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup installed up down status logs token chat demo test faults bench bench-peers lint unit format lock
+.PHONY: help setup installed up down status logs token chat demo test faults bench bench-peers image lint unit format lock
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench: $(VENV)/bench.stamp ## Measure beside Mosquitto, NATS and ejabberd; QUICK
 
 bench-peers: ## Install the peers of the benchmark: two Debian packages (needs root), and NATS with Go
 	@sh bench/install-peers.sh
+
+image: up ## Build the container image, and start a gateway from it beside the stack
+	@$(STACK) run docker.local.image
 
 lint: setup $(VENV)/aws.stamp ## Check style, types and the container files
 	@$(RUN) -m ruff check

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from docker.local.layout import ROOT
+from docker.local.layout import ROOT, Layout, variable
 
 BASES: Final = ROOT / ".local" / "machines"
 """What debootstrap made stays here; the machines themselves are removed."""
@@ -52,12 +52,13 @@ exec chroot "$1" /bin/sh -c 'while sleep 1; do :; done'
 """
 
 
-def why_not() -> str | None:
-    """Return why no machine can be made here, in one line, or ``None``."""
+def why_not(*programs: str) -> str | None:
+    """Return why no machine can be made here, or what of these programs is missing, in one line, or ``None``."""
     if os.geteuid() != 0:
         return "a fresh machine is made by debootstrap, which needs root: sudo make faults"
-    if shutil.which("debootstrap") is None:
-        return "debootstrap is missing: sudo apt install debootstrap"
+    for program in ("debootstrap", *programs):
+        if shutil.which(program) is None:
+            return f"{program} is missing: sudo apt install {program}"
     done = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True, timeout=30, check=False
     )
@@ -80,17 +81,14 @@ def _settings_of_apt(suite: str) -> tuple[str | None, str]:
     return found[""], "".join(f"deb {uri} {suite}{part} main\n" for part, uri in found.items())
 
 
-def make_base(suite: str, *include: str) -> Path:
-    """Return Debian's smallest root file system of a suite, with these packages besides; the second time, the same."""
-    base = BASES / "-".join([suite, *include])
+def make_base(suite: str) -> Path:
+    """Return Debian's smallest root file system of a suite; the second time, the same one."""
+    base = BASES / suite
     if base.exists():
         return base
     unfinished = BASES / f".{base.name}.{os.getpid()}"
     mirror, sources = _settings_of_apt(suite)
-    command = [
-        *("debootstrap", "--variant=minbase", *([f"--include={','.join(include)}"] if include else [])),
-        *(suite, str(unfinished), *([mirror] if mirror else [])),
-    ]
+    command = ["debootstrap", "--variant=minbase", suite, str(unfinished), *([mirror] if mirror else [])]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         # In a namespace of its own nothing that it mounts is left behind, whatever ends it.
@@ -124,6 +122,11 @@ def remove(root: Path) -> None:
     """Remove a root file system, and nothing that is mounted in it."""
     if root.exists():
         subprocess.run(["rm", "-rf", "--one-file-system", str(root)], timeout=300, check=True)
+
+
+def variables(layout: Layout) -> dict[str, str]:
+    """Return the variables which make a layout the one of ``make up``."""
+    return {variable(name): str(getattr(layout, name)) for name in Layout.model_fields}
 
 
 def settings_of_clients() -> dict[str, str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from docker.local.layout import ROOT, Layout, variable
-from tests.machine.fresh import HERE, Machine, machine, make_base, why_not
+from docker.local.layout import ROOT, Layout
+from tests.machine.fresh import HERE, Machine, machine, make_base, variables, why_not
 
 INSTALL_S = 1200
 DEMO_S = 900
@@ -29,17 +29,6 @@ def lines_of_readme() -> list[str]:
     return [line for line in (re.sub(r"\s+#.*", "", line) for line in start[1].splitlines()) if line]
 
 
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Return what prints a line at once: a step takes minutes."""
-
-    def say(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {line}", end="", flush=True)  # noqa: T201 - for who waits
-
-    return say
-
-
 def test_readme_has_a_line_to_install_and_two_commands() -> None:
     install, *commands = lines_of_readme()
     assert "apt install" in install
@@ -50,9 +39,7 @@ def test_readme_has_a_line_to_install_and_two_commands() -> None:
 def test_the_lines_of_readme_do_everything(suite: str, tmp_path: Path, tell: Callable[[str], None]) -> None:
     install, demo, test = lines_of_readme()
     # Its network is this machine's: with the ports of make up it would meet a stack that runs here.
-    layout = Layout.free(tmp_path)
-    ports = {variable(n): str(getattr(layout, n)) for n, f in Layout.model_fields.items() if f.annotation is int}
-    assert len(ports) == 11
+    settings = variables(Layout.free(tmp_path)) | {"CHAT_LOCAL_DATA": ".local/data"}
 
     def do(fresh: Machine, command: str, seconds: float) -> str:
         status, text, took = fresh.run(command, seconds, HERE)
@@ -60,7 +47,7 @@ def test_the_lines_of_readme_do_everything(suite: str, tmp_path: Path, tell: Cal
         assert status == 0, f"{command} ended with {status}, see {fresh.log}:\n{text[-6000:]}"
         return text
 
-    with machine(make_base(suite), suite, **ports) as fresh:
+    with machine(make_base(suite), suite, **settings) as fresh:
         fresh.clone()
         # There is no sudo, and no need of it: this is root.
         do(fresh, install.replace("sudo ", ""), INSTALL_S)
