@@ -2,7 +2,7 @@
 
 # Debian's Python first: one that was compiled without profile-guided optimisation is 1.4 times as slow. One that is
 # given, as in "make unit PYTHON=python3.13", has a virtual environment of its own.
-ifeq ($(origin PYTHON),undefined)
+ifeq ($(PYTHON),)
 PYTHON := $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/)python3
 VENV := .venv
 else
