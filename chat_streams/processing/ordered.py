@@ -175,7 +175,7 @@ class Consumer(driver.Consumer):
         Faust starts four tasks for each record. While the loop goes round for them the agent begins, with the first
         record of a fetch alone, and makes two or three batches of what can be one.
         """
-        if not (eager.IS_SAFE and len(coros) == 2 and all(map(inspect.iscoroutine, coros))):
+        if not (len(coros) == 2 and all(map(inspect.iscoroutine, coros))):
             return await super().wait_first(*coros, timeout=timeout)
         give_out, suspended = coros
         rest = None

@@ -107,7 +107,7 @@ def test_every_field_of_a_client_frame_has_a_row(frame: type[msgspec.Struct]) ->
 
 
 def test_the_limits_of_the_protocol_are_the_documented_ones() -> None:
-    for limit in (ids.MAX_ID, protocol.MAX_TOKEN, protocol.MAX_CURSOR, protocol.MAX_HISTORY):
+    for limit in (ids.MAX_ID, protocol.MAX_TOKEN, protocol.MAX_CURSOR, protocol.MAX_HISTORY, protocol.MAX_DEPTH):
         assert re.search(rf"\b{limit:,}\b", PROTOCOL)
     assert protocol.PATH in PROTOCOL
     assert protocol.SUBPROTOCOL in PROTOCOL

@@ -73,3 +73,16 @@ async def test_it_can_be_cancelled_and_cleans_up_and_catches_what_it_awaits() ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert seen == ["caught", "cleaned"]
+
+
+async def test_a_limit_on_its_time_ends_what_it_waits_for_and_not_its_caller() -> None:
+    async def work() -> str:
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+        except TimeoutError:
+            return "late"
+        return "never"
+
+    rest = eager.begin(work())
+    assert rest is not None
+    assert await rest == "late"

@@ -444,6 +444,13 @@ def test_a_body_that_would_end_each_client_that_receives_it_is_refused(body: byt
     assert protocol.why_no_body(body)
 
 
+@pytest.mark.parametrize(("levels", "refused"), [(protocol.MAX_DEPTH, False), (protocol.MAX_DEPTH + 1, True)])
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"]\\"}":', b"}"), (b'["[{",', b"]")])
+def test_a_body_may_be_nested_so_deep_on_each_python(levels: int, refused: bool, begin: bytes, end: bytes) -> None:
+    body = begin * levels + b"1" + end * levels
+    assert (protocol.why_no_body(body) is not None) == refused
+
+
 @pytest.mark.parametrize(
     "body", [b'"text"', b"null", b"-1.5e300", b"[" * 90 + b"]" * 90, b"[" + b",".join([b"[1]"] * 500) + b"]"]
 )
