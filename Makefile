@@ -43,7 +43,7 @@ chat: setup ## Chat in this terminal as a user: USER=alice
 
 test: lint ## Check and test everything
 	@PYTHON="$(PYTHON)" docker/local/check-prerequisites.sh test
-	@$(RUN) -m pytest -n 2 --dist loadfile
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: setup ## The tests that take long, then the fault matrix of docs/faults.md; SEEDS=20 for the long run
 	@$(RUN) -m pytest -m long

@@ -12,15 +12,6 @@ import pytest_asyncio
 from docker.local.layout import base_environment
 from tests.integration.support import Stack, aws_of
 
-FLOODS = ("test_hostile.py", "test_delivery.py", "test_connecting.py", "test_registry.py", "test_start.py")
-"""DynamoDB Local stores some hundred messages a second: what waits for history comes before what sends 100,000."""
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the floods to the end of the run, in this order."""
-    items.sort(key=lambda item: FLOODS.index(item.path.name) if item.path.name in FLOODS else -1)
-
 
 @pytest_asyncio.fixture(scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:

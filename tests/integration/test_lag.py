@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import Any
 
 from chat_streams.inspector.sampling import NEWEST
@@ -25,10 +24,14 @@ async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack)
 
     # Where the newest records are large, as other tests leave them, not all of a lag is looked at.
     partitions = stack.settings.partitions
-    for partition in range(partitions):
-        carol = next(name for name in map(user, repeat("carol")) if partition_of(name, partitions) == partition)
+    carols: dict[int, str] = {}
+    while len(carols) < partitions:
+        carol = user("carol")
+        carols[partition_of(carol, partitions)] = carol
+    async with stack.connect(alice) as client:
+        # One after the other: what is sent at once to a partition may be one record.
         for n in range(NEWEST):
-            await stack.send(alice, carol, [n])
+            await client.send_many((carol, n) for carol in carols.values())
     await eventually(caught_up)
     paused = stack.instance("history")
     paused.pause()
