@@ -52,7 +52,7 @@ chat: setup ## Chat in this terminal as a user: USER=alice
 test: ## Check and test everything
 	@$(PREREQUISITES) test
 	@$(MAKE) --no-print-directory lint
-	@$(RUN) -m pytest -n 2 --dist loadfile
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: ## The tests that take long, then the fault matrix of docs/faults.md; SEEDS=20 for the long run
 	@$(PREREQUISITES) faults

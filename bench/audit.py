@@ -95,7 +95,7 @@ async def acknowledge(stack: Stack, count: int) -> None:
         name = f"user-{number}"
         waiting = await stack.stored(name)
         async with stack.connect(name, received := Received()):
-            await received.wait(waiting, 60)
+            await received.wait(waiting)
             await stack.wait_stored(name, 0)
 
 

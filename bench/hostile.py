@@ -47,7 +47,7 @@ async def never_acks(stack: Stack) -> AsyncIterator[None]:
     name = user("bob")
     await store(stack, name, STORED_MIB)
     async with stack.raw(name) as raw:
-        reading = asyncio.create_task(raw.quiet(60))
+        reading = asyncio.create_task(raw.closed())
         yield
         reading.cancel()
 

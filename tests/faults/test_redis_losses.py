@@ -54,7 +54,7 @@ async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> No
         await stack.start(redis.part)
         await load.more(50)
         await stack.send(alice, bob, range(100, 150))
-        await received.wait(150, 100)
+        await received.wait(150)
     await load.stop()
     await load.wait_stored()
     await load.drain()

@@ -30,8 +30,8 @@ from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
 from tables.inbox import keys
 from tests.integration.collector import Collector
+from tests.limits import WITHIN_S
 
-WITHIN_S = 15.0
 TOKEN_S = 3600
 INSTANCES = 3
 GENEROUS = {
@@ -39,6 +39,8 @@ GENEROUS = {
     for name in ("SEND_RATE", "SEND_BURST", "SEND_BYTES_RATE", "SEND_BYTES_BURST", "CONNECT_RATE", "CONNECT_BURST")
 }
 """What a user may do is for the tests of just that."""
+PATIENT = {"CHAT_HEARTBEAT": "600", "CHAT_HELLO_TIMEOUT": "600", "CHAT_LEASE": "60"}
+"""On one busy core a bare WebSocket may be read late, and a gateway may be late to renew its lease."""
 Frame = dict[str, Any]
 _numbers = itertools.count()
 
@@ -48,8 +50,11 @@ def user(name: str = "user") -> str:
     return f"{name}-{secrets.token_hex(5)}"
 
 
-async def eventually(condition: Callable[[], Any], within_s: float = WITHIN_S, what: str = "") -> Any:
-    """Ask until the answer, possibly awaited, is true, and return it; fails with the last one when the time is up."""
+async def eventually(condition: Callable[[], Any], what: str = "", within_s: float = WITHIN_S) -> Any:
+    """Ask until the answer, possibly awaited, is true, and return it; fails with the last one when the time is up.
+
+    ``within_s`` is for the fault matrix, whose limits are promises.
+    """
     deadline = time.monotonic() + within_s
     while True:
         answer = condition()
@@ -105,10 +110,10 @@ class Raw:
         """Acknowledge everything up to a position."""
         await self.send({"type": "ack", "pos": pos})
 
-    async def next(self, within_s: float = WITHIN_S) -> Frame:
+    async def next(self) -> Frame:
         """Return the next object; raises ``Closed`` when there is none any more."""
         while not self._frames:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(WITHIN_S):
                 message = await self._ws.receive()
             if message.type is not WSMsgType.TEXT:
                 assert message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR), message
@@ -122,35 +127,27 @@ class Raw:
             self.until = frame["until"]
         return frame
 
-    async def next_of(self, kind: str, within_s: float = WITHIN_S) -> Frame:
+    async def next_of(self, kind: str) -> Frame:
         """Return the next object of a type, leaving out others."""
-        async with asyncio.timeout(within_s):
-            while (frame := await self.next(within_s))["type"] != kind:
+        async with asyncio.timeout(WITHIN_S):
+            while (frame := await self.next())["type"] != kind:
                 pass
         return frame
 
-    async def messages(self, count: int, within_s: float = WITHIN_S) -> list[Frame]:
+    async def messages(self, count: int) -> list[Frame]:
         """Return the next ``count`` messages (or more, where one delivery has more), leaving out other objects."""
         found: list[Frame] = []
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(WITHIN_S):
             while len(found) < count:
-                found += (await self.next_of("messages", within_s))["messages"]
+                found += (await self.next_of("messages"))["messages"]
         return found
 
-    async def quiet(self, seconds: float) -> list[Frame]:
-        """Return what comes until nothing has come for ``seconds``."""
-        found = []
-        with contextlib.suppress(TimeoutError):
-            while True:
-                found.append(await self.next(seconds))
-        return found
-
-    async def closed(self, within_s: float = WITHIN_S) -> Closed:
+    async def closed(self) -> Closed:
         """Wait for the end of the connection, leaving out what comes before."""
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(WITHIN_S):
                 while True:
-                    await self.next(within_s)
+                    await self.next()
         except Closed as closed:
             return closed
 
@@ -198,15 +195,15 @@ class Received:
         self.messages += messages
         self._news.set()
 
-    async def wait(self, count: int, within_s: float = WITHIN_S) -> list[Message]:
+    async def wait(self, count: int) -> list[Message]:
         """Wait until there are ``count`` messages; fails saying how many there are."""
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(WITHIN_S):
                 while len(self.messages) < count:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError(f"{len(self.messages)} of {count} messages after {within_s:g} s") from None
+            raise AssertionError(f"{len(self.messages)} of {count} messages after {WITHIN_S:g} s") from None
         return self.messages
 
     def bodies(self, sender: str | None = None) -> list[Any]:
@@ -219,6 +216,12 @@ def start_process(part: Part) -> Running:
     running = part.start()
     atexit.register(running.kill)
     return running
+
+
+async def stop(running: Running) -> None:
+    """End a process in order (SIGTERM) and wait until it is gone, however long its goodbye takes."""
+    running.process.terminate()
+    await eventually(lambda: not running.alive, f"{running.part.name} ends")
 
 
 def _quick(parts: list[Part]) -> list[Part]:
@@ -243,9 +246,10 @@ def aws_of(layout: Layout) -> Iterator[None]:
 class Stack:
     """The engines and services of one test run, as children of this process."""
 
-    def __init__(self, data: Path, traced: bool = False) -> None:
+    def __init__(self, data: Path, traced: bool = False, patient: bool = False) -> None:
         self.layout = Layout.free(data)
         self._traced = traced
+        self._own = GENEROUS | (PATIENT if patient else {})
         self.environment = base_environment() | service_environment(self.layout)
         """Of a command or another service beside the stack."""
         self.settings = Settings(
@@ -273,7 +277,7 @@ class Stack:
 
     async def _start_all(self) -> None:
         await asyncio.gather(*(self.start(part) for part in _quick(engines(self.layout))))
-        await asyncio.to_thread(create_topics, self.layout)
+        await asyncio.to_thread(create_topics, self.layout, WITHIN_S)
         names = ("gateway", "messaging", "notification", "history")
         await asyncio.gather(*(self.start(Service(self.layout, name)) for name in names))
 
@@ -292,10 +296,10 @@ class Stack:
         if isinstance(part, Service):
             # Workers follow what a gateway has sampled: no message, unless a test wants it.
             traced = {"CHAT_TRACES": self.collector.url, "CHAT_TRACE_SAMPLE": "0", "OTEL_BSP_SCHEDULE_DELAY": "100"}
-            part.environment = GENEROUS | (traced if self._traced else {}) | part.environment
+            part.environment = self._own | (traced if self._traced else {}) | part.environment
         await asyncio.to_thread(part.prepare)
         running = self.running[part.name] = start_process(part)
-        await running.wait_ready()
+        await running.wait_ready(WITHIN_S)
         return running
 
     def service(self, name: str, **settings: object) -> Service:
@@ -340,7 +344,7 @@ class Stack:
     def connect(self, name: str, received: Received | None = None, device: str = "phone", **options: Any) -> Client:
         """Make a client of the gateway, or of another one given as ``url``, to be entered."""
         url = options.pop("url", self.url)
-        options.setdefault("timeout_s", 30.0)
+        options.setdefault("timeout_s", WITHIN_S)
         return Client(url, options.pop("token", self.token(name)), device, on_messages=received, **options)
 
     @contextlib.asynccontextmanager
@@ -385,10 +389,10 @@ class Stack:
         ((entry, _),) = answer
         return Position.parse(entry.decode())
 
-    async def wait_stored(self, name: str, count: int, within_s: float = WITHIN_S) -> None:
+    async def wait_stored(self, name: str, count: int) -> None:
         """Wait until a user's inbox has that many entries."""
 
         async def is_so() -> bool:
             return await self.stored(name) == count
 
-        await eventually(is_so, within_s, f"{count} entries in the inbox of {name}")
+        await eventually(is_so, f"{count} entries in the inbox of {name}")

@@ -48,7 +48,7 @@ async def wait_kept(stack: Stack, count: int, wanted: Filter) -> list[int]:
             numbers = [n async for n, item in found if isinstance(item, DeadLetter) and wanted.matches(item)]
             return numbers if len(numbers) == count else []
 
-        numbers: list[int] = await eventually(there, 30, f"{count} dead letters as in {wanted}")
+        numbers: list[int] = await eventually(there, f"{count} dead letters as in {wanted}")
         return numbers
 
 

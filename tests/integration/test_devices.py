@@ -8,6 +8,7 @@ import pytest
 
 from clients.python.client import ClientError
 from tests.integration.support import Received, Stack, user
+from tests.limits import WITHIN_S
 
 
 async def test_each_device_gets_everything_and_the_inbox_waits_for_both(stack: Stack) -> None:
@@ -109,7 +110,7 @@ async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> 
     await old.__aenter__()
     async with new:
         with pytest.raises(ClientError) as caught:
-            await asyncio.wait_for(old.wait_closed(), 10)
+            await asyncio.wait_for(old.wait_closed(), WITHIN_S)
         assert caught.value.code == 4510
         await old.close()
         await new.ping()

@@ -63,6 +63,12 @@ class Thread(_Thread):
             self.committed.append((value.offset, msgspec.json.decode(value.metadata, type=Checkpoint)))
 
 
+async def turns() -> None:
+    """Let the loop go round until everybody did what they could."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 def apply(progress: Progress[TP], first: int, last: int) -> None:
     epoch = progress.epoch(PARTITION)
     assert epoch is not None
@@ -231,18 +237,18 @@ async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consu
     suspended = asyncio.Event()
     await consumer.wait_first(queue.put(1), suspended.wait())
     waiting = asyncio.create_task(consumer.wait_first(queue.put(2), suspended.wait()))
-    await asyncio.sleep(0.01)
+    await turns()
     assert not waiting.done()
     assert await queue.get() == 1
     assert not (await waiting).stopped
     assert queue.qsize() == 1
     # The queue is full again, and a rebalance begins: what could not be given out is not.
     waiting = asyncio.create_task(consumer.wait_first(queue.put(3), suspended.wait()))
-    await asyncio.sleep(0.01)
+    await turns()
     suspended.set()
     await waiting
     assert await queue.get() == 2
-    await asyncio.sleep(0.01)
+    await turns()
     assert queue.empty()
 
 
@@ -309,6 +315,10 @@ async def test_partitions_whose_queue_was_full_are_asked_for_soon_again(
     consumer: Consumer, active: set[TP], asked: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeouts: list[float] = []
+    sleeps: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
 
     async def wait_next_records(_: Consumer, timeout: float) -> tuple[dict[TP, Any], set[TP]]:
         timeouts.append(timeout)
@@ -317,9 +327,10 @@ async def test_partitions_whose_queue_was_full_are_asked_for_soon_again(
     monkeypatch.setattr(driver.Consumer, "_wait_next_records", wait_next_records)
     monkeypatch.setattr(Consumer, "_get_active_partitions", lambda _: active)
     consumer._buffered_partitions = {TP("incoming_messages", 1)}
-    async with asyncio.timeout(0.9):
-        assert await consumer._wait_next_records(1.0) == ({}, active)
-    assert timeouts == asked
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert await consumer._wait_next_records(1.0) == ({}, active)
+    # Somebody has to wait, or it would be asked for without a pause.
+    assert (timeouts, [*timeouts, *sleeps]) == (asked, [SOON_SECONDS])
     consumer._buffered_partitions = set()
     await consumer._wait_next_records(1.0)
     assert timeouts == [*asked, 1.0]

@@ -9,6 +9,12 @@ import pytest
 from chat_streams.compat import eager
 
 
+async def turns() -> None:
+    """Let the loop go round until everybody did what they could."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 async def test_what_waits_for_nothing_ends_at_once() -> None:
     found: list[int] = []
 
@@ -28,7 +34,7 @@ async def test_what_waits_goes_on_in_a_task_and_has_its_outcome() -> None:
     rest = eager.begin(work(future))
     assert rest is not None
     task = asyncio.create_task(rest)
-    await asyncio.sleep(0.01)
+    await turns()
     assert not task.done()
     future.set_result(7)
     assert await task == [7, 7]
@@ -67,7 +73,7 @@ async def test_it_can_be_cancelled_and_cleans_up_and_catches_what_it_awaits() ->
     assert rest is not None
     task = asyncio.create_task(rest)
     future.set_exception(KeyError())
-    await asyncio.sleep(0.01)
+    await turns()
     assert seen == ["caught"]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
