@@ -13,6 +13,7 @@ import structlog
 from faust.types import TP
 
 from chat_streams.kafka.names import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
+from chat_streams.model.errors import FencingTokenStale, Rewound
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     INCOMING,
@@ -29,11 +30,10 @@ from chat_streams.model.records import (
 )
 from chat_streams.processing.delivery_buffer import Outbox
 from chat_streams.processing.grouping import by_recipient
-from chat_streams.processing.ordered import Rewound
 from chat_streams.processing.service import Service
 from chat_streams.recovery.fencing import Adoption
 from chat_streams.runtime.spans import traceparent
-from tables.inbox import Appended, Batch, Inbox, StaleToken
+from tables.inbox import Appended, Batch, Inbox
 from tables.redis_cluster import Cluster
 from tables.sessions import Sessions
 
@@ -94,7 +94,7 @@ async def _append(batches: Sequence[Batch]) -> list[Appended]:
     try:
         with app.statistics.timed("append"):
             return await inbox.append(batches, tokens)
-    except StaleToken as error:
+    except FencingTokenStale as error:
         log.warning("redis refused to append", reason=str(error))
         for partition, token in tokens.items():
             await adoption.adopt(partition, refused=token)

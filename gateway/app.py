@@ -22,10 +22,11 @@ from chat_streams.kafka.client import client_options
 from chat_streams.kafka.generations import Log
 from chat_streams.kafka.names import INCOMING_MESSAGES, partition_of
 from chat_streams.model import codes
+from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable, SettingsError
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import Delivery
 from chat_streams.runtime.metrics import PATH, Metrics
-from chat_streams.runtime.settings import Settings, SettingsError
+from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
 from chat_streams.runtime.tokens import Authenticator
@@ -35,9 +36,9 @@ from gateway.publisher import Accepted, Publisher
 from gateway.state.delivery_state import Limits
 from gateway.state.rate_limit import Allowances
 from gateway.websocket import WebSocket
-from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.chat_history import ChatHistory
 from tables.inbox import Inbox
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 from tables.slots import Slots
 
 log = structlog.get_logger()
@@ -78,7 +79,7 @@ class Gateway:
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Start before the socket listens, stop after (``web.Application.cleanup_ctx``).
 
-        Raises ``TopicsError`` and ``StoreRefused``.
+        Raises ``TopicsError`` and ``RedisRefused``.
         """
         self._log = await topics.check(self.settings, "gateway")
         await self._cluster.check()
@@ -175,12 +176,12 @@ class Gateway:
             missing.append("kafka")
         try:
             await self._cluster.ping()
-        except StoreUnavailable:
+        except RedisUnavailable:
             missing.append("redis")
         return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
 
     async def log_end(self, partition: int) -> Position:
-        """A position above all in a partition of the log and below all to come; raises ``StoreUnavailable``."""
+        """A position above all in a partition of the log and below all to come; raises ``RedisUnavailable``."""
         assert self._ends is not None
         assert self._log is not None
         tp = TopicPartition(INCOMING_MESSAGES, partition)
@@ -188,7 +189,7 @@ class Gateway:
             async with asyncio.timeout(self.settings.engine_timeout):
                 end = (await self._ends.end_offsets([tp]))[tp]
         except (KafkaError, TimeoutError) as error:
-            raise StoreUnavailable(f"the log's end is not known: {error!r}") from error
+            raise RedisUnavailable(f"the log's end is not known: {error!r}") from error
         # Not (end, 0): that is the address of the next message.
         return Position.of(self._log.generation, end - 1, MAX_PLACE) if end else ORIGIN
 
@@ -208,7 +209,7 @@ class Gateway:
                 await admin.start()
                 while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= last.offset:
                     await asyncio.sleep(HISTORY_LOOK_SECONDS)
-        except (StoreUnavailable, KafkaError, TimeoutError, OSError) as error:
+        except (RedisUnavailable, KafkaError, TimeoutError, OSError) as error:
             raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error
         finally:
             await admin.close()

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
+from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
 from chat_streams.model.records import (
     Acknowledge,
     Announce,
@@ -34,8 +35,7 @@ from chat_streams.runtime.spans import Header, Mark
 from gateway.publisher import Publisher
 from gateway.slot_consumer import Deliveries
 from gateway.state.delivery_state import Ask
-from tables.redis_cluster import StoreUnavailable
-from tables.slots import Lease, NoSlot, Slots
+from tables.slots import Lease, Slots
 
 if TYPE_CHECKING:
     from gateway.websocket import WebSocket
@@ -47,7 +47,7 @@ ANNOUNCE_AT_ONCE: Final = 100
 ANNOUNCE_JITTER: Final = 1.0
 CORRECTIONS: Final = 10_000
 ACKNOWLEDGE_WITHIN: Final = 0.1
-_NO_SLOT_YET: Final = (StoreUnavailable, NoSlot, KafkaError, TimeoutError, OSError)
+_NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, KafkaError, TimeoutError, OSError)
 
 
 class Hub:
@@ -98,7 +98,7 @@ class Hub:
             lease, self._lease = self._lease, None
             try:
                 await self._slots.give_back(lease)
-            except StoreUnavailable as error:
+            except RedisUnavailable as error:
                 log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
 
     def add(self, socket: WebSocket) -> None:

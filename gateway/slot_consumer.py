@@ -13,7 +13,8 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.names import MAX_RECORD, OUTGOING_MESSAGES
-from chat_streams.model.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.records import OUTGOING, Outgoing
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header
 
@@ -94,7 +95,7 @@ class Deliveries:
     def _take(self, offset: int, value: bytes | None, headers: Iterable[Header]) -> None:
         try:
             self._receive(OUTGOING.decode(value), headers)
-        except (Undecodable, UnknownVersion) as error:
+        except (UndecodableRecord, UnknownVersion) as error:
             # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
             log.error("a delivery cannot be read", offset=offset, reason=str(error))  # noqa: TRY400 - bodies are not logged
 

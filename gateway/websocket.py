@@ -15,18 +15,17 @@ from aiohttp import WSMsgType, web
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
+from chat_streams.model.errors import ExpiredToken, HistoryUnavailable, InvalidToken, KeysUnavailable, RedisUnavailable
 from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Message, Missed
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.spans import Expected
-from chat_streams.runtime.tokens import BadToken, ExpiredToken, Identity, KeysUnavailable
+from chat_streams.runtime.tokens import Identity
 from gateway import protocol
 from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
 from gateway.state.delivery_state import AckRefused, Ask, Connection
 from gateway.state.rate_limit import Allowance
-from tables.chat_history import HistoryUnavailable
-from tables.redis_cluster import StoreUnavailable
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -251,7 +250,7 @@ class WebSocket:
             raise Ended(Close.KEYS_AWAY, "the keys to check tokens with are away, try again") from error
         except ExpiredToken as error:
             raise Ended(Close.TOKEN_EXPIRED, "the token has expired") from error
-        except BadToken as error:
+        except InvalidToken as error:
             raise Ended(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
 
     async def _register(self, user: str, hello: Hello) -> None:
@@ -266,7 +265,7 @@ class WebSocket:
                 device = await self._gateway.inbox.hello(user, hello.device, after, log_end)
                 removed += device.removed
             self._gateway.statistics.counters["acknowledged"] += removed
-        except StoreUnavailable as error:
+        except RedisUnavailable as error:
             log.warning("hello cannot be answered", user=user, error=str(error))
             raise Ended(Close.STORE_AWAY, "the offline store is away, try again") from error
         self.user, self.device, self.number = user, hello.device, device.number

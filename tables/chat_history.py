@@ -18,6 +18,7 @@ import structlog
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.model.position import MAX_PLACE, Position
 from chat_streams.model.records import Message
 from chat_streams.runtime.retry import patiently
@@ -38,10 +39,6 @@ PAGE_BYTES: Final = 1024 * 1024
 CURSOR: Final = re.compile(r"[0-9]{13}#[^#]+#[^#]+", re.ASCII)
 # What asking again does not cure: a bug, a missing table or missing rights, and each is told from the rest.
 _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
-
-
-class HistoryUnavailable(Exception):
-    """The database did not answer; try again."""
 
 
 class _Again(Exception):

@@ -68,7 +68,7 @@ class InboxIndex:
     async def look(self, wanted: Sequence[tuple[str, Position, int]]) -> list[Sight]:
         """For each (user, position, count): the inbox, and its first ``count`` entries from that position on.
 
-        At most ``PAGE`` of them. A key that holds something else looks empty. Raises ``StoreUnavailable``.
+        At most ``PAGE`` of them. A key that holds something else looks empty. Raises ``RedisUnavailable``.
         """
         found: list[Sight] = []
         for start in range(0, len(wanted), LOOKS_AT_ONCE):

@@ -12,18 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from chat_streams.commands.output import bar, console
-from chat_streams.kafka.client import TopicsError
-from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import partition_of
-from chat_streams.model.records import UnknownVersion
+from chat_streams.model.errors import (
+    HistoryUnavailable,
+    KafkaUnavailable,
+    RedisUnavailable,
+    TopicsError,
+    UnknownVersion,
+)
 from chat_streams.operations.audit import Options, audit
 from chat_streams.operations.audit_report import MEANINGS, kept_summary, summary
 from chat_streams.operations.audit_rules import Fate, Report
 from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 from tables import last_audit
-from tables.chat_history import HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 
 class EngineAway(click.ClickException):
@@ -86,7 +89,7 @@ async def _run(settings: Settings, options: Options, as_json: bool) -> None:
             report = await audit(settings, options, progress)
     except HistoryUnavailable as error:
         raise EngineAway(f"no audit: DynamoDB (CHAT_DYNAMODB_ENDPOINT): {error}; --no-history goes without") from error
-    except (TopicsError, LogUnavailable, StoreUnavailable, UnknownVersion) as error:
+    except (TopicsError, KafkaUnavailable, RedisUnavailable, UnknownVersion) as error:
         raise EngineAway(f"no audit: {error}") from error
     await _keep(settings, report, options)
     if as_json:
@@ -104,7 +107,7 @@ async def _keep(settings: Settings, report: Report, options: Options) -> None:
     cluster = Cluster(settings)
     try:
         await last_audit.save(cluster, kept_summary(report, options))
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         click.echo(f"the report is not kept for the inspector: {error}", err=True)
     finally:
         await cluster.close()

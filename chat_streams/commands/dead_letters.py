@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from chat_streams.commands.output import Since, bar, console, utc
-from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.model import errors
+from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.operations import redrive_service
 from chat_streams.operations.dead_letters import CODECS, Filter
 from chat_streams.processing.service import Service
@@ -107,7 +108,7 @@ def _group(settings: Settings) -> click.Group:
 def _run(command: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(command)
-    except (LogUnavailable, redrive_service.Refused) as error:
+    except (KafkaUnavailable, errors.RedriveRefused) as error:
         raise click.ClickException(str(error)) from error
 
 

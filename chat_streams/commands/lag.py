@@ -16,7 +16,8 @@ from rich.table import Table
 
 from chat_streams.commands.output import Command, console
 from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.operations.formats import empty_in, number, seconds
 from chat_streams.operations.lag import Watermarks, summary
 from chat_streams.operations.lag_reader import GROUPS, LOOK_S, look
@@ -39,7 +40,7 @@ def register(app: Service) -> None:
         """Show how far each service is behind the log, as the inspector does; it looks for a few seconds."""
         try:
             rows = await _measure(app.settings)
-        except LogUnavailable as error:
+        except KafkaUnavailable as error:
             raise click.ClickException(str(error)) from error
         except (KafkaError, OSError, TimeoutError) as error:
             raise click.ClickException(await trouble(app.settings, error)) from error

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from chat_streams.commands.output import Command
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable
 from chat_streams.processing.service import Service
 from tables.inbox import Inbox
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 LOOK_SECONDS: Final = 0.5
 
@@ -41,7 +42,7 @@ def register(app: Service) -> None:
         cluster = Cluster(app.settings)
         try:
             await _replay(app, Inbox(cluster, app.settings), partitions, wait_s)
-        except (StoreUnavailable, LogUnavailable) as error:
+        except (RedisUnavailable, KafkaUnavailable) as error:
             raise click.ClickException(str(error)) from error
         finally:
             await cluster.close()

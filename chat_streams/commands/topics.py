@@ -9,10 +9,12 @@ from aiokafka.errors import KafkaError
 from faust.cli import AppCommand, argument, option
 
 from chat_streams.commands.output import Command
-from chat_streams.kafka import client, topics
+from chat_streams.kafka import topics
+from chat_streams.model import errors
+from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.operations import repartition
 from chat_streams.processing.service import Service
-from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.chat_history import ChatHistory
 
 ACTIONS: Final = ("create", "check", "repartition")
 
@@ -60,7 +62,7 @@ async def _repartition(app: Service, partitions: int, dry_run: bool, wait_s: flo
             click.echo("dry run: nothing is changed")
             return
         await repartition.repartition(settings, plan, wait_s, click.echo)
-    except (client.TopicsError, KafkaError) as error:
+    except (errors.TopicsError, KafkaError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"now restart the workers, then the gateways, with {plan.settings}")
 
@@ -76,7 +78,7 @@ async def _run(app: Service, action: str) -> None:
             click.echo(f"created: {', '.join(made_all) or 'nothing was missing'}")
         log = await topics.check(settings)
         click.echo(f"the log is generation {log.generation} with {log.partitions} partitions; all topics are right")
-    except (client.TopicsError, HistoryUnavailable) as error:
+    except (errors.TopicsError, HistoryUnavailable) as error:
         raise click.ClickException(str(error)) from error
     finally:
         await history.close()

@@ -12,13 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from chat_streams.commands.output import Command, Since, bar, console, duration, utc
-from chat_streams.kafka import client
-from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.model import errors
+from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable
 from chat_streams.operations import journey
 from chat_streams.operations.journey import Rules, Trail, Verdict, verdict
 from chat_streams.operations.journey_reader import Tracer
 from chat_streams.processing.service import Service
-from tables.redis_cluster import StoreUnavailable
 
 MAX_TRAILS: Final = 10
 """Shown at once: an id is its sender's own, and others may use the same."""
@@ -51,7 +50,7 @@ def register(app: Service) -> None:
                 for trail in found[:MAX_TRAILS]:
                     rules = await tracer.follow(trail)
                     _show(trail, verdict(trail, rules, utc), rules, as_json)
-        except (LogUnavailable, StoreUnavailable, client.TopicsError) as error:
+        except (KafkaUnavailable, RedisUnavailable, errors.TopicsError) as error:
             raise click.ClickException(str(error)) from error
         if len(found) > MAX_TRAILS:
             click.echo(f"{len(found) - MAX_TRAILS} more: narrow it down with --sender and --to", err=True)

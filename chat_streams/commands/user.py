@@ -10,14 +10,15 @@ from faust.cli import argument, option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console, utc
+from chat_streams.model.errors import RedisUnavailable, UnknownUser
 from chat_streams.model.ids import is_id
 from chat_streams.operations import user_state
 from chat_streams.operations.formats import ago, number, size
 from chat_streams.operations.leases import leases
-from chat_streams.operations.user_state import NoSuchUser, Sources
+from chat_streams.operations.user_state import Sources
 from chat_streams.processing.service import Service
 from tables.chat_history import ChatHistory
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 
 def register(app: Service) -> None:
@@ -39,10 +40,10 @@ def register(app: Service) -> None:
         try:
             try:
                 slots = await leases(cluster, app.settings.slots)
-            except StoreUnavailable:
+            except RedisUnavailable:
                 slots = None
             found = await user_state.look(Sources(app.settings, cluster, history), user, slots, bodies=False)
-        except NoSuchUser as error:
+        except UnknownUser as error:
             raise click.ClickException(str(error)) from error
         finally:
             await cluster.close()

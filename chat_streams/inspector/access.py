@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from chat_streams.runtime.tokens import Authenticator, BadToken, KeysUnavailable
+from chat_streams.model.errors import ConnectChatError, InvalidToken, KeysUnavailable
+from chat_streams.runtime.tokens import Authenticator
 
 COOKIE: Final = "inspector_token"
 OPERATOR: Final = "operator"
@@ -27,7 +28,7 @@ class Viewer(NamedTuple):
     bodies: bool
 
 
-class Refused(Exception):
+class AccessDenied(ConnectChatError):
     """There is no token, or it is not good; the text says why."""
 
 
@@ -38,24 +39,24 @@ class Access:
         self._authenticator = authenticator
 
     async def viewer(self, request: web.Request) -> Viewer:
-        """The viewer of a request, by its ``Authorization`` header or cookie; raises ``Refused``."""
+        """The viewer of a request, by its ``Authorization`` header or cookie; raises ``AccessDenied``."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             token = request.cookies.get(COOKIE, "")
         if not token:
-            raise Refused("there is no token")
+            raise AccessDenied("there is no token")
         return await self.of_token(token.strip())
 
     async def of_token(self, token: str) -> Viewer:
-        """The viewer a token names; raises ``Refused``."""
+        """The viewer a token names; raises ``AccessDenied``."""
         if len(token) > MAX_TOKEN:
-            raise Refused("it is too long for a token")
+            raise AccessDenied("it is too long for a token")
         try:
             found = await self._authenticator.identify(token)
-        except BadToken as error:
-            raise Refused(str(error)) from error
+        except InvalidToken as error:
+            raise AccessDenied(str(error)) from error
         except KeysUnavailable as error:
-            raise Refused("the keys to check it with are away, try again") from error
+            raise AccessDenied("the keys to check it with are away, try again") from error
         return Viewer(found.user, found.expires, OPERATOR in found.roles, BODIES in found.roles)
 
 

@@ -24,6 +24,7 @@ from chat_streams.kafka import names
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SERVICE_STATS
+from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable
 from chat_streams.model.position import Position
 from chat_streams.model.times import now_ms
 from chat_streams.operations.lag import Lag, Watermarks
@@ -34,8 +35,8 @@ from chat_streams.runtime import statistics
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
 from tables import last_audit
-from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.chat_history import ChatHistory
+from tables.redis_cluster import Cluster
 
 log = structlog.get_logger()
 
@@ -118,7 +119,7 @@ class Collector:
         while True:
             try:
                 await look()
-            except StoreUnavailable as error:
+            except RedisUnavailable as error:
                 self.engines["Redis"].see(error)
             except Exception as error:  # noqa: BLE001 - a look that failed is told of, and tried again
                 # One look judges whether Kafka is there: the others may fail for reasons of their own.

@@ -18,8 +18,8 @@ from typing import Any, Final
 import structlog
 
 from chat_streams.inspector.reading import things_of
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Span
-from chat_streams.model.records import Undecodable, UnknownVersion
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
+from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord, UnknownVersion
 from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
 
@@ -79,7 +79,7 @@ class Read:
         """What is in it, or why that can't be decoded."""
         try:
             return things_of(self.record.topic, self.record.value)
-        except (Undecodable, UnknownVersion) as error:
+        except (UndecodableRecord, UnknownVersion) as error:
             return str(error)
 
 
@@ -123,7 +123,7 @@ class Feed:
     """In a record, likewise."""
 
     async def run(self, share: Callable[[], float]) -> None:
-        """Read a ``share`` of the budget every ``TICK_S``; raises ``LogUnavailable``."""
+        """Read a ``share`` of the budget every ``TICK_S``; raises ``KafkaUnavailable``."""
         async with LogReader(self.settings) as reader:
             while True:
                 await self.look(reader, int(self.budget.left(time.monotonic()) * share() / self.cost))
@@ -199,7 +199,7 @@ class Feeds:
     async def _run(self, feed: Feed) -> None:
         try:
             await feed.run(lambda: 1 / max(1, len(self._feeds)))
-        except LogUnavailable as error:
+        except KafkaUnavailable as error:
             log.warning("a tail has ended", topic=feed.topic, error=str(error))
         except Exception as error:  # noqa: BLE001 - its followers begin anew
             log.warning("a tail has ended", topic=feed.topic, error=repr(error))

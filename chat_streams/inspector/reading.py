@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 from chat_streams.kafka import names
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
@@ -17,8 +18,6 @@ from chat_streams.model.records import (
     Delivery,
     Message,
     Messages,
-    Undecodable,
-    UnknownVersion,
 )
 from chat_streams.operations.dead_letters import readable
 
@@ -32,12 +31,12 @@ _CODECS: Final[dict[str, Codec[Any]]] = {
 
 
 def things_of(topic: str, value: bytes | None) -> list[Any]:
-    """The things in a record, not made readable yet; raises ``Undecodable`` or ``UnknownVersion``."""
+    """The things in a record, not made readable yet; raises ``UndecodableRecord`` or ``UnknownVersion``."""
     if topic not in _CODECS:
         try:
             found = json.loads(value or b"null")
         except (ValueError, RecursionError) as error:
-            raise Undecodable(f"records of {topic} are not decoded here") from error
+            raise UndecodableRecord(f"records of {topic} are not decoded here") from error
         return [found if isinstance(found, dict) else {"value": found}]
     record = _CODECS[topic].decode(value)
     if isinstance(record, Messages):
@@ -74,5 +73,5 @@ def decoded(topic: str, value: bytes | None, bodies: bool) -> tuple[list[dict[st
     """All things in a record as JSON values, or ``None`` and why it can't be decoded."""
     try:
         return [shown(thing, bodies) for thing in things_of(topic, value)], None
-    except (Undecodable, UnknownVersion) as error:
+    except (UndecodableRecord, UnknownVersion) as error:
         return None, str(error)

@@ -12,20 +12,25 @@ import jinja2
 import structlog
 from aiohttp import web
 
-from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
+from chat_streams.inspector.access import Access, AccessDenied, Viewer, same_origin
 from chat_streams.inspector.assets import FOLDER, Assets
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
-from chat_streams.kafka.client import TopicsError
-from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS
+from chat_streams.model.errors import (
+    ConnectChatError,
+    HistoryUnavailable,
+    KafkaUnavailable,
+    RedisUnavailable,
+    TopicsError,
+)
 from chat_streams.model.times import now_ms, utc
 from chat_streams.operations import formats
 from chat_streams.runtime.metrics import PATH
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import Authenticator
-from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.chat_history import ChatHistory
+from tables.redis_cluster import Cluster
 
 log = structlog.get_logger()
 
@@ -34,10 +39,10 @@ POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_AWAY: Final = (LogUnavailable, StoreUnavailable, HistoryUnavailable, TopicsError)
+_AWAY: Final = (KafkaUnavailable, RedisUnavailable, HistoryUnavailable, TopicsError)
 
 
-class NotFound(Exception):
+class NotFound(ConnectChatError):
     """There is no such thing; the text says what was searched where."""
 
 
@@ -189,7 +194,7 @@ class Site:
         if request.path not in OPEN_PATHS and not request.path.startswith("/static/"):
             try:
                 request["viewer"] = await self.access.viewer(request)
-            except Refused as error:
+            except AccessDenied as error:
                 if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
                     raise web.HTTPUnauthorized(text=f"a token is wanted: {error}") from error
                 if request.headers.get("Sec-Fetch-Site") == "cross-site":

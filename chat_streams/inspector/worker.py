@@ -7,9 +7,9 @@ from faust.app.base import BootStrategy
 
 from chat_streams.inspector.measured import samples
 from chat_streams.inspector.site import Site
+from chat_streams.model.errors import SettingsError
 from chat_streams.processing.service import Service
 from chat_streams.runtime.metrics import Metrics
-from chat_streams.runtime.settings import SettingsError
 
 PORT = 8084
 

@@ -13,16 +13,13 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from aiokafka.protocol.metadata import MetadataRequest
 
+from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 MECHANISM: Final = "SCRAM-SHA-512"
 PROBE_S: Final = 5.0
 REQUEST_SECONDS: Final = 10.0
 """An answer of Kafka to an admin client."""
-
-
-class TopicsError(Exception):
-    """The topics are not as they must be; the text says what is wrong and what to do."""
 
 
 def client_options(settings: Settings) -> dict[str, Any]:

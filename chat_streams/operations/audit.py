@@ -25,10 +25,11 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from chat_streams.kafka import names, topics
 from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
+from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable, UndecodableRecord
 from chat_streams.model.position import Position
-from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
+from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, UserConnected
 from chat_streams.model.redrive import offset_for
 from chat_streams.model.times import now_ms
 from chat_streams.operations import dead_letters
@@ -53,7 +54,7 @@ from chat_streams.operations.audit_rules import (
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
-from tables.redis_cluster import Cluster, StoreUnavailable, connect
+from tables.redis_cluster import Cluster, connect
 
 NOTIFICATION: Final = "notification"
 CHUNK: Final = 4_000
@@ -99,7 +100,7 @@ class _Letters:
 
 
 class _Groups:
-    """How far the services are; raises ``LogUnavailable``."""
+    """How far the services are; raises ``KafkaUnavailable``."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -110,7 +111,7 @@ class _Groups:
             await self._admin.start()
         except KafkaError as error:
             await self._admin.close()
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await trouble(self._settings, error)) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -123,7 +124,7 @@ class _Groups:
             async with asyncio.timeout(GROUP_SECONDS):
                 found = await self._admin.list_consumer_group_offsets(group, partitions=list(tps))
         except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(
+            raise KafkaUnavailable(
                 f"Kafka at {self._settings.kafka} does not say how far {group} is: {error!r}"
             ) from error
         return {
@@ -143,7 +144,7 @@ class _Groups:
 async def audit(settings: Settings, options: Options, progress: Progress) -> Report:
     """Audit a running system; ``progress`` hears of offsets read.
 
-    Raises ``TopicsError``, ``LogUnavailable``, ``StoreUnavailable``, ``HistoryUnavailable``, ``UnknownVersion``.
+    Raises ``TopicsError``, ``KafkaUnavailable``, ``RedisUnavailable``, ``HistoryUnavailable``, ``UnknownVersion``.
     """
     log = await topics.check(settings)
     history, cluster = ChatHistory(settings), Cluster(settings)
@@ -169,7 +170,7 @@ class _Acks:
     def take(self, record: LogRecord) -> None:
         try:
             items: Any = (SESSIONS if record.topic == SESSION_EVENTS else REQUESTS).decode(record.value)
-        except Undecodable:
+        except UndecodableRecord:
             return
         for item in items:
             if self._user not in (None, item.user):
@@ -285,7 +286,7 @@ class _Auditor:
         user, report = self._options.user, self._report
         try:
             messages = INCOMING.decode(record.value).messages
-        except Undecodable as error:
+        except UndecodableRecord as error:
             if not quiet and user is None:
                 if record.offset >= judged:
                     report.fates[Fate.IN_FLIGHT] += 1
@@ -452,7 +453,7 @@ class _Auditor:
                 with contextlib.suppress(UnicodeDecodeError):
                     yield key[len(b"{u:") : -len(b"}:inbox")].decode()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
         finally:
             await redis.aclose()
 

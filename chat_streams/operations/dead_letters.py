@@ -23,6 +23,7 @@ from chat_streams.kafka.names import (
     Names,
     partition_of,
 )
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -34,8 +35,6 @@ from chat_streams.model.records import (
     Message,
     Messages,
     Redriven,
-    Undecodable,
-    UnknownVersion,
 )
 from chat_streams.model.redrive import Redrive
 
@@ -180,10 +179,10 @@ def runs(numbers: Iterable[int], gap: int = GAP) -> list[tuple[int, int]]:
 
 
 def decode(letter: DeadLetter) -> Any:
-    """The record of a dead letter; raises ``Undecodable`` or ``UnknownVersion``, as its app did or would."""
+    """The record of a dead letter; raises ``UndecodableRecord`` or ``UnknownVersion``, as its app did or would."""
     codec = CODECS.get(letter.topic) or FORMER.get(letter.topic)
     if codec is None:
-        raise Undecodable(f"no record of topic {letter.topic} can be decoded here")
+        raise UndecodableRecord(f"no record of topic {letter.topic} can be decoded here")
     return codec.decode(letter.value)
 
 
@@ -191,7 +190,7 @@ def wrong_partition(letter: DeadLetter, partitions: int) -> str | None:
     """A user of the record who lives on another partition than it is for, by now; ``None`` if there is none."""
     try:
         record = decode(letter)
-    except (Undecodable, UnknownVersion):
+    except (UndecodableRecord, UnknownVersion):
         return None
     users = [m.to for m in record.messages] if isinstance(record, Messages) else [item.user for item in record]
     return next((user for user in users if partition_of(user, partitions) != letter.partition), None)
@@ -230,5 +229,5 @@ async def read(
     async for record in reader.read(spans, progress):
         try:
             yield record.offset, DEAD_LETTERS.decode(record.value)
-        except (Undecodable, UnknownVersion) as error:
+        except (UndecodableRecord, UnknownVersion) as error:
             log.warning("no dead letter", topic=record.topic, offset=record.offset, reason=str(error))

@@ -15,7 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka import names, topics
 from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
@@ -24,23 +24,14 @@ from chat_streams.kafka.names import (
     SESSION_EVENTS,
     partition_of,
 )
+from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable, UndecodableRecord, UnknownVersion
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.model.records import (
-    DEAD_LETTERS,
-    INCOMING,
-    OUTGOING,
-    REQUESTS,
-    SESSIONS,
-    DeadLetter,
-    Redriven,
-    Undecodable,
-    UnknownVersion,
-)
+from chat_streams.model.records import DEAD_LETTERS, INCOMING, OUTGOING, REQUESTS, SESSIONS, DeadLetter, Redriven
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
 from chat_streams.runtime.settings import Settings
-from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex
 from tables.redis_cluster import Cluster
 
@@ -99,8 +90,8 @@ class _Letters:
 class Tracer:
     """Reads what there is of one message: for the command and the web view alike.
 
-    ``bar`` reports the progress of what is being read. Raises ``LogUnavailable``,
-    ``StoreUnavailable`` and ``TopicsError``.
+    ``bar`` reports the progress of what is being read. Raises ``KafkaUnavailable``,
+    ``RedisUnavailable`` and ``TopicsError``.
     """
 
     def __init__(self, settings: Settings, bar: Bar = _silent) -> None:
@@ -201,7 +192,7 @@ class Tracer:
                 if record.value is not None and (needle in record.value or len(record.value) < also_below):
                     try:
                         look(record)
-                    except (Undecodable, UnknownVersion):
+                    except (UndecodableRecord, UnknownVersion):
                         continue
 
     async def _inbox(self, user: str, position: Position) -> Inbox:
@@ -245,7 +236,7 @@ class Tracer:
             await admin.start()
             offset = int((await admin.list_consumer_group_offsets(group, partitions=[tp]))[tp].offset)
         except KafkaError as error:
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await trouble(self._settings, error)) from error
         finally:
             await admin.close()
         return offset if offset >= 0 else None

@@ -52,7 +52,7 @@ def count_of(topic: str, value: bytes | None) -> int:
 async def sample(
     reader: LogReader, marks: Watermarks, known: Mapping[str, Sample] = MappingProxyType({})
 ) -> tuple[dict[str, Sample], dict[tuple[str, str, int], Lag]]:
-    """Look at the newest records of each partition, and the oldest of each lag; raises ``LogUnavailable``.
+    """Look at the newest records of each partition, and the oldest of each lag; raises ``KafkaUnavailable``.
 
     Where nothing comes, what is ``known`` stays.
     """

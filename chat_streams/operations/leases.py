@@ -23,7 +23,7 @@ class Slot:
 
 
 async def leases(cluster: Cluster, slots: int) -> list[Slot]:
-    """The slots below ``slots`` that are leased; raises ``StoreUnavailable``."""
+    """The slots below ``slots`` that are leased; raises ``RedisUnavailable``."""
     commands = [("EVAL_RO", _LOOK, 1, f"{{slot:{slot}}}") for slot in range(slots)]
     found = []
     for number, answer in enumerate(await cluster.pipeline(commands)):

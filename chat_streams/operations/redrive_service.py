@@ -11,10 +11,11 @@ import aiokafka
 from aiokafka.errors import KafkaError
 
 from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable, Progress, Span
+from chat_streams.kafka.log_reader import LogReader, Progress, Span
 from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
 from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
-from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion
+from chat_streams.model.errors import KafkaUnavailable, RedriveRefused, UndecodableRecord, UnknownVersion
+from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven
 from chat_streams.model.times import now_ms, utc
 from chat_streams.operations import dead_letters
 from chat_streams.operations.dead_letters import CODECS, Catalogue, Filter, Summary
@@ -22,10 +23,6 @@ from chat_streams.runtime.settings import Settings
 
 HEX_BYTES: Final = 64
 """Shown of a record whose bodies are masked."""
-
-
-class Refused(Exception):
-    """Some dead letters don't exist, or are not redriven; the text says which and why."""
 
 
 class Listing(NamedTuple):
@@ -41,7 +38,7 @@ class Listing(NamedTuple):
 
 
 async def listing(settings: Settings, wanted: Filter, limit: int, progress: Progress | None = None) -> Listing:
-    """The newest ``limit`` dead letters that match; raises ``LogUnavailable``."""
+    """The newest ``limit`` dead letters that match; raises ``KafkaUnavailable``."""
     found: deque[Summary] = deque(maxlen=limit)
     redriven: dict[int, Redriven] = {}
     matching = 0
@@ -72,9 +69,9 @@ def _summary_json(summary: Summary, mark: Redriven | None) -> dict[str, Any]:
 
 
 async def details(settings: Settings, number: int, bodies: bool, progress: Progress | None = None) -> dict[str, Any]:
-    """All that is known of a dead letter as JSON values; raises ``Refused`` where there is none of that number.
+    """All that is known of a dead letter as JSON values; raises ``RedriveRefused`` where there is none of that number.
 
-    Without ``bodies``, what people wrote is masked and only the first 64 bytes are shown. Raises ``LogUnavailable``.
+    Without ``bodies``, what people wrote is masked and only the first 64 bytes are shown. Raises ``KafkaUnavailable``.
     """
     letter: DeadLetter | None = None
     mark: Redriven | None = None
@@ -92,7 +89,7 @@ async def details(settings: Settings, number: int, bodies: bool, progress: Progr
         raise unknown([str(number)])
     try:
         record, undecodable = dead_letters.readable(dead_letters.decode(letter), bodies), None
-    except (Undecodable, UnknownVersion) as error:
+    except (UndecodableRecord, UnknownVersion) as error:
         record, undecodable = None, str(error)
     value = letter.value or b""
     shown = value if bodies else value[:HEX_BYTES]
@@ -105,9 +102,11 @@ async def details(settings: Settings, number: int, bodies: bool, progress: Progr
     }
 
 
-def unknown(numbers: Sequence[str]) -> Refused:
+def unknown(numbers: Sequence[str]) -> RedriveRefused:
     """There are no dead letters of these numbers."""
-    return Refused(f"no dead letter has the number {', '.join(numbers)}; 'dead-letters list' shows which there are")
+    return RedriveRefused(
+        f"no dead letter has the number {', '.join(numbers)}; 'dead-letters list' shows which there are"
+    )
 
 
 async def redrive(
@@ -125,7 +124,8 @@ async def redrive(
     """Write dead letters back: those of ``numbers``, or where there are none, all open ones that match ``wanted``.
 
     ``say`` hears a line for each, ``warn`` of each that is not redriven, ``confirm`` of how many there are, before the
-    first one; what it raises ends it. With ``dry_run`` nothing is written. Raises ``Refused``, ``LogUnavailable``.
+    first one; what it raises ends it. With ``dry_run`` nothing is written. Raises ``RedriveRefused``
+    and ``KafkaUnavailable``.
     """
     async with LogReader(settings) as reader:
         (span,) = await reader.spans(TOPIC)
@@ -138,7 +138,7 @@ async def redrive(
         done = [n for n in chosen if n in catalogue.redriven]
         if done and not again:
             if numbers:
-                raise Refused(
+                raise RedriveRefused(
                     f"redriven already: {', '.join(map(str, done))}; once more only with --again: what has been applied"
                     " meanwhile may be delivered a second time"
                 )
@@ -199,7 +199,7 @@ class _Redriver:
         try:
             await self._producer.start()
         except KafkaError as error:
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await trouble(self._settings, error)) from error
 
     async def __aexit__(self, *_: object) -> None:
         assert self._producer is not None
@@ -234,7 +234,7 @@ class _Redriver:
                 self._catalogue.redriven[covered] = Redriven(covered, at, sent.offset)
                 await self._producer.send_and_wait(TOPIC, mark, letter.key)
         except KafkaError as error:
-            raise LogUnavailable(
+            raise KafkaUnavailable(
                 f"{name}: {error!r}; redriven before it: {self._counts['redriven'] - 1}, those after it were not"
             ) from error
         self._say(f"{name}: went to {goal}, now at offset {sent.offset}")
@@ -252,14 +252,14 @@ class _Redriver:
         return None
 
     def report(self) -> None:
-        """Say how many; raises ``Refused`` where some were not redriven."""
+        """Say how many; raises ``RedriveRefused`` where some were not redriven."""
         if self._counts["late"]:
             self._say(
                 f"{self._counts['late']} failed in messaging before the retry window, {self._settings.retry_window} s:"
                 " where a part of such a record was applied, its recipients get that twice"
             )
         if self._counts["refused"]:
-            raise Refused(f"{self._counts['refused']} were not redriven")
+            raise RedriveRefused(f"{self._counts['refused']} were not redriven")
 
 
 def _text(headers: Sequence[tuple[str, bytes]]) -> str:

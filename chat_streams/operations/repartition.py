@@ -26,8 +26,9 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, for_code
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka import generations, names, topics
-from chat_streams.kafka.client import Admin, TopicsError, client_options
+from chat_streams.kafka.client import Admin, client_options
 from chat_streams.kafka.topics import Topic
+from chat_streams.model.errors import TopicsError
 from chat_streams.model.records import INCOMING, Messages
 from chat_streams.runtime.settings import Settings
 

@@ -8,26 +8,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS, partition_of
+from chat_streams.model.errors import (
+    HistoryUnavailable,
+    KafkaUnavailable,
+    RedisUnavailable,
+    UndecodableRecord,
+    UnknownUser,
+    UnknownVersion,
+)
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion
+from chat_streams.model.records import SESSIONS
 from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Connection, Name, Trail
 from chat_streams.operations.leases import Slot
 from chat_streams.runtime.settings import Settings
 from tables import inbox_view
-from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.chat_history import ChatHistory
+from tables.redis_cluster import Cluster
 
 LAST: Final = 20
 """Messages and connections that are shown."""
 KAFKA_S: Final = 8.0
 END: Final = Position(2**63, MAX_PLACE)
-
-
-class NoSuchUser(Exception):
-    """Nothing is known of a user; the text says where it was looked for."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Sources:
 
 
 async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies: bool) -> dict[str, Any]:
-    """All there is of a user as JSON values, times in ms since the epoch; raises ``NoSuchUser``.
+    """All there is of a user as JSON values, times in ms since the epoch; raises ``UnknownUser``.
 
     ``slots`` are the gateways' leases, ``None`` where Redis does not say. What an engine that is away would have said
     is left empty, and ``inbox_error``, ``connections_error`` or ``history_error`` says why.
@@ -53,7 +57,7 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
     errors = [error for error in (inbox_error, connections_error, history_error) if error]
     partition = partition_of(user, settings.partitions)
     if not inbox.known and not connections and not messages and not errors:
-        raise NoSuchUser(
+        raise UnknownUser(
             f"There is no user {user}: no inbox and no devices in Redis, no connection in the last"
             f" {2 * settings.announce_sweep:g} s of {SESSION_EVENTS}/{partition}, and no message in the"
             " chat database. Who never connected and was never written to is nowhere."
@@ -84,7 +88,7 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
 async def _inbox(sources: Sources, user: str) -> tuple[inbox_view.InboxView, str | None]:
     try:
         return await inbox_view.look(sources.cluster, user), None
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         return inbox_view.NOTHING, f"Redis does not answer: {error}"
 
 
@@ -94,7 +98,7 @@ async def _connections(sources: Sources, user: str) -> tuple[dict[bytes, Connect
     try:
         async with asyncio.timeout(KAFKA_S), LogReader(sources.settings) as reader:
             return await _connections_of(sources.settings, reader, user), None
-    except (LogUnavailable, TimeoutError) as error:
+    except (KafkaUnavailable, TimeoutError) as error:
         return {}, f"Kafka does not answer: {error!r}"
 
 
@@ -108,7 +112,7 @@ async def _connections_of(settings: Settings, reader: LogReader, user: str) -> d
         if record.value is not None and needle in record.value:
             try:
                 trail.add_sessions(SESSIONS.decode(record.value), record.at)
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
     return trail.connections
 

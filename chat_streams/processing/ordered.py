@@ -26,7 +26,8 @@ from faust.types import TP
 from mode.services import WaitResults
 
 from chat_streams.compat import eager
-from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record, Undecodable, UnknownVersion
+from chat_streams.model.errors import Rewound, UndecodableRecord, UnknownVersion
+from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record
 from chat_streams.model.redrive import Redrive, offset_for
 from chat_streams.model.times import now_ms
 from chat_streams.processing.offsets import Checkpoint, Progress, Start, Verdict
@@ -49,10 +50,6 @@ SOON_SECONDS: Final = 0.02
 BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
-
-
-class Rewound(Exception):
-    """Raised by ``apply`` after it called ``ChatApp.rewind``: the records of that partition will come again."""
 
 
 Apply = Callable[[list[Record[T]]], Awaitable[Awaitable[Any] | None]]
@@ -478,7 +475,7 @@ class ChatApp(faust.App):
             try:
                 value = codec.decode(message.value)
                 records.append((Record(message.partition, offset, value, message.headers or ()), message))
-            except Undecodable as error:
+            except UndecodableRecord as error:
                 await self._bury(message, error)
             except UnknownVersion as error:
                 log.critical("stopping", topic=message.topic, offset=message.offset, reason=str(error))

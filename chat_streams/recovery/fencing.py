@@ -17,24 +17,31 @@ from faust.types import TP
 from redis.exceptions import ResponseError
 
 from chat_streams.kafka import generations
-from chat_streams.kafka.client import TopicsError
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, Names, partition_of
+from chat_streams.model.errors import (
+    FencingTokenStale,
+    KafkaUnavailable,
+    RedisUnavailable,
+    Rewound,
+    TopicsError,
+    UndecodableRecord,
+    UnknownVersion,
+)
 from chat_streams.model.position import ORIGIN, Position
-from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
-from chat_streams.processing.ordered import ChatApp, Rewound
+from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, UserConnected
+from chat_streams.processing.ordered import ChatApp
 from chat_streams.recovery import previous_logs
 from chat_streams.runtime.retry import patiently
 from chat_streams.runtime.settings import Settings
-from tables.inbox import Inbox, LoggedDevice, StaleToken
-from tables.redis_cluster import StoreUnavailable
+from tables.inbox import Inbox, LoggedDevice
 
 log = structlog.get_logger()
 
 MARK_SECONDS: Final = 1.0
 """Between two looks at whether the servers still are the ones that were adopted."""
 REGAIN_SECONDS: Final = 0.1
-_AWAY: Final = (LogUnavailable, StoreUnavailable, TopicsError, KafkaError)
+_AWAY: Final = (KafkaUnavailable, RedisUnavailable, TopicsError, KafkaError)
 
 Devices = dict[str, dict[str, LoggedDevice]]
 
@@ -84,7 +91,7 @@ class Adoption:
         expected = {tp: progress.token(tp) or progress.committed(tp).token for tp in tokens}
         marks = await asyncio.gather(
             *(
-                patiently("adopt", StoreUnavailable, partial(self._inbox.adopt, tp.partition, expected[tp], token))
+                patiently("adopt", RedisUnavailable, partial(self._inbox.adopt, tp.partition, expected[tp], token))
                 for tp, token in tokens.items()
             )
         )
@@ -129,7 +136,7 @@ class Adoption:
             for tp in self._held():
                 try:
                     await self._look(tp)
-                except StoreUnavailable as error:
+                except RedisUnavailable as error:
                     log.warning("redis is away", doing="watch", error=str(error))
                     break
                 except Rewound:
@@ -172,7 +179,7 @@ class Adoption:
         try:
             # What Redis refuses is tried again as well: nothing may come before it.
             await patiently("apply former logs", (*_AWAY, ResponseError), apply)
-        except StaleToken as error:
+        except FencingTokenStale as error:
             # It was lost once more, or another worker took over: the next append finds out.
             raise Rewound from error
 
@@ -180,7 +187,7 @@ class Adoption:
 async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
     """What the log and former logs say of the devices of some partitions' users: cursor, last seen, connection number.
 
-    Devices unseen for ``inbox_ttl`` are left out. Raises ``LogUnavailable``, ``TopicsError``, and ``KafkaError``.
+    Devices unseen for ``inbox_ttl`` are left out. Raises ``KafkaUnavailable``, ``TopicsError``, and ``KafkaError``.
     """
     devices: Devices = {}
     logs = [Names.of(one.version) for one in await generations.former(settings)]
@@ -202,7 +209,7 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
         async for record in reader.read(sessions):
             try:
                 events = SESSIONS.decode(record.value)
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
             for event in events:
                 # What was forwarded on a connection so far is no acknowledgement: only the cursor it began with is.
@@ -212,7 +219,7 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
         async for record in reader.read(asked):
             try:
                 requests = REQUESTS.decode(record.value)
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
             for request in requests:
                 if isinstance(request, Acknowledge):

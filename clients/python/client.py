@@ -23,6 +23,9 @@ import aiohttp
 import msgspec
 from aiohttp import WSMsgType
 
+from clients.python.codes import CLOSES, RETRY, is_final
+from clients.python.errors import ChainBroken, ConnectionClosed, ProtocolError, RequestRefused, SendTimeout
+
 SUBPROTOCOL = "chat.v1"
 MAX_FRAME_BYTES = 8 * 1024 * 1024  # what is taken from the server, whose frames stay below 4 MiB
 FRAME_SENDS, FRAME_BYTES = 500, 256 * 1024  # a frame to the server ends at whichever comes first
@@ -33,32 +36,6 @@ BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 10.0
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 _log = logging.getLogger(__name__)
-
-
-class ClientError(Exception):
-    """The connection has ended for good, or never began.
-
-    ``code`` is a WebSocket close code or HTTP status, or one of ``unreachable``, ``protocol``, ``chain``, ``closed``.
-    """
-
-    def __init__(self, code: int | str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class ChainBroken(ClientError):
-    """A ``messages`` or ``missed`` frame does not continue where the one before it ended."""
-
-    def __init__(self, expected: str, after: str) -> None:
-        super().__init__("chain", f"a frame continues after position {after}, the last one ended at {expected}")
-
-
-class ServerError(Exception):
-    """The server refused one send or request; ``retry`` tells whether the same may work later."""
-
-    def __init__(self, code: str, message: str, retry: bool) -> None:
-        super().__init__(f"{message} ({code})")
-        self.code, self.message, self.retry = code, message, retry
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -161,11 +138,6 @@ def decode(data: bytes) -> list[_Known]:
 def backoff_s(attempt: int) -> float:
     """Seconds to wait before attempt ``attempt`` (from 0): full jitter below a limit that doubles."""
     return random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2 ** min(attempt, 16)))
-
-
-def is_final(code: int) -> bool:
-    """Whether a connection that was closed with this code must not be made again."""
-    return 4500 <= code <= 4999
 
 
 class _Call:
@@ -293,10 +265,10 @@ class Client:
     ``ack`` does that, and what isn't acknowledged comes again after a reconnect. Without ``on_messages`` nothing is
     acknowledged. ``on_missed(after, until)`` hears of a range that left the inbox unread (see ``history_range``).
     ``after`` moves the device's cursor up to a position kept elsewhere. What has no answer after ``timeout_s`` seconds
-    raises ``TimeoutError``; at most ``in_flight`` sends are unconfirmed at once.
+    raises ``SendTimeout``; at most ``in_flight`` sends are unconfirmed at once.
 
-    Entering raises ``ClientError`` when nothing listens, the server refuses, or isn't ready in ``timeout_s`` seconds.
-    What ends the client later (``ClientError``, ``ChainBroken``, what a callback raised) is raised by every call, and
+    Entering raises ``ConnectionClosed`` when nothing listens, the server refuses, or isn't ready in ``timeout_s`` s.
+    What ends the client later (``ConnectionClosed``, or what a callback raised) is raised by every call, and
     on leaving.
     """
 
@@ -340,7 +312,7 @@ class Client:
                 await self._unless_ended(self._welcomed)
         except TimeoutError as error:
             await self.close()
-            raise ClientError("unreachable", f"no welcome from {self._url} in {self._timeout_s:g} s") from error
+            raise ConnectionClosed("unreachable", f"no welcome from {self._url} in {self._timeout_s:g} s") from error
         except BaseException:
             await self.close()
             raise
@@ -362,7 +334,7 @@ class Client:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._flush(self._ws)
-        self._finish(ClientError("closed", "the client is closed"))
+        self._finish(ConnectionClosed("closed", "the client is closed"))
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
@@ -378,8 +350,8 @@ class Client:
     async def send(self, to: str, body: Any, id: str | None = None) -> Sent:  # noqa: A002 - the protocol's word
         """Send any JSON-able ``body``; returns when the server has it in its log.
 
-        The order of the calls is the order of arrival at one recipient. Raises ``ServerError`` when the server refuses
-        the message and ``TimeoutError`` when its fate is unknown: send it again under the same id to find out.
+        The order of the calls is the order of arrival at one recipient. Raises ``RequestRefused`` when the server
+        refuses the message and ``SendTimeout`` when its fate is unknown: send it again under the same id to find out.
         """
         return (await self._send([(to, body)], id))[0]
 
@@ -424,7 +396,7 @@ class Client:
             frame = _encode(_SendFrame(name, to, body))
             if self.welcome is not None and len(frame) > self.welcome.max_body_bytes + FRAME_OVERHEAD:
                 # The gateway might end the connection for it, and each one on which it is sent again.
-                raise ServerError("too_large", f"message {name} has {len(frame)} bytes", retry=False)
+                raise RequestRefused("too_large", f"message {name} has {len(frame)} bytes", RETRY["too_large"])
             await self._slots.acquire()
             if self._end is not None or name in self._outbox.sends:
                 self._slots.release()
@@ -454,7 +426,7 @@ class Client:
             if oldest.deadline > loop.time():
                 self._timer = loop.call_at(oldest.deadline, self._expire)
                 return
-            self._settle(oldest.id, TimeoutError(f"no answer for message {oldest.id} in {self._timeout_s:g} s"))
+            self._settle(oldest.id, SendTimeout(f"no answer for message {oldest.id} in {self._timeout_s:g} s"))
 
     async def _request(self, request: dict[str, Any]) -> Any:
         self._check()
@@ -528,14 +500,16 @@ class Client:
                 await self._connection()
             except aiohttp.WSServerHandshakeError as error:
                 if error.status not in RETRIED_STATUSES:
-                    raise ClientError(error.status, f"{self._url} refuses: {error.status} {error.message}") from error
+                    raise ConnectionClosed(
+                        error.status, f"{self._url} refuses: {error.status} {error.message}"
+                    ) from error
                 _log.info("%s is not ready: %d", self._url, error.status)
             except (_Lost, aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
                 if isinstance(error, aiohttp.ClientConnectorError) and not self._welcomed.is_set():
-                    raise ClientError("unreachable", f"nothing listens at {self._url}") from error
+                    raise ConnectionClosed("unreachable", f"nothing listens at {self._url}") from error
                 _log.info("the connection to %s is lost: %s", self._url, error)
             except msgspec.DecodeError as error:
-                raise ClientError("protocol", f"the server sent a bad frame: {error}") from error
+                raise ProtocolError(f"the server sent a bad frame: {error}") from error
             # A server that takes a connection and drops it at once is to be spared, too.
             attempt = 0 if loop.time() - start > BACKOFF_LIMIT_S else attempt + 1
             told = self._reconnect_at - loop.time()
@@ -557,7 +531,7 @@ class Client:
                 decode_text=False,
             ) as ws:
                 if ws.protocol != SUBPROTOCOL:
-                    raise ClientError("protocol", f"{self._url} does not speak {SUBPROTOCOL}")
+                    raise ProtocolError(f"{self._url} does not speak {SUBPROTOCOL}")
                 after = self._acked
                 hello = {"type": "hello", "token": token, "device": self._device}
                 await ws.send_frame(_encode(hello if after is None else hello | {"after": after}), WSMsgType.TEXT)
@@ -577,9 +551,13 @@ class Client:
                     if writer is not None:
                         writer.cancel()
         code = ws.close_code or 1006
-        reason = self._last_error or (message.extra if message.type is WSMsgType.CLOSE else "") or "no reason given"
+        reason = (
+            self._last_error
+            or (message.extra if message.type is WSMsgType.CLOSE else "")
+            or CLOSES.get(code, "no reason given")
+        )
         if is_final(code):
-            raise ClientError(code, f"the server closed the connection: {reason} ({code})")
+            raise ConnectionClosed(code, f"the server closed the connection: {reason} ({code})")
         raise _Lost(f"{reason} ({code})")
 
     def _begin(self, welcome: Welcome, ws: aiohttp.ClientWebSocketResponse[Any], after: str | None) -> None:
@@ -602,7 +580,7 @@ class Client:
         elif kind is _CaughtUp:
             await self._deliveries.put((self._connection_number, frame))
         elif kind is _Error:
-            error = ServerError(frame.code, frame.message, frame.retry)
+            error = RequestRefused(frame.code, frame.message, frame.retry)
             if frame.id is not None:
                 self._settle(frame.id, None if frame.retry else error, frame.retry_in_ms / 1000)
             elif frame.ref is not None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from chat_streams.runtime.tokens import mint
-from clients.python.client import Client, ClientError
+from clients.python.client import Client
+from clients.python.errors import ConnectionClosed
 from docker.local.layout import HOST, ROOT, Layout, StackError, service_environment
 from docker.local.part import get_status
 
@@ -164,7 +165,7 @@ class Container:
         try:
             async with Client(url, mint(self._secret, user, 600), "image", timeout_s=30) as client:
                 return (await client.send(user, "from an image")).at
-        except (ClientError, TimeoutError) as error:
+        except (ConnectionClosed, TimeoutError) as error:
             raise StackError(f"the gateway of the image takes no message: {error}") from error
 
     def stop(self) -> int:

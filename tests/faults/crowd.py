@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from chat_streams.model.position import ORIGIN, Position
-from clients.python.client import ChainBroken, Client, ClientError, Message, ServerError
+from clients.python.client import Client, Message
+from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
 from tests.integration.support import Stack, abort_client, eventually
 from tests.limits import WITHIN_S
 
@@ -108,7 +109,7 @@ class Device:
                     await _set_within(stop, seconds)
                     if vanish:
                         abort_client(client)
-            except ClientError as error:
+            except ConnectionClosed as error:
                 self.crowd.note(self, error)
 
     async def drain(self, within_s: float) -> None:
@@ -121,7 +122,7 @@ class Device:
                         # What it has and did not acknowledge comes again first.
                         await eventually(lambda: client.caught_up.is_set() and not self.missing(), within_s=left)
                     return
-            except ClientError as error:
+            except ConnectionClosed as error:
                 self.crowd.note(self, error)
                 await asyncio.sleep(0.2)
 
@@ -222,7 +223,7 @@ class Crowd:
         if len(self._problems) < MOST_PROBLEMS:
             self._problems.append(text)
 
-    def note(self, device: Device, error: ClientError) -> None:
+    def note(self, device: Device, error: ConnectionClosed) -> None:
         """Note the end of a client, unless it is what a fault does to it."""
         if error.code != "unreachable":
             kind = "a broken chain" if isinstance(error, ChainBroken) else "an end"
@@ -307,7 +308,7 @@ class Crowd:
             try:
                 async with client:
                     await self._send_arrays(client, name, rng, arrays)
-            except ClientError as error:
+            except ConnectionClosed as error:
                 if error.code != "unreachable":
                     self.problem(f"{name} saw an end: {error} ({error.code})")
                 await asyncio.sleep(0.1)
@@ -343,7 +344,7 @@ class Crowd:
     async def _send_one(self, client: Client, name: str, to: str, number: int) -> bool:
         try:
             await client.send(to, [to, number], id=f"{to}-{number}")
-        except (ServerError, TimeoutError) as error:
+        except (RequestRefused, TimeoutError) as error:
             self.problem(f"message {number} of {name} to {to} is not confirmed: {error}")
             return False
         if (name, number) not in self.confirmed_to[to]:

@@ -25,7 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chat_streams.kafka.names import partition_of
-from clients.python.client import Client, ClientError, ServerError
+from clients.python.client import Client
+from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import StackError
 from docker.local.part import Running
 from tests.faults.crowd import Crowd, Phase
@@ -270,7 +271,7 @@ class Probe:
                             self.slow.append((now, bob, now - begin))
                         self._passed.add(bob)
                         await asyncio.sleep(PROBE_PAUSE_S)
-            except ClientError as error:
+            except ConnectionClosed as error:
                 if error.code != "unreachable":
                     raise
                 await asyncio.sleep(0.05)
@@ -279,7 +280,7 @@ class Probe:
 async def _in_history(client: Client, bob: str) -> bool:
     try:
         return bool((await client.history(bob)).messages)
-    except ServerError as error:
+    except RequestRefused as error:
         if not error.retry:
             raise
         return False
@@ -321,7 +322,7 @@ async def run_cell(
             result.victim = fault.victim
             supervisor = asyncio.create_task(_supervise(stack, fault.away, result.restarted))
             await _measure(stack, cell, crowd, fault, result, stage, limits)
-    except (AssertionError, StackError, TimeoutError, ClientError, ServerError) as error:
+    except (AssertionError, StackError, TimeoutError, ConnectionClosed, RequestRefused) as error:
         result.problems.append(f"{type(error).__name__}: {error}"[:1000])
     finally:
         await crowd.cancel()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from clients.python.client import ClientError
+from clients.python.errors import ConnectionClosed
 from tests.integration.support import Received, Stack, user
 from tests.limits import WITHIN_S
 
@@ -109,7 +109,7 @@ async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> 
     old, new = stack.connect(bob, Received()), stack.connect(bob, Received())
     await old.__aenter__()
     async with new:
-        with pytest.raises(ClientError) as caught:
+        with pytest.raises(ConnectionClosed) as caught:
             await asyncio.wait_for(old.wait_closed(), WITHIN_S)
         assert caught.value.code == 4510
         await old.close()

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from chat_streams.model.errors import FencingTokenStale
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
 from gateway.protocol import at_text, message_tail
-from tables.inbox import Appended, Batch, Inbox, Page, StaleToken, keys
+from tables.inbox import Appended, Batch, Inbox, Page, keys
 from tables.redis_cluster import Cluster
 from tests.integration.support import Stack, eventually, user
 
@@ -293,12 +294,12 @@ async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> N
     box = await new_box()
     await box.append((at(1), "a"))
     box.token = "zombie"
-    with pytest.raises(StaleToken):
+    with pytest.raises(FencingTokenStale):
         await box.append((at(2), "b"))
     assert await stack.stored(box.user) == 1
     # A partition nobody adopted has no token at all.
     box.partition = next(_partitions)
-    with pytest.raises(StaleToken):
+    with pytest.raises(FencingTokenStale):
         await box.append((at(2), "b"))
     assert await stack.stored(box.user) == 1
 
@@ -309,7 +310,7 @@ async def test_adopting_says_whether_the_token_was_kept(new_box: NewBox) -> None
     lost = await box.inbox.adopt(box.partition, "t", "v")
     assert (kept is None, lost is None) == (True, False)
     for box.token in ("t", "u"):
-        with pytest.raises(StaleToken):
+        with pytest.raises(FencingTokenStale):
             await box.append((at(1), "a"))
     box.token = "v"
     await box.append((at(1), "a"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chat_streams.model.position import MAX_PLACE, Position
-from clients.python.client import ClientError, ServerError
+from clients.python.errors import ConnectionClosed, RequestRefused
 from tests.integration.support import Frame, Received, Stack, eventually, user
 
 LONG = "x" * 129
@@ -193,7 +193,7 @@ async def test_the_client_does_not_repeat_a_frame_that_is_too_large(stack: Stack
     await client.__aenter__()
     try:
         # docs/protocol.md: "don't repeat the same frame". Repeated, it ends each new connection, for all else, too.
-        with pytest.raises((ClientError, ServerError)):
+        with pytest.raises((ConnectionClosed, RequestRefused)):
             await client.send(alice, "x" * 600_000)
     finally:
         await client.close()
@@ -250,7 +250,7 @@ async def test_a_user_can_neither_read_nor_acknowledge_the_inbox_of_another(stac
             return len((await owner.history_range("0-0", until)).messages) == 5
 
         await eventually(all_of_bobs)
-        with contextlib.suppress(ServerError):
+        with contextlib.suppress(RequestRefused):
             assert (await client.history_range("0-0", until)).messages == []
         assert (await client.history(bob)).messages == []
         assert (await client.history(alice)).messages == []

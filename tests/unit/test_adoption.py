@@ -11,8 +11,9 @@ from faust.types import TP
 
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.model.errors import Rewound
 from chat_streams.processing.offsets import Checkpoint, Progress, Start
-from chat_streams.processing.ordered import ChatApp, Rewound
+from chat_streams.processing.ordered import ChatApp
 from chat_streams.recovery.fencing import Adoption
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox

@@ -11,8 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from chat_streams.runtime.settings import Settings, SettingsError
-from chat_streams.runtime.tokens import LEEWAY_S, Authenticator, BadToken, Identity, mint
+from chat_streams.model.errors import InvalidToken, SettingsError
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.tokens import LEEWAY_S, Authenticator, Identity, mint
 
 SECRET = "0123456789abcdef0123456789abcdef"
 JWKS = "https://issuer.test/jwks"
@@ -53,7 +54,7 @@ def unsigned(header: dict[str, Any], payload: dict[str, Any], signature: bytes =
 
 
 async def assert_refused(authenticator: Authenticator, token: str, why: str | None = None) -> None:
-    with pytest.raises(BadToken, match=why) as caught:
+    with pytest.raises(InvalidToken, match=why) as caught:
         await authenticator.identify(token)
     assert all(part not in str(caught.value) for part in token.split(".") if len(part) > 10), "it shows the token"
 
@@ -209,7 +210,7 @@ async def test_a_shared_secret_does_not_count_beside_an_issuer(
 
 @pytest.mark.parametrize("answer", [{}, {"keys": []}, {"keys": [{"kty": "nonsense"}]}, [], None])
 async def test_an_issuer_without_usable_keys_lets_nobody_in(issuer: Callable[..., Authenticator], answer: Any) -> None:
-    with pytest.raises(BadToken):
+    with pytest.raises(InvalidToken):
         await issuer(lambda: answer).identify(es256())
 
 

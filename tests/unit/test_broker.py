@@ -14,9 +14,10 @@ import trustme
 from aiokafka.errors import KafkaConnectionError
 
 from chat_streams.kafka.client import client_options, trouble
+from chat_streams.model.errors import RedisRefused
 from chat_streams.processing.service import _credentials
 from chat_streams.runtime.settings import Settings
-from tables.redis_cluster import Cluster, StoreRefused
+from tables.redis_cluster import Cluster
 
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
 
@@ -76,7 +77,7 @@ async def test_redis_by_tls(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         cluster = Cluster(Settings(redis=f"rediss://127.0.0.1:{port}", redis_ca_file=authority))
         try:
-            with pytest.raises(StoreRefused, match=text):
+            with pytest.raises(RedisRefused, match=text):
                 await cluster.check()
         finally:
             await cluster.close()

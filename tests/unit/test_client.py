@@ -14,19 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.python import client as client_module
-from clients.python.client import (
-    ChainBroken,
-    Client,
-    ClientError,
-    Message,
-    Outbox,
-    Sent,
-    ServerError,
-    _Call,
-    _Send,
-    decode,
-    is_final,
-)
+from clients.python.client import Client, Message, Outbox, Sent, _Call, _Send, decode
+from clients.python.codes import is_final
+from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
 from tests.limits import WITHIN_S
 
 AT = "2026-01-02T03:04:05.678Z"
@@ -250,11 +240,11 @@ async def test_a_refusal_is_raised_and_leaves_the_others_alone() -> None:
 
     async with serving(script) as server, Client(server.url, "jwt", "d") as client:
         refused, accepted = asyncio.create_task(client.send("a", 1)), asyncio.create_task(client.send("a", 2))
-        with pytest.raises(ServerError) as caught:
+        with pytest.raises(RequestRefused) as caught:
             await refused
         assert (caught.value.code, caught.value.retry) == ("c", False)
         assert (await accepted).at == AT
-        with pytest.raises(ServerError, match="bad_cursor"):
+        with pytest.raises(RequestRefused, match="bad_cursor"):
             await client.history("carol", before="nonsense")
 
 
@@ -493,7 +483,7 @@ async def test_a_bad_token_is_refused_with_the_servers_words() -> None:
         await peer.ws.close(code=4501)
 
     async with serving(script) as server:
-        with pytest.raises(ClientError, match="the token has expired") as caught:
+        with pytest.raises(ConnectionClosed, match="the token has expired") as caught:
             async with Client(server.url, "jwt", "d"):
                 pass
         assert caught.value.code == 4501
@@ -506,7 +496,7 @@ async def test_a_takeover_ends_the_client_and_its_sends() -> None:
         await peer.ws.close(code=4510, message=b"taken over")
 
     async with serving(script) as server:
-        with pytest.raises(ClientError, match="taken over") as caught:
+        with pytest.raises(ConnectionClosed, match="taken over") as caught:
             async with Client(server.url, "jwt", "d") as client:
                 await client.send("a", 1)
         assert caught.value.code == 4510
@@ -606,7 +596,7 @@ async def test_a_server_that_speaks_nonsense_ends_the_client() -> None:
         await peer.until_closed()
 
     async with serving(script) as server:
-        with pytest.raises(ClientError) as caught:
+        with pytest.raises(ConnectionClosed) as caught:
             async with Client(server.url, "jwt", "d"):
                 pass
         assert caught.value.code == "protocol"
@@ -615,7 +605,7 @@ async def test_a_server_that_speaks_nonsense_ends_the_client() -> None:
 async def test_nothing_listens() -> None:
     async with serving() as server:
         url = server.url
-    with pytest.raises(ClientError, match="nothing listens at ws://") as caught:
+    with pytest.raises(ConnectionClosed, match="nothing listens at ws://") as caught:
         async with Client(url, "jwt", "d"):
             pass
     assert caught.value.code == "unreachable"
@@ -632,7 +622,7 @@ async def test_a_closed_client_sends_nothing() -> None:
             sending = asyncio.create_task(client.send("a", 1))
             await asyncio.sleep(0)
         for attempt in (sending, client.send("a", 2), client.history("a")):
-            with pytest.raises(ClientError) as caught:
+            with pytest.raises(ConnectionClosed) as caught:
                 await attempt
             assert caught.value.code == "closed"
 

@@ -8,8 +8,9 @@ import pytest
 from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
+from chat_streams.model.errors import RedisUnavailable
 from chat_streams.runtime.settings import Settings
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 
 class Connection:
@@ -78,7 +79,7 @@ async def test_what_redis_does_not_want_now_is_waited_for_and_no_fault_of_the_me
 
     monkeypatch.setattr(cluster._redis, "initialize", nothing)
     monkeypatch.setattr(cluster, "_round", answers)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(RedisUnavailable):
         await cluster.pipeline([("FCALL", "append", 1, "{u:bob}:inbox")])
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -33,8 +34,6 @@ from chat_streams.model.records import (
     Registered,
     SessionEvents,
     Target,
-    Undecodable,
-    UnknownVersion,
     UserConnected,
     UserDisconnected,
 )
@@ -71,7 +70,7 @@ def _decode(codec: Codec[Any], value: bytes) -> Any:
     """What the bytes stand for, or ``None`` when they are refused in one of the two ways a worker is prepared for."""
     try:
         return codec.decode(value)
-    except (Undecodable, UnknownVersion):
+    except (UndecodableRecord, UnknownVersion):
         return None
 
 
@@ -106,7 +105,7 @@ def test_the_json_of_a_message_is_kept_byte_for_byte(json: bytes, name: str, at:
 @pytest.mark.parametrize("value", [None, b"", b"\xcc", MAGIC, b"\x00" + MAGIC + b"\x01", b"CC\x01\x90", b'{"a":1}'])
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_does_not_begin_as_a_record_is_undecodable(codec: Codec[Any], value: bytes | None) -> None:
-    with pytest.raises(Undecodable, match="begin"):
+    with pytest.raises(UndecodableRecord, match="begin"):
         codec.decode(value)
 
 
@@ -123,7 +122,7 @@ def test_a_record_of_another_topic_is_undecodable(codec: Codec[Any], record: Any
     value = codec.encode(record)
     for other in CODECS:
         if other is not codec:
-            with pytest.raises(Undecodable):
+            with pytest.raises(UndecodableRecord):
                 other.decode(value)
 
 
@@ -131,9 +130,9 @@ def test_a_record_of_another_topic_is_undecodable(codec: Codec[Any], record: Any
 def test_a_truncated_record_is_undecodable(codec: Codec[Any], record: Any) -> None:
     value = codec.encode(record)
     for length in range(len(value)):
-        with pytest.raises(Undecodable):
+        with pytest.raises(UndecodableRecord):
             codec.decode(value[:length])
-    with pytest.raises(Undecodable):
+    with pytest.raises(UndecodableRecord):
         codec.decode(value + b"\xc0")
 
 
@@ -141,7 +140,7 @@ def test_a_truncated_record_is_undecodable(codec: Codec[Any], record: Any) -> No
 def test_endless_nesting_is_undecodable(codec: Codec[Any]) -> None:
     # In the place of a field that a newer program may have added.
     nested = MAGIC + bytes([VERSION]) + b"\x93\xa8messages\x90" + b"\x91" * 100_000 + b"\xc0"
-    with pytest.raises(Undecodable):
+    with pytest.raises(UndecodableRecord):
         codec.decode(nested)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from chat_streams.model.errors import SettingsError
 from chat_streams.runtime import settings
-from chat_streams.runtime.settings import Settings, SettingsError
+from chat_streams.runtime.settings import Settings
 
 KEY = "k" * 32
 

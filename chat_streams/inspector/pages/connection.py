@@ -10,7 +10,8 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS
-from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion, UserConnected
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.records import SESSIONS, UserConnected
 from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Connection
 from chat_streams.operations.user_state import as_json
@@ -35,7 +36,7 @@ def register(site: Site) -> None:
                     continue
                 try:
                     events = SESSIONS.decode(record.value)
-                except (Undecodable, UnknownVersion):
+                except (UndecodableRecord, UnknownVersion):
                     continue
                 for event in events:
                     if not event.connection.startswith(needle):

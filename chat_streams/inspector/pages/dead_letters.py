@@ -9,6 +9,7 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
+from chat_streams.model import errors
 from chat_streams.operations import redrive_service
 from chat_streams.operations.dead_letters import Filter
 
@@ -50,7 +51,7 @@ def register(site: Site) -> None:
         number = request.match_info["number"]
         try:
             found = await redrive_service.details(site.settings, int(number), viewer.bodies)
-        except redrive_service.Refused as error:
+        except errors.RedriveRefused as error:
             raise NotFound(f"There is no dead letter {number} in the topic dead_letters.") from error
         # It may quote what people write.
         return Answer(found if viewer.bodies else found | {"traceback": None})
@@ -75,7 +76,7 @@ def register(site: Site) -> None:
                     say=lines.append,
                     warn=warnings.append,
                 )
-            except redrive_service.Refused as error:
+            except errors.RedriveRefused as error:
                 warnings.append(str(error))
         data = {
             "numbers": numbers,

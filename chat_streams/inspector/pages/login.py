@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from chat_streams.inspector.access import COOKIE, Refused, remember
+from chat_streams.inspector.access import COOKIE, AccessDenied, remember
 from chat_streams.inspector.site import Site
 
 
@@ -19,7 +19,7 @@ def register(site: Site) -> None:
         token, goal = str(form.get("token", "")).strip(), local(str(form.get("next", "/")))
         try:
             viewer = await site.access.of_token(token)
-        except Refused as error:
+        except AccessDenied as error:
             return site.render(request, "login.html", {"error": str(error), "next": goal}, 403)
         response = web.HTTPSeeOther(goal)
         remember(response, token, viewer, request.secure)

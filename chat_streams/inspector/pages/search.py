@@ -11,9 +11,9 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
+from chat_streams.model.errors import RedisUnavailable
 from chat_streams.model.ids import is_id
 from tables import inbox_view
-from tables.redis_cluster import StoreUnavailable
 
 TOPIC: Final = re.compile(r"([a-z][a-z_-]+)/([0-9]{1,5})/([0-9]{1,13})", re.ASCII)
 SLOT: Final = re.compile(r"(?:gateway|slot|g)[ :-]?([0-9]{1,5})", re.ASCII)
@@ -44,7 +44,7 @@ def register(site: Site) -> None:
         if (path := goal(text)) is not None and not request.path.startswith("/api/"):
             raise web.HTTPSeeOther(path)
         inbox = None
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(RedisUnavailable):
             # A message is found without Redis; the page says that it is away.
             inbox = await inbox_view.look(site.cluster, text) if is_id(text) else None
         return Answer(

@@ -11,11 +11,12 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.model.errors import UndecodableRecord, UnknownUser, UnknownVersion
 from chat_streams.model.ids import is_id
-from chat_streams.model.records import INCOMING, Undecodable, UnknownVersion
+from chat_streams.model.records import INCOMING
 from chat_streams.model.times import now_ms, utc
 from chat_streams.operations import user_state
-from chat_streams.operations.user_state import LAST, NoSuchUser, Sources
+from chat_streams.operations.user_state import LAST, Sources
 
 OUT_RECORDS: Final = 2_000
 """Of each partition, the newest: where messages from a user are looked for."""
@@ -34,7 +35,7 @@ def register(site: Site) -> None:
         sources = Sources(site.settings, site.cluster, site.history, away)
         try:
             return Answer(await user_state.look(sources, user, site.collector.leases, viewer.bodies))
-        except NoSuchUser as error:
+        except UnknownUser as error:
             raise NotFound(str(error)) from error
 
     async def sent(request: web.Request, viewer: Viewer) -> Answer:
@@ -56,7 +57,7 @@ async def _sent(site: Site, user: str) -> tuple[list[dict[str, Any]], str]:
                 continue
             try:
                 messages = INCOMING.decode(record.value).messages
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
             found.extend(
                 {"to": m.to, "id": m.id, "at": utc(m.at), "size": len(m.json)} for m in messages if m.sender == user
