@@ -105,7 +105,7 @@ async def reads(system: ConnectChat) -> dict[int, float]:
         system.stop_service(name)
     cluster = Cluster(Settings(redis=f"redis://127.0.0.1:{system.layout.redis}"))
     inbox = Inbox(cluster, Settings(inbox_messages=2 * STORED, inbox_bytes=2**34))
-    await inbox.adopt(NO_PARTITION, "", HOLDER)
+    await inbox.fence(NO_PARTITION, "", HOLDER)
     found = {}
     try:
         for size in READ_SIZES:

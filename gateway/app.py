@@ -222,7 +222,7 @@ class Gateway:
         self.statistics.counters["delivered"] += delivery.count
         if not delivery.count or (at := protocol.at_of(delivery.messages)) is None or at < since:
             return None
-        self.statistics.took("delivery", max(0.0, time.time() - at / 1000), delivery.count)
+        self.statistics.observe("delivery", max(0.0, time.time() - at / 1000), delivery.count)
         return at
 
     def at_text(self, at: int) -> str:

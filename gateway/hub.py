@@ -21,15 +21,15 @@ from chat_streams.model.records import (
     Delivery,
     Displaced,
     Fetch,
+    InboxAdvanced,
     Missed,
     Outgoing,
     Registered,
-    Target,
     UserConnected,
     UserDisconnected,
 )
 from chat_streams.model.times import now_ms
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
 from gateway.publisher import Publisher
@@ -97,7 +97,7 @@ class Hub:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             try:
-                await self._slots.give_back(lease)
+                await self._slots.release(lease)
             except RedisUnavailable as error:
                 log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
 
@@ -224,7 +224,7 @@ class Hub:
             if isinstance(item, Delivery) and (socket := self._connections.get(item.connection)) is not None:
                 socket.expect(parent, item.until)
 
-    def _correct(self, item: Delivery | Missed | Registered | Displaced | Target) -> None:
+    def _correct(self, item: Delivery | Missed | Registered | Displaced | InboxAdvanced) -> None:
         """The registry names a connection that is not here: of this epoch or an earlier one, it is gone."""
         # A later epoch is another gateway's, which took the slot from this one.
         if isinstance(item, Displaced) or self._lease is None or item.epoch > self._lease.epoch:
@@ -275,7 +275,7 @@ class Hub:
 
     async def _hold_slot(self) -> None:
         while True:
-            lease = await patiently("take a slot", _NO_SLOT_YET, self._take_slot)
+            lease = await retry_forever("take a slot", _NO_SLOT_YET, self._take_slot)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # What it awaited has swallowed the cancellation.

@@ -362,7 +362,7 @@ class WebSocket:
         statistics.counters["confirmed"] += messages
         while self._live and self._live[0].until <= self.state.acked:
             _, number, at = self._live.popleft()
-            statistics.took("acknowledgement", max(0.0, time.time() - at / 1000), number)
+            statistics.observe("acknowledgement", max(0.0, time.time() - at / 1000), number)
         self._live = self._live or None
 
     def _send(self, frame: Send) -> None:
@@ -462,7 +462,7 @@ class WebSocket:
         self._follow_expected()
         if self._waits and self.state.is_caught_up:
             self._waits = False
-            self._gateway.statistics.took("catch_up", (now_ms() - self._since) / 1000)
+            self._gateway.statistics.observe("catch_up", (now_ms() - self._since) / 1000)
         if self._reserved and not self.state.outstanding:
             reserved, self._reserved = self._reserved, 0
             self._hub.give_back(reserved)

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from chat_streams.model.errors import FencingTokenStale, RedisUnavailable
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import EXPECTED
 from tables.functions import function
@@ -53,7 +53,7 @@ class LoggedDevice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Page:
+class InboxPage:
     """All of the inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
 
     With ``missed``, what was in that range left the inbox without acknowledgement.
@@ -88,7 +88,7 @@ class Appended(NamedTuple):
     overflow: int
     retries: int
 
-    def pages(self, limit_bytes: int) -> Iterator[Page]:
+    def pages(self, limit_bytes: int) -> Iterator[InboxPage]:
         """What is new in pages of at most so many bytes, or of one message, which together are ``(former, until]``."""
         after, start, size = self.former, 0, 0
         for end, json in enumerate(self.json):
@@ -99,9 +99,9 @@ class Appended(NamedTuple):
         if self.json:
             yield self._page(after, self.until, start, len(self.json))
 
-    def _page(self, after: Position, until: Position, start: int, end: int) -> Page:
+    def _page(self, after: Position, until: Position, start: int, end: int) -> InboxPage:
         messages = b",".join(self.json[start:end])
-        return Page(after, until, self.positions[start], end - start, messages, missed=False)
+        return InboxPage(after, until, self.positions[start], end - start, messages, missed=False)
 
 
 def _watermark(tag: str, partition: str) -> str:
@@ -152,7 +152,7 @@ class Inbox:
         version = version or self._version
         return str(partition) if version == 1 else f"{version}/{partition}"
 
-    async def adopt(self, partition: int, expected: str, token: str) -> int | None:
+    async def fence(self, partition: int, expected: str, token: str) -> int | None:
         """Make ``token`` the one to append with for a partition of the log.
 
         Returns ``None`` if all primaries still had the one expected, so have lost nothing since it was adopted; else
@@ -161,7 +161,7 @@ class Inbox:
         """
         name = self._name(partition)
         answers = await self._cluster.on_primaries(
-            lambda tag: ("FCALL", function("adopt"), 1, _watermark(tag, name), name, expected, token)
+            lambda tag: ("FCALL", function("fence"), 1, _watermark(tag, name), name, expected, token)
         )
         return min((int(applied) for kept, applied in answers if not kept), default=None)
 
@@ -185,10 +185,10 @@ class Inbox:
         answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, name)))
         return min(int(answer or 0) for answer in answers)
 
-    async def distrust(self, partition: int) -> None:
+    async def invalidate(self, partition: int) -> None:
         """Have the worker of a partition restore its inboxes from the log; raises ``RedisUnavailable``."""
         name = self._name(partition)
-        await self._cluster.on_primaries(lambda tag: ("FCALL", function("distrust"), 1, _watermark(tag, name), name))
+        await self._cluster.on_primaries(lambda tag: ("FCALL", function("invalidate"), 1, _watermark(tag, name), name))
 
     async def restore(self, devices: Mapping[str, Mapping[str, LoggedDevice]]) -> None:
         """Bring the devices of users back as the log has them; what is here and newer stays."""
@@ -223,7 +223,7 @@ class Inbox:
                 results += found
             return results
 
-        return await patiently("append", RedisUnavailable, once)
+        return await retry_forever("append", RedisUnavailable, once)
 
     async def _append(self, part: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
         commands: list[Command] = []
@@ -265,7 +265,7 @@ class Inbox:
             results.append(Appended(former, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
 
-    async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[Page]:
+    async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[InboxPage]:
         """One page for each (user, device, after, most messages, most bytes): what is stored above ``after``.
 
         What the device has acknowledged meanwhile is left out: the page is complete without it.
@@ -283,10 +283,10 @@ class Inbox:
                 raise answer
             after, until = Position.parse(answer[1].decode()), Position.parse(answer[2].decode())
             if answer[0] == b"missed":
-                pages.append(Page(after, until, None, 0, b"", missed=True))
+                pages.append(InboxPage(after, until, None, 0, b"", missed=True))
             else:
                 first = Position.parse(answer[3].decode()) if answer[3] else None
-                pages.append(Page(after, until, first, answer[4], answer[5], missed=False))
+                pages.append(InboxPage(after, until, first, answer[4], answer[5], missed=False))
         return pages
 
     async def keep_parents(self, parents: Sequence[tuple[str, Position, str]]) -> None:
@@ -305,7 +305,7 @@ class Inbox:
                 ]
             )
 
-    async def parents(self, pages: Sequence[tuple[str, Page]]) -> list[list[str]]:
+    async def parents(self, pages: Sequence[tuple[str, InboxPage]]) -> list[list[str]]:
         """The traceparents of the sampled messages on each user's page; with Redis away there are none."""
         commands: list[Command] = []
         for user, page in pages:

@@ -30,7 +30,7 @@ from redis.exceptions import (
 )
 
 from chat_streams.model.errors import RedisRefused, RedisUnavailable
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import engines
 from tables.functions import LIBRARY, function
@@ -121,7 +121,7 @@ class Cluster:
 
     async def patient(self, commands: Sequence[Command], what: str) -> list[Any]:
         """As ``pipeline``, but wait for an engine that is away, with a growing delay, for as long as it takes."""
-        return await patiently(what, RedisUnavailable, lambda: self.pipeline(commands))
+        return await retry_forever(what, RedisUnavailable, lambda: self.pipeline(commands))
 
     async def on_primaries(self, command: Callable[[str], Command]) -> list[Any]:
         """The answers of every primary to a command made with a hash tag of its own; raises ``RedisUnavailable``."""

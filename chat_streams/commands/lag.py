@@ -15,7 +15,7 @@ from faust.cli import option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.operations.formats import empty_in, number, seconds
@@ -43,7 +43,7 @@ def register(app: Service) -> None:
         except KafkaUnavailable as error:
             raise click.ClickException(str(error)) from error
         except (KafkaError, OSError, TimeoutError) as error:
-            raise click.ClickException(await trouble(app.settings, error)) from error
+            raise click.ClickException(await explain_failure(app.settings, error)) from error
         _show(rows, as_json)
         if most_s is not None and (late := [row for row in rows if (row["seconds"] or 0) > most_s]):
             names = ", ".join(f"{row['group']} on {row['topic']}" for row in late)

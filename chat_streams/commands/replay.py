@@ -52,7 +52,7 @@ async def _replay(app: Service, inbox: Inbox, partitions: list[int], wait_s: int
     async with LogReader(app.settings) as reader:
         ends = {span.partition: span.end for span in await reader.spans(INCOMING_MESSAGES, partitions)}
     for partition in partitions:
-        await inbox.distrust(partition)
+        await inbox.invalidate(partition)
     deadline = time.monotonic() + wait_s
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

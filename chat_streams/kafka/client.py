@@ -34,7 +34,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
-async def trouble(settings: Settings, error: BaseException) -> str:
+async def explain_failure(settings: Settings, error: BaseException) -> str:
     """What keeps us from Kafka, in words for an operator, after ``error`` of a client that could not connect.
 
     aiokafka logs why it could not and raises that it could not; so this tries once more, for 5 s a server at most.
@@ -85,7 +85,7 @@ class Admin:
             await self._client.start()
         except KafkaError as error:
             await self._client.close()
-            raise TopicsError(await trouble(self._settings, error)) from error
+            raise TopicsError(await explain_failure(self._settings, error)) from error
         return self._client
 
     async def __aexit__(self, *_: object) -> None:

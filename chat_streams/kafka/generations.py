@@ -54,7 +54,7 @@ async def generations(settings: Settings) -> list[Generation]:
     return found
 
 
-async def former(settings: Settings) -> list[Generation]:
+async def previous(settings: Settings) -> list[Generation]:
     """The generations of earlier versions whose topics Kafka still has, the oldest first.
 
     Raises ``TopicsError``, also where we may not see them, and ``KafkaError``.

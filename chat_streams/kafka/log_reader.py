@@ -18,7 +18,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.runtime.settings import Settings
 
@@ -209,4 +209,4 @@ class LogReader:
         except TimeoutError as error:
             raise KafkaUnavailable(f"no answer from Kafka at {self._settings.kafka} within {PATIENCE_S:g} s") from error
         except KafkaError as error:
-            raise KafkaUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error

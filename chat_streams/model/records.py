@@ -153,7 +153,7 @@ class Registered(_Record, tag="registered"):
     top: Position
 
 
-class Target(_Record, tag="target"):
+class InboxAdvanced(_Record, tag="target"):
     """There is something in the inbox up to ``until``: to be fetched."""
 
     user: str
@@ -176,7 +176,7 @@ class Announce(_Record, tag="announce"):
     partitions: tuple[int, ...]
 
 
-Outgoing = tuple[Delivery | Missed | Registered | Target | Displaced | Announce, ...]
+Outgoing = tuple[Delivery | Missed | Registered | InboxAdvanced | Displaced | Announce, ...]
 
 
 class DeadLetter(_Record, tag="dead_letter"):

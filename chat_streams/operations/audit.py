@@ -24,7 +24,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from chat_streams.kafka import names, topics
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
 from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable, UndecodableRecord
@@ -111,7 +111,7 @@ class _Groups:
             await self._admin.start()
         except KafkaError as error:
             await self._admin.close()
-            raise KafkaUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -18,6 +18,7 @@ from chat_streams.model.records import (
     DeadLetter,
     Delivery,
     Displaced,
+    InboxAdvanced,
     InboxRequests,
     Message,
     Missed,
@@ -25,7 +26,6 @@ from chat_streams.model.records import (
     Redriven,
     Registered,
     SessionEvents,
-    Target,
     UserConnected,
 )
 from chat_streams.model.redrive import Redrive
@@ -117,7 +117,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass
-class Trail:
+class Journey:
     """All that was found of one message, in one or more copies."""
 
     name: Name
@@ -220,7 +220,10 @@ class Trail:
             return
         position = applied.position
         for item in items:
-            if isinstance(item, Delivery | Missed | Registered | Target | Displaced) and item.user == self.name.to:
+            if (
+                isinstance(item, Delivery | Missed | Registered | InboxAdvanced | Displaced)
+                and item.user == self.name.to
+            ):
                 line = self._line(item.connection, slot)
                 if isinstance(item, Delivery):
                     if item.after < position <= item.until and b'"pos":"%b"' % str(position).encode() in item.messages:
@@ -230,7 +233,7 @@ class Trail:
                 elif isinstance(item, Missed):
                     if item.after < position <= item.until:
                         self.add_hop(at, "missed", f"told that ({item.after}, {item.until}] is in history only, {line}")
-                elif isinstance(item, Target) and item.until >= position:
+                elif isinstance(item, InboxAdvanced) and item.until >= position:
                     self.add_hop(at, "announced", f"something up to {item.until}, {line}")
 
     def ordered(self) -> list[Hop]:
@@ -244,13 +247,13 @@ class Trail:
         return f"{device}connection {connection.hex()[:8]}" + (f", gateway slot {slot}" if slot is not None else "")
 
 
-def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window_ms: int) -> list[Trail]:
-    """The copies of one name, in the order of their positions, as one trail for each time that it is delivered.
+def journeys(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window_ms: int) -> list[Journey]:
+    """The copies of one name, in the order of their positions, as one journey for each time that it is delivered.
 
     A copy is dropped as a retry where one before it was accepted in the same retry window or the one before that
     (``append`` in ``inbox.lua``). What messaging could not apply left nothing to compare with.
     """
-    found: list[Trail] = []
+    found: list[Journey] = []
     windows: set[int] = set()
     dead = {letter.offset for letter in letters if letter.app == MESSAGING}
     for copy in sorted(copies, key=lambda c: c.position):
@@ -258,7 +261,7 @@ def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window
         again = not copy.for_messaging or copy.position.offset in dead
         dropped = bool(windows & {window, window - 1})
         if not found or (not again and not dropped and found[-1].applied is not None):
-            found.append(Trail(name, []))
+            found.append(Journey(name, []))
         if not again:
             windows.add(window)
         found[-1].copies.append(copy)
@@ -267,7 +270,7 @@ def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window
 
 
 def letter_of(number: int, letter: DeadLetter, redriven: Redriven | None) -> Letter:
-    """What a trail says of a dead letter."""
+    """What a journey says of a dead letter."""
     return Letter(
         number,
         letter.app,
@@ -292,11 +295,11 @@ class Rules(NamedTuple):
     sent_from: int
 
 
-def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
+def verdict(journey: Journey, rules: Rules, utc: Callable[[int], str]) -> Verdict:
     """What became of the message, and why it is not delivered, if so; ``utc`` makes a text of a time."""
-    to, copy = trail.name.to, trail.applied
+    to, copy = journey.name.to, journey.applied
     if copy is None:
-        letter = next((letter for letter in reversed(trail.letters) if letter.app == MESSAGING), None)
+        letter = next((letter for letter in reversed(journey.letters) if letter.app == MESSAGING), None)
         if letter is None:
             return Verdict("missing", "in the part of the log that was read it is only as redriven for history")
         return Verdict(
@@ -304,10 +307,10 @@ def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
             f"messaging could not apply it: {letter.reason}; it is dead letter {letter.number},"
             f" and 'dead-letters redrive {letter.number}' brings it back once the cause is mended",
         )
-    inbox, position = trail.inbox, copy.position
-    if trail.acknowledged:
-        device, at = min(trail.acknowledged.items(), key=lambda item: item[1])
-        others = sorted(d for d, cursor in inbox.cursors.items() if cursor < position and d not in trail.acknowledged)
+    inbox, position = journey.inbox, copy.position
+    if journey.acknowledged:
+        device, at = min(journey.acknowledged.items(), key=lambda item: item[1])
+        others = sorted(d for d, cursor in inbox.cursors.items() if cursor < position and d not in journey.acknowledged)
         rest = f"; not yet by {', '.join(others)}, for which it is kept" if others and inbox.stored else ""
         return Verdict("acknowledged", f"{to}'s device {device} acknowledged it at {utc(at)}{rest}")
     if inbox.gap is not None:
@@ -319,9 +322,9 @@ def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
     if inbox.stored:
         if rules.now - copy.accepted_at > rules.ttl_ms:
             return Verdict("expired", f"it was in {to}'s inbox for too long and is in history only")
-        return Verdict("pending", _why_pending(trail, copy, rules, utc))
+        return Verdict("pending", _why_pending(journey, copy, rules, utc))
     if inbox.top is None or inbox.top < position:
-        following = trail.next_offsets.get(MESSAGING)
+        following = journey.next_offsets.get(MESSAGING)
         if following is None or following <= position.offset:
             behind = f"its next is offset {following}" if following is not None else "it never ran on this partition"
             return Verdict(
@@ -352,21 +355,21 @@ def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
     )
 
 
-def _why_pending(trail: Trail, copy: Copy, rules: Rules, utc: Callable[[int], str]) -> str:
-    to = trail.name.to
-    waits = f"it waits in the inbox at position {copy.position}, {trail.inbox.before} before it"
+def _why_pending(journey: Journey, copy: Copy, rules: Rules, utc: Callable[[int], str]) -> str:
+    to = journey.name.to
+    waits = f"it waits in the inbox at position {copy.position}, {journey.inbox.before} before it"
     living = {
         key: c
-        for key, c in trail.connections.items()
+        for key, c in journey.connections.items()
         if c.gone_at is None and rules.now - c.heard_at <= 2 * rules.sweep_ms
     }
     if not living:
-        last = max((c.gone_at or c.heard_at for c in trail.connections.values()), default=None)
+        last = max((c.gone_at or c.heard_at for c in journey.connections.values()), default=None)
         since = f"since {utc(last)}" if last is not None else f"and had none since {utc(rules.heard_from)}, at least"
-        sent = max(trail.sent.values(), default=None)
+        sent = max(journey.sent.values(), default=None)
         was_sent = "" if sent is None else f"; it was sent at {utc(sent)}, and not acknowledged"
         return f"{to} has no connection {since}; {waits}{was_sent}"
-    reached = {key: at for key, at in trail.sent.items() if key in living}
+    reached = {key: at for key, at in journey.sent.items() if key in living}
     if reached:
         key, at = max(reached.items(), key=lambda item: item[1])
         return (
@@ -385,10 +388,10 @@ def _why_pending(trail: Trail, copy: Copy, rules: Rules, utc: Callable[[int], st
     )
 
 
-def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str, Any]:
-    """All of a trail as JSON values; times in RFC 3339, lengths of time in ms."""
-    hops, start, before = [], trail.first.accepted_at, trail.first.accepted_at
-    for hop in trail.ordered():
+def journey_json(journey: Journey, found: Verdict, utc: Callable[[int], str]) -> dict[str, Any]:
+    """All of a journey as JSON values; times in RFC 3339, lengths of time in ms."""
+    hops, start, before = [], journey.first.accepted_at, journey.first.accepted_at
+    for hop in journey.ordered():
         hops.append(
             {
                 "at": utc(hop.at),
@@ -399,9 +402,9 @@ def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str
             }
         )
         before = hop.at
-    applied, inbox = trail.applied, trail.inbox
+    applied, inbox = journey.applied, journey.inbox
     return {
-        **trail.name._asdict(),
+        **journey.name._asdict(),
         "fate": found.fate,
         "verdict": found.text,
         "position": str(applied.position) if applied else None,
@@ -415,7 +418,7 @@ def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str
                 "redriven_for": sorted(c.redrive.apps) if c.redrive else None,
                 "dropped": c is not applied,
             }
-            for c in trail.copies
+            for c in journey.copies
         ],
         "hops": hops,
         "inbox": {
@@ -425,8 +428,8 @@ def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str
             "floor": str(inbox.floor) if inbox.floor else None,
             "cursors": {device: str(cursor) for device, cursor in inbox.cursors.items()},
         },
-        "in_history": trail.in_history,
-        "acknowledged": {device: utc(at) for device, at in trail.acknowledged.items()},
-        "dead_letters": [letter.number for letter in trail.letters],
-        "next_offsets": trail.next_offsets,
+        "in_history": journey.in_history,
+        "acknowledged": {device: utc(at) for device, at in journey.acknowledged.items()},
+        "dead_letters": [letter.number for letter in journey.letters],
+        "next_offsets": journey.next_offsets,
     }

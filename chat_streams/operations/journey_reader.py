@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka import names, topics
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import (
     INBOX_REQUESTS,
@@ -29,7 +29,7 @@ from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import DEAD_LETTERS, INCOMING, OUTGOING, REQUESTS, SESSIONS, DeadLetter, Redriven
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
-from chat_streams.operations.journey import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
+from chat_streams.operations.journey import Copy, Inbox, Journey, Letter, Name, Rules, journeys, letter_of
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex
@@ -113,8 +113,8 @@ class Tracer:
 
     async def find(
         self, message_id: str, sender: str | None, to: str | None, since: int | None
-    ) -> tuple[list[Trail], Searched]:
-        """All messages of that id, one trail for each time one is delivered, and what was read for it."""
+    ) -> tuple[list[Journey], Searched]:
+        """All messages of that id, one journey for each time one is delivered, and what was read for it."""
         partitions = None if to is None else [partition_of(to, self._log.partitions)]
         spans = await self._reader.spans(INCOMING_MESSAGES, partitions, since_ms=since)
         copies: defaultdict[Name, list[Copy]] = defaultdict(list)
@@ -130,41 +130,43 @@ class Tracer:
         await self._each(spans, f"reading {INCOMING_MESSAGES}", needle, look)
         letters = await self._letters(needle, since)
         window_ms = self._settings.retry_window * 1000
-        found = [trail for name, those in copies.items() for trail in trails(name, those, letters.of(those), window_ms)]
+        found = [
+            journey for name, those in copies.items() for journey in journeys(name, those, letters.of(those), window_ms)
+        ]
         return found, Searched(spans, letters.read, [number for number, _ in letters.found])
 
-    async def follow(self, trail: Trail) -> Rules:
+    async def follow(self, journey: Journey) -> Rules:
         """Find all that is known of a message that was found; returns what the verdict depends on."""
-        settings, copy, start = self._settings, trail.applied, trail.first.accepted_at - CLOCKS_MS
-        partition, user = trail.first.partition, trail.name.to.encode()
+        settings, copy, start = self._settings, journey.applied, journey.first.accepted_at - CLOCKS_MS
+        partition, user = journey.first.partition, journey.name.to.encode()
         sweep_ms = int(settings.announce_sweep * 1000)
         now = now_ms()
         # A living connection is announced once in a sweep: whoever is there has been heard of since then.
         heard_from = min(start, now) - 2 * sweep_ms
-        trail.add_copies()
+        journey.add_copies()
         await self._each(
             await self._reader.spans(SESSION_EVENTS, [partition], since_ms=heard_from),
             f"reading {SESSION_EVENTS}",
             user,
-            lambda record: trail.add_sessions(SESSIONS.decode(record.value), record.at),
+            lambda record: journey.add_sessions(SESSIONS.decode(record.value), record.at),
         )
-        trail.add_connections()
+        journey.add_connections()
         if copy is not None:
             await self._each(
                 await self._reader.spans(INBOX_REQUESTS, [partition], since_ms=start),
                 f"reading {INBOX_REQUESTS}",
                 user,
-                lambda record: trail.add_requests(REQUESTS.decode(record.value), record.at),
+                lambda record: journey.add_requests(REQUESTS.decode(record.value), record.at),
             )
             await self._each(
                 await self._reader.spans(OUTGOING_MESSAGES, since_ms=start),
                 f"reading {OUTGOING_MESSAGES}",
                 user,
-                lambda record: trail.add_outgoing(OUTGOING.decode(record.value), record.partition, record.at),
+                lambda record: journey.add_outgoing(OUTGOING.decode(record.value), record.partition, record.at),
             )
-            trail.inbox = await self._inbox(trail.name.to, copy.position)
-        trail.in_history = await self._in_history(trail)
-        trail.next_offsets = {app: await self._next_offset(app, partition) for app in ("messaging", "history")}
+            journey.inbox = await self._inbox(journey.name.to, copy.position)
+        journey.in_history = await self._in_history(journey)
+        journey.next_offsets = {app: await self._next_offset(app, partition) for app in ("messaging", "history")}
         return Rules(now_ms(), sweep_ms, settings.inbox_ttl * 1000, heard_from, now - OUTGOING_SECONDS * 1000)
 
     async def _letters(self, needle: bytes, since: int | None) -> _Letters:
@@ -218,12 +220,12 @@ class Tracer:
             after = Position(below[-1].entry, below[-1].place + 1)
         return inbox
 
-    async def _in_history(self, trail: Trail) -> bool | None:
+    async def _in_history(self, journey: Journey) -> bool | None:
         try:
-            for copy in trail.copies:
+            for copy in journey.copies:
                 entry, place = copy.position
                 below = Position(entry, place - 1) if place else Position(entry - 1, MAX_PLACE)
-                if (await self._history.range(trail.name.to, below, copy.position, None, 1)).messages:
+                if (await self._history.range(journey.name.to, below, copy.position, None, 1)).messages:
                     return True
         except HistoryUnavailable:
             return None
@@ -236,7 +238,7 @@ class Tracer:
             await admin.start()
             offset = int((await admin.list_consumer_group_offsets(group, partitions=[tp]))[tp].offset)
         except KafkaError as error:
-            raise KafkaUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
         finally:
             await admin.close()
         return offset if offset >= 0 else None

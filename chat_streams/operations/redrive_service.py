@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import aiokafka
 from aiokafka.errors import KafkaError
 
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.kafka.log_reader import LogReader, Progress, Span
 from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
 from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
@@ -199,7 +199,7 @@ class _Redriver:
         try:
             await self._producer.start()
         except KafkaError as error:
-            raise KafkaUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
 
     async def __aexit__(self, *_: object) -> None:
         assert self._producer is not None

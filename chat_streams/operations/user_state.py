@@ -21,7 +21,7 @@ from chat_streams.model.errors import (
 from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
 from chat_streams.model.records import SESSIONS
 from chat_streams.model.times import now_ms
-from chat_streams.operations.journey import Connection, Name, Trail
+from chat_streams.operations.journey import Connection, Journey, Name
 from chat_streams.operations.leases import Slot
 from chat_streams.runtime.settings import Settings
 from tables import inbox_view
@@ -104,17 +104,17 @@ async def _connections(sources: Sources, user: str) -> tuple[dict[bytes, Connect
 
 async def _connections_of(settings: Settings, reader: LogReader, user: str) -> dict[bytes, Connection]:
     """The connections of a user as the log of the last two sweeps has them; a living one is announced once in each."""
-    trail = Trail(Name("", user, ""), [])
+    journey = Journey(Name("", user, ""), [])
     needle = user.encode()
     since = now_ms() - int(settings.announce_sweep * 2000)
     partition = partition_of(user, settings.partitions)
     async for record in reader.read(await reader.spans(SESSION_EVENTS, [partition], since_ms=since)):
         if record.value is not None and needle in record.value:
             try:
-                trail.add_sessions(SESSIONS.decode(record.value), record.at)
+                journey.add_sessions(SESSIONS.decode(record.value), record.at)
             except (UndecodableRecord, UnknownVersion):
                 continue
-    return trail.connections
+    return journey.connections
 
 
 def as_json(key: bytes, connection: Connection, slots: Sequence[Slot] | None) -> dict[str, Any]:

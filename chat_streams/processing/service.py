@@ -18,7 +18,7 @@ from chat_streams.model import errors
 from chat_streams.model.errors import RedisRefused, SettingsError
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
-from chat_streams.processing.ordered import ChatApp
+from chat_streams.processing.ordered import OrderedApp
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, Metrics
 from chat_streams.runtime.process import tame_garbage_collector
@@ -37,7 +37,7 @@ STREAM_BUFFER: Final = 64
 """Records of up to 0.5 MiB."""
 
 
-class Service(ChatApp):
+class Service(OrderedApp):
     """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
 
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
@@ -125,7 +125,7 @@ class Service(ChatApp):
         while not self.should_stop:
             await self.sleep(INTERVAL_S)
             if not self.should_stop:
-                await self.statistics.say(
+                await self.statistics.publish_once(
                     lambda key, value: self.producer.send_and_wait(names.SERVICE_STATS, key, value, 0, None, None)
                 )
 

@@ -60,7 +60,7 @@ class Sent(_Frame, frozen=True, gc=False):
     at: str
 
 
-class Page(_Frame, frozen=True, tag="history"):
+class HistoryPage(_Frame, frozen=True, tag="history"):
     """A page of history; ``before`` asks for the next older one and is None on the last."""
 
     ref: str
@@ -115,7 +115,7 @@ class _SendFrame(_Frame, frozen=True, tag="send"):
     body: Any
 
 
-_Known = Welcome | Sent | Page | _Messages | _Missed | _CaughtUp | _Error | _Pong | _Goodbye
+_Known = Welcome | Sent | HistoryPage | _Messages | _Missed | _CaughtUp | _Error | _Pong | _Goodbye
 _TYPES = {"welcome", "sent", "history", "messages", "missed", "caught_up", "error", "pong", "goodbye"}
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[_Known] | _Known)
 _encode = msgspec.json.Encoder().encode
@@ -172,7 +172,7 @@ class _Send(msgspec.Struct, gc=False, eq=False):
     on_wire: bool = False
 
 
-class _Lane:
+class RecipientQueue:
     """The unconfirmed sends to one recipient, in the order of the calls."""
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class _Lane:
         self.failed = False
 
 
-class Outbox:
+class RecipientQueues:
     """What is sent and not confirmed, without I/O or clock; the same order at every attempt.
 
     When a send fails, nothing more goes to its recipient until all that is on the wire to them has an answer; then
@@ -190,12 +190,12 @@ class Outbox:
 
     def __init__(self) -> None:
         self.sends: dict[str, _Send] = {}
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, RecipientQueue] = {}
         self._queue: deque[_Send] = deque()
 
     def add(self, send: _Send) -> None:
         """Put a send behind all others."""
-        lane = self._lanes.get(send.to) or self._lanes.setdefault(send.to, _Lane())
+        lane = self._lanes.get(send.to) or self._lanes.setdefault(send.to, RecipientQueue())
         self.sends[send.id] = lane.sends[send.id] = send
         self._queue.append(send)
 
@@ -213,7 +213,7 @@ class Outbox:
                 size += len(send.frame)
         return frames
 
-    def answer(self, id_: str, result: Sent | Exception | None) -> tuple[bool, _Lane | None]:
+    def answer(self, id_: str, result: Sent | Exception | None) -> tuple[bool, RecipientQueue | None]:
         """Settle a send that is there, with None for "to be repeated".
 
         Returns whether it is done with, and its lane when that has to go ``again``.
@@ -235,7 +235,7 @@ class Outbox:
             send.call.settle(send.index, result)
         return result is not None, lane if lane.failed and lane.sends and not lane.on_wire else None
 
-    def again(self, lane: _Lane) -> None:
+    def again(self, lane: RecipientQueue) -> None:
         """Queue everything unconfirmed of a failed lane in the original order."""
         if lane.failed and not lane.on_wire:
             lane.failed = False
@@ -292,7 +292,7 @@ class Client:
         self._on_messages, self._on_missed, self._auto_ack = on_messages, on_missed, ack
         self._acked, self._ack_due, self._until = after, False, ""
         self._handled: set[str] = set()
-        self._outbox, self._slots = Outbox(), asyncio.Semaphore(in_flight)
+        self._queues, self._slots = RecipientQueues(), asyncio.Semaphore(in_flight)
         self._timer: asyncio.TimerHandle | None = None
         self._id_prefix, self._numbers = secrets.token_hex(8), itertools.count()
         self._requests: dict[str, tuple[bytes, asyncio.Future[Any]]] = {}
@@ -367,15 +367,15 @@ class Client:
             with contextlib.suppress(ConnectionError):
                 await self._flush(self._ws)
 
-    async def history(self, with_: str, before: str | None = None, limit: int = 50) -> Page:
+    async def history(self, with_: str, before: str | None = None, limit: int = 50) -> HistoryPage:
         """Get at most ``limit`` messages exchanged with user ``with_``: the latest, or those ``before`` a cursor."""
-        page: Page = await self._request({"type": "history", "with": with_, "before": before, "limit": limit})
+        page: HistoryPage = await self._request({"type": "history", "with": with_, "before": before, "limit": limit})
         return page
 
-    async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> Page:
+    async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> HistoryPage:
         """Get at most ``limit`` messages that came to the own inbox above position ``after`` up to ``until``."""
         request = {"type": "history", "after": after, "until": until, "before": before, "limit": limit}
-        page: Page = await self._request(request)
+        page: HistoryPage = await self._request(request)
         return page
 
     async def ping(self) -> float:
@@ -398,31 +398,31 @@ class Client:
                 # The gateway might end the connection for it, and each one on which it is sent again.
                 raise RequestRefused("too_large", f"message {name} has {len(frame)} bytes", RETRY["too_large"])
             await self._slots.acquire()
-            if self._end is not None or name in self._outbox.sends:
+            if self._end is not None or name in self._queues.sends:
                 self._slots.release()
                 self._check()
                 raise ValueError(f"message {name} is already being sent")
-            self._outbox.add(_Send(name, to, frame, loop.time() + self._timeout_s, call, index))
+            self._queues.add(_Send(name, to, frame, loop.time() + self._timeout_s, call, index))
             if self._timer is None:
                 self._timer = loop.call_later(self._timeout_s, self._expire)
             self._wake.set()
         return await call.future
 
     def _settle(self, id_: str, result: Sent | Exception | None, delay_s: float = 0.0) -> None:
-        done, lane = self._outbox.answer(id_, result)
+        done, lane = self._queues.answer(id_, result)
         if done:
             self._slots.release()
         if lane is not None:
             asyncio.get_running_loop().call_later(max(delay_s, backoff_s(lane.attempt)), self._again, lane)
 
-    def _again(self, lane: _Lane) -> None:
-        self._outbox.again(lane)
+    def _again(self, lane: RecipientQueue) -> None:
+        self._queues.again(lane)
         self._wake.set()
 
     def _expire(self) -> None:
         # All have the same timeout, so the first one is always the next to expire: one timer serves them all.
         loop, self._timer = asyncio.get_running_loop(), None
-        while (oldest := next(iter(self._outbox.sends.values()), None)) is not None:
+        while (oldest := next(iter(self._queues.sends.values()), None)) is not None:
             if oldest.deadline > loop.time():
                 self._timer = loop.call_at(oldest.deadline, self._expire)
                 return
@@ -469,7 +469,7 @@ class Client:
         self._ended.set()
         for task in self._tasks:
             task.cancel()
-        for id_ in list(self._outbox.sends):
+        for id_ in list(self._queues.sends):
             self._settle(id_, end)
         for ref in self._requests:
             self._reply(ref, end)
@@ -563,7 +563,7 @@ class Client:
     def _begin(self, welcome: Welcome, ws: aiohttp.ClientWebSocketResponse[Any], after: str | None) -> None:
         self.welcome, self._ws, self._until, self._last_error = welcome, ws, welcome.after, ""
         self._ack_due = self._acked != after  # acknowledged since hello
-        self._outbox.restart()
+        self._queues.restart()
         self._control = deque(frame for frame, _ in self._requests.values())
         self._wake.set()
         self._welcomed.set()
@@ -608,7 +608,7 @@ class Client:
                 frame = _encode({"type": "ack", "pos": self._acked})
             elif self._control:
                 frame = self._control.popleft()
-            elif sends := self._outbox.take():
+            elif sends := self._queues.take():
                 frame = sends[0] if len(sends) == 1 else b"[" + b",".join(sends) + b"]"
             else:
                 return

@@ -108,7 +108,7 @@ async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: R
         # The page is live: his going is seen without a reload.
     await expect(page.get_by_text("offline", exact=True)).to_be_visible()
     _, found = await api(stack, inspector, f"/api/journey/{message}?to={bob}")
-    assert (found["trails"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
+    assert (found["journeys"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
 
 
 async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES, partition_of
-from chat_streams.model.records import OUTGOING, PUSH, Delivery, Target
+from chat_streams.model.records import OUTGOING, PUSH, Delivery, InboxAdvanced
 from clients.python.client import Message
 from tests.integration.support import Received, Stack, abort_client, eventually, user
 
@@ -238,7 +238,7 @@ async def test_what_is_too_large_for_one_delivery_is_pushed_in_several(stack: St
             item
             async for record in reader.read([s._replace(first=s.end, end=ends[s.partition]) for s in spans])
             for item in OUTGOING.decode(record.value)
-            if isinstance(item, Delivery | Target) and item.user == bob
+            if isinstance(item, Delivery | InboxAdvanced) and item.user == bob
         ]
     assert received.bodies() == bodies
     assert len(written) > 1

@@ -15,7 +15,7 @@ from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
 from gateway.protocol import at_text, message_tail
-from tables.inbox import Appended, Batch, Inbox, Page, keys
+from tables.inbox import Appended, Batch, Inbox, InboxPage, keys
 from tables.redis_cluster import Cluster
 from tests.integration.support import Stack, eventually, user
 
@@ -50,7 +50,7 @@ class Box:
 
     async def read(
         self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH, device: str = ""
-    ) -> Page:
+    ) -> InboxPage:
         (page,) = await self.inbox.read([(self.user, device, after, limit, limit_bytes)])
         return page
 
@@ -74,7 +74,7 @@ async def new_box(stack: Stack) -> AsyncIterator[NewBox]:
 
     async def new(**settings: Any) -> Box:
         box = Box(cluster, stack, **settings)
-        await box.inbox.adopt(box.partition, "", box.token)
+        await box.inbox.fence(box.partition, "", box.token)
         return box
 
     yield new
@@ -266,8 +266,8 @@ async def test_a_noisy_sender_does_not_push_out_the_others(new_box: NewBox, stac
     assert ids == [*(f"n{n}" for n in range(1, 102)), "q1"]
 
 
-async def pages(box: Box) -> list[Page]:
-    found: list[Page] = []
+async def pages(box: Box) -> list[InboxPage]:
+    found: list[InboxPage] = []
     after = ORIGIN
     while True:
         page = await box.read(after)
@@ -306,8 +306,8 @@ async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> N
 
 async def test_adopting_says_whether_the_token_was_kept(new_box: NewBox) -> None:
     box = await new_box()
-    kept = await box.inbox.adopt(box.partition, "t", "u")
-    lost = await box.inbox.adopt(box.partition, "t", "v")
+    kept = await box.inbox.fence(box.partition, "t", "u")
+    lost = await box.inbox.fence(box.partition, "t", "v")
     assert (kept is None, lost is None) == (True, False)
     for box.token in ("t", "u"):
         with pytest.raises(FencingTokenStale):

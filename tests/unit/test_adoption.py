@@ -13,8 +13,8 @@ from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.errors import Rewound
 from chat_streams.processing.offsets import Checkpoint, Progress, Start
-from chat_streams.processing.ordered import ChatApp
-from chat_streams.recovery.fencing import Adoption
+from chat_streams.processing.ordered import OrderedApp
+from chat_streams.recovery.fencing import Fencing
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
 
@@ -60,7 +60,7 @@ class Store:
     async def restore(self, devices: object) -> None:
         """Nothing is known of devices."""
 
-    async def adopt(self, partition: int, expected: str, token: str) -> int | None:
+    async def fence(self, partition: int, expected: str, token: str) -> int | None:
         self.tokens[partition] = token
         self.meanwhile()
         return self.marks[partition]
@@ -77,49 +77,49 @@ def store() -> Store:
 
 
 @pytest.fixture
-def adoption(worker: Worker, store: Store) -> Adoption:
-    return Adoption(cast(ChatApp, worker), cast(Inbox, store), cast(Settings, None))
+def fencing(worker: Worker, store: Store) -> Fencing:
+    return Fencing(cast(OrderedApp, worker), cast(Inbox, store), cast(Settings, None))
 
 
-async def test_a_server_that_knows_the_token_costs_no_rewind(adoption: Adoption, worker: Worker, store: Store) -> None:
+async def test_a_server_that_knows_the_token_costs_no_rewind(fencing: Fencing, worker: Worker, store: Store) -> None:
     worker.start(100)
-    assert await adoption.token(0) == store.tokens[0]
+    assert await fencing.token(0) == store.tokens[0]
     assert worker.rewound == {}
 
 
 async def test_a_server_that_does_not_know_it_rewinds_before_the_next_append(
-    adoption: Adoption, worker: Worker, store: Store
+    fencing: Fencing, worker: Worker, store: Store
 ) -> None:
     worker.start(100, rewind=40)
     store.marks[0] = 90
     with pytest.raises(Rewound):
-        await adoption.token(0)
+        await fencing.token(0)
     assert worker.rewound == {FIRST: 40}
     # Both have a token now: the rewound one that of its new run.
-    assert await adoption.token(0) == store.tokens[0]
-    assert await adoption.token(1) == store.tokens[1]
+    assert await fencing.token(0) == store.tokens[0]
+    assert await fencing.token(1) == store.tokens[1]
 
 
-async def test_partitions_taken_away_meanwhile_are_left_alone(adoption: Adoption, worker: Worker, store: Store) -> None:
+async def test_partitions_taken_away_meanwhile_are_left_alone(fencing: Fencing, worker: Worker, store: Store) -> None:
     worker.start(100)
     store.marks = {0: 10, 1: 10}
     store.meanwhile = lambda: worker.progress.clear()
     with pytest.raises(Rewound):
-        await adoption.token(0)
+        await fencing.token(0)
     assert worker.rewound == {}
 
 
 async def test_a_run_that_began_meanwhile_gets_no_token_of_the_one_before(
-    adoption: Adoption, worker: Worker, store: Store
+    fencing: Fencing, worker: Worker, store: Store
 ) -> None:
     worker.start(100)
     store.meanwhile = lambda: worker.start(50)
     with pytest.raises(Rewound):
-        await adoption.token(0)
+        await fencing.token(0)
     assert not worker.progress.token(FIRST)
 
 
-async def test_who_is_cut_off_from_kafka_takes_no_token(adoption: Adoption, worker: Worker, store: Store) -> None:
+async def test_who_is_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker: Worker, store: Store) -> None:
     worker.start(100)
 
     async def asked() -> bool:
@@ -129,13 +129,13 @@ async def test_who_is_cut_off_from_kafka_takes_no_token(adoption: Adoption, work
 
     worker.is_member = asked  # type: ignore[method-assign]
     with pytest.raises(Rewound):
-        await adoption.token(0)
+        await fencing.token(0)
     assert store.tokens == {}
 
 
 @pytest.mark.parametrize(("is_applied", "applied"), [(True, []), (False, [1, 2])])
 async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
-    adoption: Adoption,
+    fencing: Fencing,
     worker: Worker,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,13 +160,13 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     async def no_devices(*_: object) -> dict[str, object]:
         return {}
 
-    monkeypatch.setattr("chat_streams.kafka.generations.former", former_logs)
+    monkeypatch.setattr("chat_streams.kafka.generations.previous", former_logs)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.is_applied", look)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.apply", apply)
     monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)
     for tp in (FIRST, SECOND):
         worker.progress.start(tp, Start(0, Checkpoint()), time.monotonic())
     store.marks = {0: 0, 1: 0}
-    assert await adoption.token(0) == store.tokens[0]
+    assert await fencing.token(0) == store.tokens[0]
     assert found == applied
     assert worker.rewound == {}

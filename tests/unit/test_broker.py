@@ -13,7 +13,7 @@ import pytest
 import trustme
 from aiokafka.errors import KafkaConnectionError
 
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.model.errors import RedisRefused
 from chat_streams.processing.service import _credentials
 from chat_streams.runtime.settings import Settings
@@ -69,7 +69,7 @@ async def a_bad_one(case: str, folder: Path) -> AsyncIterator[tuple[int, Path]]:
 async def test_kafka_by_tls(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         settings = Settings(kafka=f"127.0.0.1:{port}", kafka_tls=True, kafka_ca_file=authority)
-        assert text in await trouble(settings, KafkaConnectionError())
+        assert text in await explain_failure(settings, KafkaConnectionError())
 
 
 @CASES

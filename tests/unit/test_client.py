@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.python import client as client_module
-from clients.python.client import Client, Message, Outbox, Sent, _Call, _Send, decode
+from clients.python.client import Client, Message, RecipientQueues, Sent, _Call, _Send, decode
 from clients.python.codes import is_final
 from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
 from tests.limits import WITHIN_S
@@ -630,7 +630,7 @@ async def test_a_closed_client_sends_nothing() -> None:
 @given(st.lists(st.sampled_from(["refuse", "confirm", "add", "reconnect"]), max_size=60))
 async def test_however_sends_fail_they_are_accepted_in_order(steps: list[str]) -> None:
     """Against the gateway's promise: what follows a failed send to the same recipient fails until it comes again."""
-    outbox, call = Outbox(), _Call(1_000)
+    outbox, call = RecipientQueues(), _Call(1_000)
     added: list[str] = []
     wire: list[str] = []
     accepted: list[str] = []
@@ -673,4 +673,4 @@ async def test_however_sends_fail_they_are_accepted_in_order(steps: list[str]) -
 
 
 def test_the_outbox_ignores_answers_to_what_it_does_not_know() -> None:
-    assert Outbox().answer("x", Sent("x", AT)) == (False, None)
+    assert RecipientQueues().answer("x", Sent("x", AT)) == (False, None)

@@ -31,14 +31,12 @@ def test_client_and_server_agree_on_who_reconnects(code: Close) -> None:
 
 @pytest.mark.parametrize(("module", "base"), [(errors, "ConnectChatError"), (clients.python.errors, "ChatError")])
 def test_the_tree_in_the_docstring_is_the_one_in_the_code(module: object, base: str) -> None:
-    drawn: list[tuple[int, str]] = []
-    for line in (inspect.getdoc(module) or "").splitlines():
-        if match := re.match(r"([│├└─ ]*)([A-Z]\w+)(  |$)", line):
-            drawn.append((len(match[1]) // 4, match[2]))
+    lines = [re.match(r"([│├└─ ]*)([A-Z]\w+)(  |$)", line) for line in (inspect.getdoc(module) or "").splitlines()]
+    drawn = [(len(match[1]) // 4, match[2]) for match in lines if match]
     depth = min(level for level, _ in drawn)
     found: list[tuple[int, str]] = []
 
-    def walk(kind: type, level: int) -> None:
+    def walk(kind: type[Exception], level: int) -> None:
         found.append((level, kind.__name__))
         for child in kind.__subclasses__():
             if child.__module__ == kind.__module__:

@@ -20,8 +20,8 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from chat_streams.processing.offsets import Checkpoint, Progress, Start, Verdict
-from chat_streams.processing.ordered import BUSY_FETCH_MS, SOON_SECONDS, ChatApp, Consumer, _Thread
+from chat_streams.processing.offsets import Admission, Checkpoint, Progress, Start
+from chat_streams.processing.ordered import BUSY_FETCH_MS, SOON_SECONDS, Consumer, OrderedApp, _Thread
 
 PARTITION = TP("incoming_messages", 0)
 IDLE_FETCH_MS = 1_500
@@ -73,20 +73,20 @@ def apply(progress: Progress[TP], first: int, last: int) -> None:
     epoch = progress.epoch(PARTITION)
     assert epoch is not None
     for offset in range(first, last + 1):
-        assert progress.admit(PARTITION, offset, time.monotonic()) is Verdict.APPLY
+        assert progress.admit(PARTITION, offset, time.monotonic()) is Admission.APPLY
         progress.done(PARTITION, epoch, offset, time.monotonic())
 
 
 def test_a_new_token_is_committed_though_no_offset_moved(consumer: Consumer, progress: Progress[TP]) -> None:
     assert not consumer._should_commit(PARTITION, 10)
-    progress.adopt(PARTITION, "new")
+    progress.fence(PARTITION, "new")
     assert consumer._should_commit(PARTITION, 10)
     consumer.committed_tokens[PARTITION] = "new"
     assert not consumer._should_commit(PARTITION, 10)
 
 
 async def test_what_is_applied_is_committed_with_its_token(consumer: Consumer, progress: Progress[TP]) -> None:
-    progress.adopt(PARTITION, "new")
+    progress.fence(PARTITION, "new")
     apply(progress, 10, 19)
     thread = Thread(consumer)
     assert await thread._commit({PARTITION: 20})
@@ -99,7 +99,7 @@ async def test_an_offset_from_before_a_rewind_is_not_committed(consumer: Consume
     apply(progress, 10, 19)
     # Faust asked for 20; then Redis lost writes, and a new token was adopted for applying from 12 again.
     progress.start(PARTITION, Start(12, Checkpoint()), time.monotonic())
-    progress.adopt(PARTITION, "new")
+    progress.fence(PARTITION, "new")
     thread = Thread(consumer)
     assert not await thread._commit({PARTITION: 20})
     assert thread.committed == []
@@ -198,7 +198,7 @@ async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at
             left.append((partition, value))
             return asyncio.sleep(0)
 
-    app = ChatApp.__new__(ChatApp)
+    app = OrderedApp.__new__(OrderedApp)
     app._turns = defaultdict(asyncio.Lock)
     app._producer = Producer()
     written = [

@@ -35,7 +35,7 @@ from chat_streams.model.records import (
     Messages,
 )
 from chat_streams.operations.formats import empty_in, hex_rows, rate, size
-from chat_streams.operations.journey import Connection, Name, Trail
+from chat_streams.operations.journey import Connection, Journey, Name
 from chat_streams.operations.lag import Watermarks
 from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
@@ -384,7 +384,7 @@ def test_what_a_service_says_of_itself() -> None:
 
 
 def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> None:
-    trail = Trail(Name("alice", "bob", "m"), [])
+    trail = Journey(Name("alice", "bob", "m"), [])
     trail.connections = {
         b"open": Connection("phone", 1, 3, 100, NOW, NOW),
         b"lost": Connection("desk", 1, 5, 100, NOW, NOW),

@@ -77,8 +77,8 @@ def test_each_service_shows_what_is_counted_of_it() -> None:
     statistics = Statistics("gateway")
     statistics.gauges = lambda: {"connections": 3.0}
     statistics.counters.update({"accepted": 5, "closed_4010": 2})
-    statistics.took("delivery", 0.02, 4)
-    statistics.took("produce_incoming_messages", 0.003)
+    statistics.observe("delivery", 0.02, 4)
+    statistics.observe("produce_incoming_messages", 0.003)
     found = scraped(statistics)
     assert found[f"{PREFIX}gateway_connections", ""] == 3
     assert found[f"{PREFIX}gateway_messages_accepted_total", ""] == 5

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chat_streams.processing.offsets import RESEEK_SECONDS, SAMPLE_SECONDS, Checkpoint, Progress, Start, Verdict
+from chat_streams.processing.offsets import RESEEK_SECONDS, SAMPLE_SECONDS, Admission, Checkpoint, Progress, Start
 
 LOSS_WINDOW = 60.0
 
@@ -24,7 +24,7 @@ def run_of(progress: Progress[str]) -> int:
 
 
 def apply(progress: Progress[str], offset: int, now: float) -> None:
-    assert progress.admit("p", offset, now) is Verdict.APPLY
+    assert progress.admit("p", offset, now) is Admission.APPLY
     progress.done("p", run_of(progress), offset, now)
 
 
@@ -36,12 +36,12 @@ def rewind(progress: Progress[str], now: float) -> int:
 
 
 def test_records_are_admitted_in_contiguous_order(progress: Progress[str]) -> None:
-    assert progress.admit("p", 101, 0.0) is Verdict.HOLE
-    assert progress.admit("p", 100, 0.0) is Verdict.APPLY
-    assert progress.admit("p", 100, 0.0) is Verdict.REPLAY
-    assert progress.admit("p", 99, 0.0) is Verdict.REPLAY
-    assert progress.admit("p", 102, 0.0) is Verdict.HOLE
-    assert progress.admit("p", 101, 0.0) is Verdict.APPLY
+    assert progress.admit("p", 101, 0.0) is Admission.HOLE
+    assert progress.admit("p", 100, 0.0) is Admission.APPLY
+    assert progress.admit("p", 100, 0.0) is Admission.REPLAY
+    assert progress.admit("p", 99, 0.0) is Admission.REPLAY
+    assert progress.admit("p", 102, 0.0) is Admission.HOLE
+    assert progress.admit("p", 101, 0.0) is Admission.APPLY
 
 
 def test_only_what_is_done_is_committed(progress: Progress[str]) -> None:
@@ -58,7 +58,7 @@ def test_partitions_know_nothing_of_each_other(progress: Progress[str]) -> None:
     progress.start("q", Start(7, Checkpoint()), 0.0)
     apply(progress, 100, 0.0)
     assert (progress.committable("p"), progress.committable("q")) == (101, 7)
-    assert progress.admit("q", 7, 0.0) is Verdict.APPLY
+    assert progress.admit("q", 7, 0.0) is Admission.APPLY
     assert progress.epoch("p") != progress.epoch("q")
 
 
@@ -73,7 +73,7 @@ def test_a_partition_that_is_not_ours(progress: Progress[str]) -> None:
     assert progress.epoch("p") is None
     assert progress.checkpoint("p") == Checkpoint()
     assert not progress.stalled("p", 1000, 1000.0, 1.0)
-    progress.adopt("p", "t")
+    progress.fence("p", "t")
     assert progress.token("p") == ""
     assert "p" not in progress
 
@@ -86,7 +86,7 @@ def test_what_an_earlier_run_finishes_late_counts_no_more(progress: Progress[str
     progress.start("p", Start(100, Checkpoint()), 1.0)
     progress.done("p", earlier, 102, 2.0)
     assert progress.committable("p") == 100
-    assert progress.admit("p", 100, 2.0) is Verdict.APPLY
+    assert progress.admit("p", 100, 2.0) is Admission.APPLY
 
 
 def test_what_was_under_way_at_a_rewind_counts_no_more(progress: Progress[str]) -> None:
@@ -96,8 +96,8 @@ def test_what_was_under_way_at_a_rewind_counts_no_more(progress: Progress[str]) 
     assert rewind(progress, 1.0) == 100
     progress.done("p", earlier, 101, 2.0)
     assert progress.committable("p") == 100
-    assert progress.admit("p", 101, 2.0) is Verdict.HOLE
-    assert progress.admit("p", 100, 2.0) is Verdict.APPLY
+    assert progress.admit("p", 101, 2.0) is Admission.HOLE
+    assert progress.admit("p", 100, 2.0) is Admission.APPLY
 
 
 def test_a_hole_seeks_once_and_again_only_when_that_had_its_time(progress: Progress[str]) -> None:
@@ -115,10 +115,10 @@ def test_another_hole_after_records_went_on_seeks_at_once(progress: Progress[str
 def test_records_that_are_gone_from_the_log_are_skipped_and_none_twice(progress: Progress[str]) -> None:
     apply(progress, 100, 0.0)
     progress.skip_to("p", 200)
-    assert progress.admit("p", 101, 0.0) is Verdict.REPLAY
-    assert progress.admit("p", 200, 0.0) is Verdict.APPLY
+    assert progress.admit("p", 101, 0.0) is Admission.REPLAY
+    assert progress.admit("p", 200, 0.0) is Admission.APPLY
     progress.skip_to("p", 150)
-    assert progress.admit("p", 201, 0.0) is Verdict.APPLY
+    assert progress.admit("p", 201, 0.0) is Admission.APPLY
 
 
 def test_a_partition_is_stalled_when_it_stands_still_though_the_log_goes_on(progress: Progress[str]) -> None:
@@ -165,7 +165,7 @@ def test_samples_are_bounded(progress: Progress[str]) -> None:
 
 
 def test_another_worker_goes_back_by_the_checkpoint(progress: Progress[str]) -> None:
-    progress.adopt("p", "token")
+    progress.fence("p", "token")
     assert progress.token("p") == "token"
     for offset in range(100, 300):
         apply(progress, offset, float(offset))
@@ -178,9 +178,9 @@ def test_another_worker_goes_back_by_the_checkpoint(progress: Progress[str]) -> 
     other.start("p", Start(300, checkpoint), 0.0)  # its clock is its own
     assert other.token("p") == "", "a token is adopted anew in every run"
     assert other.committed("p") == checkpoint
-    assert other.admit("p", 300, 0.0) is Verdict.APPLY
+    assert other.admit("p", 300, 0.0) is Admission.APPLY
     assert rewind(other, 1.0) == checkpoint.rewind
-    assert other.admit("p", 300, 1.0) is Verdict.HOLE
+    assert other.admit("p", 300, 1.0) is Admission.HOLE
 
 
 def test_a_checkpoint_ahead_of_its_offset_does_not_move_it_forward() -> None:
@@ -190,7 +190,7 @@ def test_a_checkpoint_ahead_of_its_offset_does_not_move_it_forward() -> None:
 
 
 def test_a_rewind_forgets_the_token(progress: Progress[str]) -> None:
-    progress.adopt("p", "token")
+    progress.fence("p", "token")
     rewind(progress, 1.0)
     assert progress.token("p") == ""
     assert progress.committed("p") == Checkpoint()
@@ -228,9 +228,9 @@ class Partition(RuleBasedStateMachine):
         for _ in range(count):
             verdict = self.progress.admit("p", self.fetch, self.now)
             assert verdict is not None
-            if verdict is Verdict.APPLY:
+            if verdict is Admission.APPLY:
                 self.under_way.append((run_of(self.progress), self.fetch))
-            elif verdict is Verdict.HOLE and (offset := self.progress.reseek("p", self.now)) is not None:
+            elif verdict is Admission.HOLE and (offset := self.progress.reseek("p", self.now)) is not None:
                 self.fetch = offset
                 continue
             self.fetch += 1

@@ -9,8 +9,7 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.model.times import utc
-from chat_streams.operations import journey
-from chat_streams.operations.journey import Trail, verdict
+from chat_streams.operations.journey import Journey, journey_json, verdict
 from chat_streams.operations.journey_reader import Tracer
 
 MOST: Final = 10
@@ -36,30 +35,32 @@ def register(site: Site) -> None:
             found, searched = await tracer.find(id_, sender, to, None)
             if not found:
                 raise NotFound(f"There is no message {id_!r}: {searched}")
-            trails = [await _trail(tracer, trail, site) for trail in found[:MOST]]
-        return Answer({"id": id_, "trails": trails, "more": len(found) - len(trails)})
+            journeys = [await _journey(tracer, journey, site) for journey in found[:MOST]]
+        return Answer({"id": id_, "journeys": journeys, "more": len(found) - len(journeys)})
 
     site.page("/message/{id}", "journey.html", frame)
     site.page("/journey/{id}", "_journey.html", model, needs=("Kafka",))
 
 
-def slots_lost(trail: Trail, leases: set[tuple[int, int]]) -> list[int]:
+def slots_lost(journey: Journey, leases: set[tuple[int, int]]) -> list[int]:
     """The gateway slots of the recipient's open connections that are no longer leased in the same epoch.
 
     The registry names such a connection until a newer one of the device, or the slot's next holder, corrects it.
     """
-    return sorted({c.slot for c in trail.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases})
+    return sorted(
+        {c.slot for c in journey.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases}
+    )
 
 
-async def _trail(tracer: Tracer, trail: Trail, site: Site) -> dict[str, Any]:
-    rules = await tracer.follow(trail)
-    found = verdict(trail, rules, utc)
+async def _journey(tracer: Tracer, journey: Journey, site: Site) -> dict[str, Any]:
+    rules = await tracer.follow(journey)
+    found = verdict(journey, rules, utc)
     words = found.text
     leases = {(slot.slot, slot.epoch) for slot in site.collector.slots}
-    if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(trail, leases)):
+    if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(journey, leases)):
         words += f"; the lease of gateway slot {', '.join(map(str, lost))} has ended: its connections are gone"
-    return journey.as_json(trail, found, utc) | {
+    return journey_json(journey, found, utc) | {
         "words": words,
         "tone": TONES.get(found.fate, "wait"),
-        "hidden_before": utc(rules.sent_from) if trail.first.accepted_at < rules.sent_from else None,
+        "hidden_before": utc(rules.sent_from) if journey.first.accepted_at < rules.sent_from else None,
     }
