@@ -23,7 +23,7 @@ from chat_streams.kafka.generations import Log
 from chat_streams.kafka.names import INCOMING_MESSAGES, partition_of
 from chat_streams.model import codes
 from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable, SettingsError
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.model.records import Delivery
 from chat_streams.runtime.metrics import PATH, Metrics
 from chat_streams.runtime.settings import Settings
@@ -191,7 +191,7 @@ class Gateway:
         except (KafkaError, TimeoutError) as error:
             raise RedisUnavailable(f"the log's end is not known: {error!r}") from error
         # Not (end, 0): that is the address of the next message.
-        return Position.of(self._log.generation, end - 1, MAX_PLACE) if end else ORIGIN
+        return Position.of(self._log.generation, end - 1, MAX_INDEX) if end else ORIGIN
 
     async def wait_for_history(self, user: str, until: Position) -> None:
         """Return once the chat database has all up to ``until`` of a user's inbox that is in the log by now.

@@ -19,7 +19,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from chat_streams.model.errors import HistoryUnavailable
-from chat_streams.model.position import MAX_PLACE, Position
+from chat_streams.model.position import MAX_INDEX, Position
 from chat_streams.model.records import Message
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
@@ -66,13 +66,13 @@ def conversation(a: str, b: str) -> str:
 
 
 def _sort_key(position: Position) -> str:
-    return f"{position.entry:020d}-{position.place:010d}"
+    return f"{position.entry:020d}-{position.index:010d}"
 
 
 def _below(position: Position) -> Position:
-    if position.place:
-        return Position(position.entry, position.place - 1)
-    return Position(position.entry - 1, MAX_PLACE)
+    if position.index:
+        return Position(position.entry, position.index - 1)
+    return Position(position.entry - 1, MAX_INDEX)
 
 
 def _key(message: Message) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class ChatHistory:
         """
         last = until if before is None else min(until, _below(before))
         # Indexes are whole numbers: the first key above `after`.
-        first = Position(after.entry, after.place + 1)
+        first = Position(after.entry, after.index + 1)
         if last < first:
             return HistoryPage([], None)
         items = await self._query(

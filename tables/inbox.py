@@ -242,7 +242,7 @@ class Inbox:
                 applied.get(user, "0-0"),
             ]
             for position, message in messages:
-                text = f"{position.entry}-{position.place}"
+                text = f"{position.entry}-{position.index}"
                 command += (
                     text,
                     message.at // 1000,

@@ -101,5 +101,5 @@ def _stored(entries: list[Any]) -> list[Stored]:
 
 def _position(text: bytes) -> Position:
     # Redis has made sure of the form; what was written by hand may be anything, but must not end the audit.
-    entry, _, place = text.partition(b"-")
-    return Position(int(entry), int(place or 0))
+    entry, _, index = text.partition(b"-")
+    return Position(int(entry), int(index or 0))

@@ -296,13 +296,13 @@ class _Auditor:
                     text = f"the record at offset {record.offset} cannot be read and is no dead letter: {error}"
                     report.other(Finding(record.partition, "", text))
             return []
-        mine = [(place, message) for place, message in enumerate(messages) if user in (None, message.to)]
+        mine = [(index, message) for index, message in enumerate(messages) if user in (None, message.to)]
         if record.offset >= judged:
             if not quiet:
                 report.fates[Fate.IN_FLIGHT] += len(mine)
             return []
         first = self._position(record.offset)
-        return [(first + place, message) for place, message in mine]
+        return [(first + index, message) for index, message in mine]
 
     async def _judge(self, part: Partition, items: Sequence[Item], kept: int) -> list[Item]:
         if not items:

@@ -1,6 +1,6 @@
 """What became of each accepted message, from the log, the acknowledgements in it and the inboxes: pure, no I/O.
 
-Positions are held packed, ``entry << 32 | place``, one number each: there are many. What is held is per user and
+Positions are held packed, ``entry << 32 | index``, one number each: there are many. What is held is per user and
 device, never per message, but for the messages that are looked at (``Item``) and what ``Repeats`` says of itself.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Message, UserConnected
 
-PLACE_BITS: Final = 32
+INDEX_BITS: Final = 32
 FILTER_BITS: Final = 28
 """2^28 bits are 32 MiB: of 10 million messages on one partition, about 190,000 look repeated and are not."""
 MOST_SUSPECTS: Final = 1_000_000
@@ -29,12 +29,12 @@ SURELY: Final = 0.9
 
 def pack(position: Position) -> int:
     """A position as one number, in the same order."""
-    return position.entry << PLACE_BITS | position.place
+    return position.entry << INDEX_BITS | position.index
 
 
 def unpack(packed: int) -> Position:
     """The position of a number."""
-    return Position(packed >> PLACE_BITS, packed & ((1 << PLACE_BITS) - 1))
+    return Position(packed >> INDEX_BITS, packed & ((1 << INDEX_BITS) - 1))
 
 
 class Fate(enum.StrEnum):
@@ -69,12 +69,12 @@ class Finding(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
-        place = self.position
+        position = self.position
         return {
             "partition": self.partition,
-            "offset": None if place is None else place.offset,
-            "index": None if place is None else place.place,
-            "position": None if place is None else str(place),
+            "offset": None if position is None else position.offset,
+            "index": None if position is None else position.index,
+            "position": None if position is None else str(position),
             "user": self.user,
             "sender": self.sender,
             "id": self.id,

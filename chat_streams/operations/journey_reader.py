@@ -25,7 +25,7 @@ from chat_streams.kafka.names import (
     partition_of,
 )
 from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable, UndecodableRecord, UnknownVersion
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.model.records import DEAD_LETTERS, INCOMING, OUTGOING, REQUESTS, SESSIONS, DeadLetter, Redriven
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
@@ -121,9 +121,9 @@ class Tracer:
         needle = message_id.encode()
 
         def look(record: LogRecord) -> None:
-            for place, message in enumerate(INCOMING.decode(record.value).messages):
+            for index, message in enumerate(INCOMING.decode(record.value).messages):
                 if message.id == message_id and sender in (None, message.sender) and to in (None, message.to):
-                    position = Position.of(self._log.generation, record.offset, place)
+                    position = Position.of(self._log.generation, record.offset, index)
                     copy = Copy.of(position, record.partition, record.at, message, Redrive.of(record.headers))
                     copies[Name(message.sender, message.to, message.id)].append(copy)
 
@@ -217,14 +217,14 @@ class Tracer:
             inbox.before += len(below)
             if len(below) < PAGE:
                 break
-            after = Position(below[-1].entry, below[-1].place + 1)
+            after = Position(below[-1].entry, below[-1].index + 1)
         return inbox
 
     async def _in_history(self, journey: Journey) -> bool | None:
         try:
             for copy in journey.copies:
-                entry, place = copy.position
-                below = Position(entry, place - 1) if place else Position(entry - 1, MAX_PLACE)
+                entry, index = copy.position
+                below = Position(entry, index - 1) if index else Position(entry - 1, MAX_INDEX)
                 if (await self._history.range(journey.name.to, below, copy.position, None, 1)).messages:
                     return True
         except HistoryUnavailable:

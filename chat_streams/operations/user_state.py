@@ -18,7 +18,7 @@ from chat_streams.model.errors import (
     UnknownUser,
     UnknownVersion,
 )
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.model.records import SESSIONS
 from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Connection, Journey, Name
@@ -31,7 +31,7 @@ from tables.redis_cluster import Cluster
 LAST: Final = 20
 """Messages and connections that are shown."""
 KAFKA_S: Final = 8.0
-END: Final = Position(2**63, MAX_PLACE)
+END: Final = Position(2**63, MAX_INDEX)
 
 
 @dataclass(frozen=True)

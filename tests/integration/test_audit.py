@@ -111,7 +111,7 @@ async def test_a_forged_acknowledgement_is_found(stack: Stack) -> None:
 
     # What a worker would do then, floor and all.
     position = Position.parse(forged)
-    await stack.redis.xtrim(inbox, minid=f"{position.entry}-{position.place + 1}", approximate=False)
+    await stack.redis.xtrim(inbox, minid=f"{position.entry}-{position.index + 1}", approximate=False)
     await stack.redis.hset(devices, "floor", forged)
     found = await audit(stack, bob, code=1)
     assert counts(found) == {"acknowledged": 2, "none": 3}
@@ -137,7 +137,7 @@ async def test_what_the_log_does_not_have_is_found(stack: Stack) -> None:
     await stack.send(alice, bob, range(3))
     await stack.wait_stored(bob, 3)
     first = Position.parse((await positions(stack, bob))[0])
-    strange = f"{first.entry}-{first.place + 5}"
+    strange = f"{first.entry}-{first.index + 5}"
     inbox = keys(bob)[0]
     fields: Any = {"t": "1", "c": "1", "m": "{}"}
     entries: Any = await stack.redis.xrange(inbox)

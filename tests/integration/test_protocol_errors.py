@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chat_streams.model.position import MAX_PLACE, Position
+from chat_streams.model.position import MAX_INDEX, Position
 from clients.python.errors import ConnectionClosed, RequestRefused
 from tests.integration.support import Frame, Received, Stack, eventually, user
 
@@ -218,9 +218,9 @@ async def test_an_ack_ahead_of_what_was_sent_is_refused(stack: Stack) -> None:
         got = await raw.messages(5)
         last = Position.parse(got[-1]["pos"])
         for ahead in (
-            Position(last.entry, last.place + 1),
+            Position(last.entry, last.index + 1),
             Position(last.entry + 1, 0),
-            Position(last.entry, MAX_PLACE),
+            Position(last.entry, MAX_INDEX),
         ):
             await raw.ack(str(ahead))
             assert (await raw.next_of("error"))["code"] == "bad_ack"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.model.records import Acknowledge, Message, UserConnected
 from chat_streams.operations.audit_rules import (
     MOST_FINDINGS,
@@ -89,7 +89,7 @@ def verdict(one: Item, view: View, claims: Claims, rules: Rules = RULES) -> Fate
     return judge(one, view, claims, rules, acks_applied=True)
 
 
-positions = st.builds(Position, st.integers(0, (1 << 64) - 1), st.integers(0, MAX_PLACE))
+positions = st.builds(Position, st.integers(0, (1 << 64) - 1), st.integers(0, MAX_INDEX))
 
 
 @given(positions, positions)

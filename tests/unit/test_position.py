@@ -4,12 +4,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, OFFSET_BITS, ORIGIN, Position
+from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, OFFSET_BITS, ORIGIN, Position
 
 # Small numbers too, so that digits of different lengths meet in one pair.
 numbers = st.one_of(st.integers(0, 120), st.integers(0, 1 << 32), st.integers(0, MAX_OFFSET))
-pairs = st.tuples(numbers, st.one_of(st.integers(0, 120), st.integers(0, MAX_PLACE)))
-addresses = st.tuples(st.integers(1, MAX_GENERATION), numbers, st.integers(0, MAX_PLACE))
+pairs = st.tuples(numbers, st.one_of(st.integers(0, 120), st.integers(0, MAX_INDEX)))
+addresses = st.tuples(st.integers(1, MAX_GENERATION), numbers, st.integers(0, MAX_INDEX))
 
 hypothesis = settings(deadline=None, max_examples=200)
 
@@ -29,7 +29,7 @@ def test_order_is_that_of_pairs_of_integers(a: tuple[int, int], b: tuple[int, in
 def test_round_trips(address: tuple[int, int, int]) -> None:
     generation, offset, place = address
     position = Position.of(generation, offset, place)
-    assert (position.generation, position.offset, position.place) == address
+    assert (position.generation, position.offset, position.index) == address
     assert str(position) == f"{generation * 2**OFFSET_BITS + offset}-{place}"
     assert Position.parse(str(position)) == position
 
@@ -47,7 +47,7 @@ def test_every_message_is_above_the_origin() -> None:
 
 
 def test_the_highest_position_is_a_valid_stream_id() -> None:
-    highest = Position.of(MAX_GENERATION, MAX_OFFSET, MAX_PLACE)
+    highest = Position.of(MAX_GENERATION, MAX_OFFSET, MAX_INDEX)
     assert highest.entry < 1 << 64
     assert Position.parse(str(highest)) == highest
 
@@ -61,7 +61,7 @@ def test_the_highest_position_is_a_valid_stream_id() -> None:
         (1, -1, 0),
         (1, MAX_OFFSET + 1, 0),
         (1, 0, -1),
-        (1, 0, MAX_PLACE + 1),
+        (1, 0, MAX_INDEX + 1),
     ],
 )
 def test_out_of_range(address: tuple[int, int, int]) -> None:

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from chat_streams.model import ids
 from chat_streams.model.codes import Close
-from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, Position
+from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, Position
 from gateway import protocol
 from gateway.protocol import Ack, Bad, Hello, History, NotJson, Ping, Send
 
 MOST = 10
 ID = "Az09._~@:-"
 LONG = "x" * 128
-LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_PLACE)
+LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_INDEX)
 
 GOOD: dict[str, dict[str, Any]] = {
     "hello": {"type": "hello", "token": "t", "device": ID},

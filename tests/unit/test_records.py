@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
-from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, ORIGIN, Position
+from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, ORIGIN, Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
@@ -39,7 +39,7 @@ from chat_streams.model.records import (
 )
 
 CONNECTION = bytes(range(240, 256))
-LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_PLACE)
+LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_INDEX)
 JSON = ',"id":"1","from":"ä","at":"…","body":"\U0001f600"}'.encode()
 
 EXAMPLES: list[tuple[Codec[Any], Any]] = [
