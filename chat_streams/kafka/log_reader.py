@@ -18,6 +18,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
+from chat_streams.compat.aiokafka import fetch_metadata
 from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.runtime.settings import Settings
@@ -101,8 +102,7 @@ class LogReader:
         With ``since_ms`` from the first record of that time (ms since the epoch) on, with ``until_ms`` to the first
         record of that time, which is left out.
         """
-        # AIOKafkaConsumer.topics() does this and returns the names only.
-        cluster = await self._answer(self._consumer._client.fetch_all_metadata())
+        cluster = await self._answer(fetch_metadata(self._consumer))
         existing = cluster.partitions_for_topic(topic)
         if not existing:
             raise KafkaUnavailable(
