@@ -50,13 +50,17 @@ class Deliveries:
             fetch_max_bytes=FETCH_BYTES,
         )
         tp = TopicPartition(OUTGOING_MESSAGES, slot)
+        # Cancelled while it connects, aiokafka loses sight of the connection, which says so when it is collected: a
+        # gateway that found its port taken ended with two lines.
+        starting = asyncio.ensure_future(consumer.start())
         try:
             async with asyncio.timeout(START_SECONDS):
-                await consumer.start()
+                await asyncio.shield(starting)
                 consumer.assign([tp])
                 await consumer.seek_to_end(tp)
                 await consumer.position(tp)
         except BaseException:
+            await asyncio.wait([starting])
             await consumer.stop()
             raise
         self._consumer = consumer

@@ -479,5 +479,5 @@ def test_cfn_lint_finds_nothing(templates: Mapping[str, Template], tmp_path: Pat
         "--",
         *tmp_path.iterdir(),
     ]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(command, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, ""), found.stdout + found.stderr
