@@ -10,6 +10,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -179,7 +180,8 @@ class Container:
     def stop(self) -> int:
         """End it in order; return its status."""
         if self._engine == "buildah":
-            self.process.terminate()
+            # Told to end, Buildah kills what it runs.
+            os.kill(_innermost(self.process.pid), signal.SIGTERM)
         else:
             self._make(["stop", "-t", str(STOP_S), self.name])
         try:
@@ -195,6 +197,13 @@ class Container:
         self._folder.cleanup()
         verb = ["rm"] if self._engine == "buildah" else ["rm", "--force"]
         subprocess.run([self._engine, *verb, self.name], capture_output=True, timeout=300, check=False)
+
+
+def _innermost(pid: int) -> int:
+    """Return the process at the end of a chain of processes that each run the next."""
+    while children := " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split():
+        pid = int(children[0])
+    return pid
 
 
 def _free_ports(number: int) -> list[int]:
