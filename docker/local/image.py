@@ -10,6 +10,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ BUILD_S: Final = 1800
 START_S: Final = 90
 STOP_S: Final = 30
 
+_KEY: Final = "/run/secrets/jwt"
 _COMMAND: Final = ("python", "-m", "gateway")
 _BUNDLES: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _OF_PIP: Final = ("index-url", "extra-index-url", "trusted-host", "timeout", "proxy")
@@ -127,19 +129,27 @@ class Container:
             "CHAT_METRICS_PORT": str(metrics),
             "CHAT_LOG_FORMAT": "json",
         }
-        del environment["CHAT_JWT_SECRET_FILE"]
-        # The value of a variable that is named alone comes from the environment: no command line shows the secret.
-        variables = [*(f"{name}={value}" for name, value in environment.items()), "CHAT_JWT_SECRET"]
+        # No command line shows the secret: Buildah mounts a file, which the container's user can read and, for the
+        # folder's sake, no other; the others take the value of a variable that is named alone from the environment.
+        self._folder = tempfile.TemporaryDirectory()
+        key = Path(self._folder.name, "jwt-secret")
+        key.write_text(layout.secret_file.read_text())
+        key.chmod(0o444)
+        if engine == "buildah":
+            environment["CHAT_JWT_SECRET_FILE"] = _KEY
+        else:
+            del environment["CHAT_JWT_SECRET_FILE"]
+        variables = [f"{name}={value}" for name, value in environment.items()]
         options = [part for variable in variables for part in ("--env", variable)]
         if engine == "buildah":
             self._make(["from", "--pull-never", "--name", self.name, IMAGE])
-            command = ["buildah", "run", *options, self.name, "--", *_COMMAND]
+            command = ["buildah", "run", "--volume", f"{key}:{_KEY}:ro", *options, self.name, "--", *_COMMAND]
         else:
             command = [
                 *(engine, "run", "--rm", "--name", self.name, "--network", "host", "--read-only"),
                 *("--tmpfs", "/tmp", "--tmpfs", "/var/lib/chat", "--cap-drop", "ALL"),  # noqa: S108 - the container's
                 *options,
-                IMAGE,
+                *("--env", "CHAT_JWT_SECRET", IMAGE),
             ]
         self.process = subprocess.Popen(
             command, env=os.environ | {"CHAT_JWT_SECRET": self._secret}, stdin=subprocess.DEVNULL
@@ -171,7 +181,8 @@ class Container:
     def stop(self) -> int:
         """End it in order; return its status."""
         if self._engine == "buildah":
-            self.process.terminate()
+            # Told to end, Buildah kills what it runs.
+            os.kill(_innermost(self.process.pid), signal.SIGTERM)
         else:
             self._make(["stop", "-t", str(STOP_S), self.name])
         try:
@@ -184,8 +195,16 @@ class Container:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self._folder.cleanup()
         verb = ["rm"] if self._engine == "buildah" else ["rm", "--force"]
         subprocess.run([self._engine, *verb, self.name], capture_output=True, timeout=300, check=False)
+
+
+def _innermost(pid: int) -> int:
+    """Return the process at the end of a chain of processes that each run the next."""
+    while children := " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split():
+        pid = int(children[0])
+    return pid
 
 
 def _free_ports(number: int) -> list[int]:

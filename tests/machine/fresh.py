@@ -25,7 +25,7 @@ HERE: Final = "/root/connect-chat"
 
 # Where package managers are told of registries and certificates; what is not there is left out.
 _CONFIGURATION = (
-    *("/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/npmrc", "/etc/maven/settings.xml"),
+    *("/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/npmrc"),
     *("~/.npmrc", "~/.m2/settings.xml", "~/.config/pip/pip.conf"),
 )
 _CERTIFICATES = Path("/usr/local/share/ca-certificates")
