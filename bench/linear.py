@@ -25,9 +25,10 @@ from rich.table import Table
 
 from bench.links import Watch
 from bench.measure import Meter, machine
+from bench.scale import Scale
 from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import SERVICES, ConnectChat
-from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
+from bench.workloads import drain, fill, fresh, idle, store, store_many
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.processing.grouping import APPEND_MESSAGES

@@ -90,16 +90,13 @@ class Site:
         )
 
     def install(self, app: web.Application) -> None:
-        """Add everything to the application of Faust's web server."""
-        from chat_streams.inspector import pages
-
+        """Add everything but the pages to the application of Faust's web server."""
         app.middlewares.append(self._guard)
         app.cleanup_ctx.append(self.collector.run)
         app.cleanup_ctx.append(self._close)
         router = app.router
         router.add_get("/static/{version}/{name}", self.assets.serve)
         self.router = router
-        pages.register(self)
 
     async def _close(self, _: web.Application) -> AsyncIterator[None]:
         yield

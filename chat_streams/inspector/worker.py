@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from faust.app.base import BootStrategy
 
+from chat_streams.inspector import pages
 from chat_streams.inspector.measured import samples
 from chat_streams.inspector.site import Site
 from chat_streams.model.errors import SettingsError
@@ -33,6 +34,7 @@ class Inspector(Service):
             raise click.ClickException(str(error)) from error
         self.metrics = Metrics(self.site.collector.statistics, lambda: samples(self.site.collector))
         self.site.install(self.web.web_app)
+        pages.register(self.site)
 
     def worker_init(self) -> None:
         """Check nothing: the pages say what is missing."""

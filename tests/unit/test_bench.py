@@ -3,10 +3,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from bench.figures import cpu_by_process
 from bench.goals import judge
 from bench.links import Link, LinkError, Numbers, body
 from bench.measure import Meter, cpu_of, summary
-from bench.report import PAGE, cpu_by_process, insert, number, sections, spread
+from bench.report import PAGE, insert, number, sections, spread
 from bench.systems import ejabberd, mosquitto, nats
 from bench.systems.connect_chat import ChatLink, websocket_frame
 from bench.systems.ejabberd import XmppLink

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from chat_streams.inspector.pages import (
     agents,
     charts,
@@ -20,9 +18,7 @@ from chat_streams.inspector.pages import (
     tail,
     user,
 )
-
-if TYPE_CHECKING:
-    from chat_streams.inspector.site import Site
+from chat_streams.inspector.site import Site
 
 
 def register(site: Site) -> None:

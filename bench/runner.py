@@ -25,12 +25,13 @@ from rich.markup import escape
 
 from bench.links import LinkError
 from bench.measure import machine, summary
+from bench.scale import Scale
 from bench.systems import HERE, NotInstalled, System
 from bench.systems.connect_chat import ConnectChat
 from bench.systems.ejabberd import Ejabberd
 from bench.systems.mosquitto import Mosquitto
 from bench.systems.nats import Nats
-from bench.workloads import Scale, Skipped, Workload, drain, latency, online, store
+from bench.workloads import Skipped, Workload, drain, latency, online, store
 from docker.local.layout import StackError
 
 SYSTEMS: dict[str, type[System]] = {kind.name: kind for kind in (ConnectChat, Mosquitto, Nats, Ejabberd)}

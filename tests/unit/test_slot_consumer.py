@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from chat_streams.settings import Settings
-from gateway import deliveries
-from gateway.deliveries import Deliveries
+from chat_streams.runtime.settings import Settings
+from gateway import slot_consumer as deliveries
+from gateway.slot_consumer import Deliveries
 
 
 @pytest.mark.parametrize("fails", [False, True])
