@@ -26,8 +26,9 @@ from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, partition_of
 from chat_streams.model.records import INCOMING, MAX_MESSAGES, Message, Messages
 from chat_streams.model.times import now_ms
 from docker.local.layout import ROOT
+from docker.local.probes import Received
+from docker.local.temporary_stack import Stack
 from gateway.protocol import at_text, message_tail
-from tests.integration.support import Received, Stack
 
 USERS = 1_000
 ACKNOWLEDGING = 10

@@ -16,8 +16,8 @@ from chat_streams.runtime.tokens import mint
 from docker.local.layout import ROOT, base_environment
 from docker.local.part import Running
 from docker.local.parts import Service
-from tests.integration.support import Stack, aws_of
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S
+from docker.local.temporary_stack import Stack, aws_of
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ARGUMENTS = [

@@ -17,10 +17,10 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats, encode
 from chat_streams.runtime.tokens import mint
 from docker.local.part import Running
+from docker.local.probes import WITHIN_S, Received, eventually, user
+from docker.local.temporary_stack import Stack
 from tables.inbox import keys
 from tests.browser.conftest import Open, shoot
-from tests.integration.support import Received, Stack, eventually, user
-from tests.limits import WITHIN_S
 
 SCRIPT = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from chat_streams.model.position import ORIGIN, Position
 from clients.python.client import Client, Message
 from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
-from tests.integration.support import Stack, abort_client, eventually
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S, abort_client, eventually
+from docker.local.temporary_stack import Stack
 
 USERS = 30
 SENDERS = 6

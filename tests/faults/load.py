@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 USERS = 64
 """On all partitions."""

@@ -29,10 +29,10 @@ from clients.python.client import Client
 from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import StackError
 from docker.local.part import Running
+from docker.local.probes import Received, user
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.integration.commands import call
-from tests.integration.support import Received, user
 
 KINDS = ("kill", "pause", "cut")
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")

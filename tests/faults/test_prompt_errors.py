@@ -7,7 +7,7 @@ import time
 import pytest
 
 from docker.local.layout import HOST, ROOT, Layout
-from tests.integration.support import Stack
+from docker.local.temporary_stack import Stack
 from tests.integration.test_start import GATEWAY, MESSAGING, TOPICS, fails
 
 AT_MOST_S = 15.0

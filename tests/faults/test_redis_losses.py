@@ -8,8 +8,9 @@ from pathlib import Path
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import DEAD_LETTERS
 from docker.local.part import Running
+from docker.local.probes import Received, user
+from docker.local.temporary_stack import Stack
 from tests.faults.load import Load
-from tests.integration.support import Received, Stack, user
 
 
 def append_only_file(redis: Running) -> Path:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.integration.support import Received, Stack, user
+from docker.local.probes import Received, user
+from docker.local.temporary_stack import Stack
 
 PAIRS = 8
 INTERVAL_S = 0.2

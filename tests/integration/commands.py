@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from docker.local.layout import ROOT
-from tests.integration.support import Stack
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S
+from docker.local.temporary_stack import Stack
 
 
 class Done(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from docker.local.layout import base_environment
-from tests.integration.support import Stack, aws_of
+from docker.local.temporary_stack import Stack, aws_of
 
 
 @pytest_asyncio.fixture(scope="session")

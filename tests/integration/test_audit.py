@@ -13,9 +13,10 @@ import pytest
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.position import Position
+from docker.local.probes import Received, abort_client, eventually, user
+from docker.local.temporary_stack import Stack, stop
 from tables.inbox import keys
 from tests.integration.commands import call, run
-from tests.integration.support import Received, Stack, abort_client, eventually, stop, user
 
 FATES = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "none", "two")
 

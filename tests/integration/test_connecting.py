@@ -12,8 +12,8 @@ import pytest
 from chat_streams.model.position import Position
 from clients.python.client import SUBPROTOCOL
 from docker.local.layout import HOST
-from tests.integration.support import Closed, Received, Stack, eventually, user
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S, Closed, Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 MOMENTS = 200
 COME_AT_ONCE = 400

@@ -15,8 +15,8 @@ import yaml
 
 from docker.local.layout import HOST, ROOT, Layout, base_environment
 from docker.local.part import Part, get_status
-from tests.integration.support import Stack, start_process
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S
+from docker.local.temporary_stack import Stack, start_process
 
 IMAGE = "connect-chat:local"
 INSIDE = "8080"

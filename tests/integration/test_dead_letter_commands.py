@@ -16,9 +16,10 @@ from chat_streams.model.records import INCOMING, DeadLetter, Message, Messages
 from chat_streams.model.times import now_ms
 from chat_streams.operations import dead_letters
 from chat_streams.operations.dead_letters import Filter
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 from tables.inbox import keys
 from tests.integration.commands import run
-from tests.integration.support import Received, Stack, eventually, user
 
 Letter = dict[str, Any]
 SECRET = "what bob may read only"

@@ -13,7 +13,8 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES, partition_of
 from chat_streams.model.records import OUTGOING, PUSH, Delivery, InboxAdvanced
 from clients.python.client import Message
-from tests.integration.support import Received, Stack, abort_client, eventually, user
+from docker.local.probes import Received, abort_client, eventually, user
+from docker.local.temporary_stack import Stack
 
 BODIES: tuple[Any, ...] = (
     "plain",

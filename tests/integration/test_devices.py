@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from clients.python.errors import ConnectionClosed
-from tests.integration.support import Received, Stack, user
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S, Received, user
+from docker.local.temporary_stack import Stack
 
 
 async def test_each_device_gets_everything_and_the_inbox_waits_for_both(stack: Stack) -> None:

@@ -6,9 +6,10 @@ import asyncio
 
 from chat_streams.model.times import now_ms
 from clients.python.client import Client, Message
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 from gateway.protocol import at_text
 from tables.inbox import keys
-from tests.integration.support import Received, Stack, eventually, user
 
 LAST = f"{(1 << 64) - 1}-0"
 

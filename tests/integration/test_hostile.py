@@ -10,18 +10,9 @@ from hypothesis import strategies as st
 
 from bench.measure import resident_of
 from chat_streams.kafka.names import partition_of
-from tests.integration.hostile import (
-    Bystander,
-    bad,
-    connections,
-    flood,
-    is_held,
-    objects,
-    one_byte_a_second,
-    store,
-)
-from tests.integration.support import Received, Stack, eventually, user
-from tests.limits import WITHIN_S
+from docker.local.hostile import Bystander, bad, connections, flood, is_held, objects, one_byte_a_second, store
+from docker.local.probes import WITHIN_S, Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 MIB = 1024 * 1024
 

@@ -14,10 +14,11 @@ from chat_streams.model.errors import FencingTokenStale
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
+from docker.local.probes import eventually, user
+from docker.local.temporary_stack import Stack
 from gateway.protocol import at_text, message_tail
 from tables.inbox import Appended, Batch, Inbox, InboxPage, keys
 from tables.redis_cluster import Cluster
-from tests.integration.support import Stack, eventually, user
 
 # Not those of the messaging worker, which would take a strange token for a lost Redis.
 _partitions = itertools.count(1_000)

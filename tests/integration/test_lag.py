@@ -7,8 +7,9 @@ from typing import Any
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.times import now_ms
 from chat_streams.operations.lag_sampling import NEWEST
+from docker.local.probes import eventually, user
+from docker.local.temporary_stack import Stack
 from tests.integration.commands import call, run
-from tests.integration.support import Stack, eventually, user
 
 
 async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack) -> None:

@@ -9,8 +9,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from docker.local.probes import Closed, Received, eventually, user
+from docker.local.temporary_stack import Stack
 from gateway.protocol import SUBPROTOCOL
-from tests.integration.support import Closed, Received, Stack, eventually, user
 
 BURST = 20
 RATE = 2.0

@@ -14,7 +14,8 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.model.errors import KafkaUnavailable
-from tests.integration.support import Stack, user
+from docker.local.probes import user
+from docker.local.temporary_stack import Stack
 
 PARTITIONS, RECORDS = 3, 1_200
 """More than one fetch of each partition."""

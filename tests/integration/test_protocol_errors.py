@@ -10,7 +10,8 @@ import pytest
 
 from chat_streams.model.position import MAX_INDEX, Position
 from clients.python.errors import ConnectionClosed, RequestRefused
-from tests.integration.support import Frame, Received, Stack, eventually, user
+from docker.local.probes import Frame, Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 LONG = "x" * 129
 BAD_FRAMES = [

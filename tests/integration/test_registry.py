@@ -12,7 +12,8 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES, REGISTRY_CHANGELOG
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import OUTGOING, Delivery
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 USERS = 24
 

@@ -12,10 +12,11 @@ import pytest_asyncio
 
 from chat_streams.kafka import topics
 from chat_streams.model.errors import RedisRefused, TopicsError
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 from tables.redis_cluster import Cluster
 from tests.integration.commands import run
 from tests.integration.secured import ADMIN, STRANGER, Certificates, SecuredStack
-from tests.integration.support import Received, Stack, eventually, user
 from tests.integration.test_start import GATEWAY, MESSAGING, fails
 
 WRONG = "not-the-password"

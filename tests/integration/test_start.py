@@ -16,8 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from docker.local.engines import Kafka
 from docker.local.layout import HOST, ROOT, Layout
-from tests.integration.support import Stack, eventually, start_process
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S, eventually
+from docker.local.temporary_stack import Stack, start_process
 
 _places = asyncio.Semaphore(2)  # more at once only make each of them slow
 GATEWAY = ("-m", "gateway")

@@ -11,7 +11,8 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 
 def unsigned(claims: dict[str, Any], signature: str = "") -> str:

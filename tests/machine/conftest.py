@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from tests.integration.support import Stack, aws_of
+from docker.local.temporary_stack import Stack, aws_of
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 
 from docker.local.image import DOCKERFILE
 from docker.local.layout import ROOT
-from tests.integration.support import Stack
+from docker.local.temporary_stack import Stack
 from tests.machine.fresh import BASES, machine, make_base, remove, variables, why_not
 
 STEP_S = 600

@@ -17,7 +17,7 @@ from clients.python import client as client_module
 from clients.python.client import Client, Message, RecipientQueues, Sent, _Call, _Send, decode
 from clients.python.codes import is_final
 from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
-from tests.limits import WITHIN_S
+from docker.local.probes import WITHIN_S
 
 AT = "2026-01-02T03:04:05.678Z"
 

@@ -5,32 +5,25 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import inspect
-import itertools
-import json
-import secrets
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
-import pytest
-from aiohttp import WSMsgType
 from redis.asyncio.cluster import RedisCluster
 
 from chat_streams.model.position import Position
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import mint
-from clients.python.client import SUBPROTOCOL, Client, Message
+from clients.python.client import SUBPROTOCOL, Client
 from docker.local.engines import DynamoDB
 from docker.local.layout import HOST, Layout, StackError, base_environment, create_secret, service_environment
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
+from docker.local.probes import WITHIN_S, Raw, Received, eventually
+from docker.local.span_collector import Collector
 from tables.inbox import keys
-from tests.integration.collector import Collector
-from tests.limits import WITHIN_S
 
 TOKEN_S = 3600
 INSTANCES = 3
@@ -41,174 +34,6 @@ GENEROUS = {
 """What a user may do is for the tests of just that."""
 PATIENT = {"CHAT_HEARTBEAT": "600", "CHAT_HELLO_TIMEOUT": "600", "CHAT_LEASE": "60"}
 """On one busy core a bare WebSocket may be read late, and a gateway may be late to renew its lease."""
-Frame = dict[str, Any]
-_numbers = itertools.count()
-
-
-def user(name: str = "user") -> str:
-    """Make a user id that no other test has."""
-    return f"{name}-{secrets.token_hex(5)}"
-
-
-async def eventually(condition: Callable[[], Any], what: str = "", within_s: float = WITHIN_S) -> Any:
-    """Ask until the answer, possibly awaited, is true, and return it; fails with the last one when the time is up.
-
-    ``within_s`` is for the fault matrix, whose limits are promises.
-    """
-    deadline = time.monotonic() + within_s
-    while True:
-        answer = condition()
-        if inspect.isawaitable(answer):
-            answer = await answer
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what or inspect.getsource(condition).strip()}: {answer!r} after {within_s:g} s")
-        await asyncio.sleep(0.02)
-
-
-class Closed(Exception):
-    """The server closed a raw connection."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"{code} {reason}")
-        self.code, self.reason = code, reason
-
-
-class Raw:
-    """A bare WebSocket: each frame by hand, with the chain of positions checked."""
-
-    def __init__(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
-        self.until = ""
-        self.seen: list[Frame] = []
-        """Every object that ``next`` has returned."""
-        self._ws = ws
-        self._frames: deque[Frame] = deque()
-
-    async def hello(self, token: str, device: str = "phone", after: str | None = None) -> Frame:
-        """Say hello and return the welcome."""
-        frame = {"type": "hello", "token": token, "device": device}
-        await self.send(frame if after is None else frame | {"after": after})
-        welcome = await self.next()
-        assert welcome["type"] == "welcome", welcome
-        self.until = welcome["after"]
-        return welcome
-
-    async def send(self, *frames: Frame) -> None:
-        """Send one object, or several as an array."""
-        await self.send_text(json.dumps(frames[0] if len(frames) == 1 else frames))
-
-    async def send_text(self, text: str) -> None:
-        """Send anything."""
-        await self._ws.send_str(text)
-
-    async def send_bytes(self, data: bytes) -> None:
-        """Send a binary frame."""
-        await self._ws.send_bytes(data)
-
-    async def ack(self, pos: str) -> None:
-        """Acknowledge everything up to a position."""
-        await self.send({"type": "ack", "pos": pos})
-
-    async def next(self) -> Frame:
-        """Return the next object; raises ``Closed`` when there is none any more."""
-        while not self._frames:
-            async with asyncio.timeout(WITHIN_S):
-                message = await self._ws.receive()
-            if message.type is not WSMsgType.TEXT:
-                assert message.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR), message
-                raise Closed(self._ws.close_code or 1006, str(message.extra or ""))
-            found = json.loads(message.data)
-            self._frames.extend(found if isinstance(found, list) else [found])
-        frame = self._frames.popleft()
-        self.seen.append(frame)
-        if frame["type"] in ("messages", "missed"):
-            assert frame["after"] == self.until, f"{frame['after']} follows {self.until}"
-            self.until = frame["until"]
-        return frame
-
-    async def next_of(self, kind: str) -> Frame:
-        """Return the next object of a type, leaving out others."""
-        async with asyncio.timeout(WITHIN_S):
-            while (frame := await self.next())["type"] != kind:
-                pass
-        return frame
-
-    async def messages(self, count: int) -> list[Frame]:
-        """Return the next ``count`` messages (or more, where one delivery has more), leaving out other objects."""
-        found: list[Frame] = []
-        async with asyncio.timeout(WITHIN_S):
-            while len(found) < count:
-                found += (await self.next_of("messages"))["messages"]
-        return found
-
-    async def closed(self) -> Closed:
-        """Wait for the end of the connection, leaving out what comes before."""
-        try:
-            async with asyncio.timeout(WITHIN_S):
-                while True:
-                    await self.next()
-        except Closed as closed:
-            return closed
-
-    async def ping(self) -> None:
-        """Return once the gateway has worked through all frames sent so far."""
-        ref = f"ping-{next(_numbers)}"
-        await self.send({"type": "ping", "ref": ref})
-        while (await self.next_of("pong"))["ref"] != ref:
-            pass
-
-    async def close(self) -> None:
-        """Say goodbye as a client does."""
-        await self._ws.close()
-
-    def abort(self) -> None:
-        """Drop the TCP connection without a word, as a phone in a tunnel does."""
-        abort(self._ws)
-
-
-def abort(ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
-    """Drop the TCP connection of a WebSocket: no close frame, and what waits to be sent is gone."""
-    connection = ws._response.connection
-    transport: Any = connection.transport if connection is not None else None
-    if transport is not None:
-        transport.abort()
-
-
-def abort_client(client: Client) -> bool:
-    """Drop the TCP connection of a client, if it has one now."""
-    ws = client._ws
-    if ws is None:
-        return False
-    abort(ws)
-    return True
-
-
-class Received:
-    """Everything a client's ``on_messages`` was given."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self._news = asyncio.Event()
-
-    async def __call__(self, messages: list[Message]) -> None:
-        self.messages += messages
-        self._news.set()
-
-    async def wait(self, count: int) -> list[Message]:
-        """Wait until there are ``count`` messages; fails saying how many there are."""
-        try:
-            async with asyncio.timeout(WITHIN_S):
-                while len(self.messages) < count:
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError:
-            raise AssertionError(f"{len(self.messages)} of {count} messages after {WITHIN_S:g} s") from None
-        return self.messages
-
-    def bodies(self, sender: str | None = None) -> list[Any]:
-        """Return all bodies, or those of one sender, as they came."""
-        return [m.body for m in self.messages if sender in (None, m.sender)]
 
 
 def start_process(part: Part) -> Running:
@@ -236,11 +61,16 @@ def _quick(parts: list[Part]) -> list[Part]:
 @contextlib.contextmanager
 def aws_of(layout: Layout) -> Iterator[None]:
     """Have AWS's SDK in this process take the credentials of a stack's DynamoDB."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in service_environment(layout).items():
-            if name.startswith("AWS_"):
-                patch.setenv(name, value)
+    before = {name: os.environ.get(name) for name in service_environment(layout) if name.startswith("AWS_")}
+    os.environ.update({name: value for name, value in service_environment(layout).items() if name in before})
+    try:
         yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class Stack:

@@ -15,8 +15,9 @@ import aiohttp
 from hypothesis import strategies as st
 
 from clients.python.client import Client
+from docker.local.probes import Closed, Received, eventually, user
+from docker.local.temporary_stack import Stack
 from gateway import protocol
-from tests.integration.support import Closed, Received, Stack, eventually, user
 
 BODY = "x" * 40_000
 ARRAY = 10
