@@ -86,7 +86,7 @@ lint: setup $(VENV)/aws.stamp $(WEB)/node_modules/.linter.stamp ## Check style, 
 		|| { echo "docker/requirements.lock differs from requirements.lock: run 'make lock'" >&2; exit 1; }
 
 unit: setup ## Run the tests that need no engine; PYTHON=python3.13 on another Python
-	@$(RUN) -m pytest tests/unit
+	@$(RUN) -m pytest tests/unit tests/docs
 
 format: setup ## Format the code and fix what can be fixed
 	@$(RUN) -m ruff format

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "docker" / "local" / "install-prerequisites.sh"
+SCRIPT = Path(__file__).resolve().parents[4] / "docker" / "local" / "install-prerequisites.sh"
 TOOLS = ("basename", "cat", "env", "grep", "head", "mktemp", "rm", "sed", "sh")
 PRESENT = {
     "python3": "exit 0",

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chat_streams.runtime.metrics import ALL, METRICS, PREFIX, Metrics
 from chat_streams.runtime.statistics import Statistics, engines
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MONITORING = ROOT / "docker" / "monitoring"
 RULES = sorted(MONITORING.glob("*.rules.yml"))
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-FILES = sorted((Path(__file__).parents[1] / "javascript").glob("*.test.mjs"))
+FILES = sorted((Path(__file__).parents[2] / "javascript").glob("*.test.mjs"))
 
 
 def test_nodes_tests_pass() -> None:
