@@ -1,4 +1,4 @@
-"""``faust -A chat_streams lag``: how far the services are behind, in messages, in seconds, and when that is over."""
+"""``faust -A chat_streams lag``: shows the consumer lag in messages and seconds, and the time to catch up."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 
 LOOKS: Final = 3
+"""The number of looks at offsets that the rates are computed from."""
 
 
 def register(app: Service) -> None:
@@ -37,7 +38,7 @@ def register(app: Service) -> None:
         base=Command,
     )
     async def lag(self: Command, as_json: bool, most_s: float | None) -> None:
-        """Show how far each service is behind the log, as the inspector does; it looks for a few seconds."""
+        """Show how far each service is behind the log, as the inspector does; it measures for a few seconds."""
         try:
             rows = await _measure(app.settings)
         except KafkaUnavailable as error:

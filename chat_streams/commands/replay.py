@@ -1,4 +1,4 @@
-"""``faust -A chat_streams replay``: have the inboxes restored from the log, while the service runs."""
+"""``faust -A chat_streams replay``: has the workers restore the inboxes from the log, while everything runs."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def register(app: Service) -> None:
     async def replay(self: Command, partition: int | None, wait_s: int) -> None:
         """Restore inboxes from the log: cursors first, then all messages above them.
 
-        The messaging workers do it by themselves when they find a Redis that is empty or was not theirs; this makes
-        them. Where nothing is lost, it changes nothing. What is acknowledged does not come back.
+        The messaging workers do this by themselves when they find that Redis is empty or does not have their fencing
+        token; this command makes them do it now. If nothing is lost, it changes nothing. Acknowledged messages do not
+        come back.
         """
         if partition is not None and partition >= app.settings.partitions:
             raise click.BadParameter(f"there are partitions 0 to {app.settings.partitions - 1}")

@@ -1,4 +1,4 @@
-"""``faust -A chat_streams token USER``: a token for development."""
+"""``faust -A chat_streams token USER``: prints a token for development."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``faust -A chat_streams topics create|check|repartition``."""
+"""``faust -A chat_streams topics create|check|repartition``: creates, checks or repartitions the topics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def register(app: Service) -> None:
     async def topics(self: AppCommand, action: str, partitions: int | None, dry_run: bool, wait_s: float) -> None:
         """Create what is missing (topics, the table of the chat database), check what is there, or repartition.
 
-        A repartition goes on while the services run. Afterwards they are restarted with the settings it prints.
+        A repartition is done while the services run. Afterwards restart them with the settings that it prints.
         """
         if (action == "repartition") != (partitions is not None):
             raise click.UsageError("--partitions goes with repartition, and repartition needs it")
@@ -72,7 +72,7 @@ async def _run(app: Service, action: str) -> None:
     history = ChatHistory(settings)
     try:
         if action == "create":
-            # One after the other: where one fails, nothing of the other is left under way.
+            # Not concurrently: if one fails, no creation of the other is left unfinished.
             made, table_made = await topics.create(settings), await history.create()
             made_all = [*made, *([f"table {settings.history_table}"] if table_made else [])]
             click.echo(f"created: {', '.join(made_all) or 'nothing was missing'}")

@@ -1,4 +1,4 @@
-"""``faust -A chat_streams trace MESSAGE_ID``: the way of one message, from what the log and the stores say."""
+"""``faust -A chat_streams trace MESSAGE_ID``: shows the journey of one message, by the log and the stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from chat_streams.operations.journey_reader import Tracer
 from chat_streams.processing.service import Service
 
 MAX_TRAILS: Final = 10
-"""Shown at once: an id is its sender's own, and others may use the same."""
+"""The largest number of journeys shown: an id is chosen by its sender, so that several messages may have the same."""
 
 
 def register(app: Service) -> None:
@@ -36,10 +36,9 @@ def register(app: Service) -> None:
     async def trace(
         self: Command, message_id: str, sender: str | None, to: str | None, since: int | None, as_json: bool
     ) -> None:
-        """Show the way of one message, with the time at each stage, and why it is not delivered, if it is not.
+        """Show the journey of one message, with the time of each stage, and the reason if it was not delivered.
 
-        It reads the log: what was sent towards connections is kept there for one hour. Exit code 1 if there is no
-        such message.
+        It reads the log, which keeps deliveries to connections for one hour. Exits with 1 if there is no such message.
         """
         try:
             async with Tracer(app.settings, bar) as tracer:
@@ -88,9 +87,9 @@ def _now(journey: Journey, rules: Rules) -> list[tuple[str, str]]:
     inbox, copy = journey.inbox, journey.applied
     rows = []
     if copy is not None:
-        place = f"there, {inbox.before} before it" if inbox.stored and inbox.gap is None else "not there"
+        stored = f"there, {inbox.before} before it" if inbox.stored and inbox.gap is None else "not there"
         cursors = ", ".join(f"{device} {cursor}" for device, cursor in sorted(inbox.cursors.items())) or "none"
-        rows.append(("inbox", f"{place}; top {inbox.top}, floor {inbox.floor}, cursors of devices: {cursors}"))
+        rows.append(("inbox", f"{stored}; top {inbox.top}, floor {inbox.floor}, cursors of devices: {cursors}"))
         if copy.accepted_at < rules.sent_from:
             rows.append(("deliveries", f"those before {utc(rules.sent_from)} are no longer known"))
     history = {True: "there", False: "not there", None: "unknown: the database does not answer"}[journey.in_history]

@@ -1,4 +1,4 @@
-"""``faust -A chat_streams user USER``: where somebody is, and what waits for them."""
+"""``faust -A chat_streams user USER``: shows a user's connections, devices and inbox."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def register(app: Service) -> None:
         base=Command,
     )
     async def user(self: Command, user: str, as_json: bool) -> None:
-        """Show a user as the inspector does: online or not, devices, connections, what waits in the inbox.
+        """Show a user as the inspector does: online or not, devices, connections, and the messages in the inbox.
 
-        Exit code 1 if nothing is known of them, or an engine is away.
+        Exits with 1 if the user is not known, or if an engine is away.
         """
         if not is_id(user):
             raise click.ClickException(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")

@@ -16,12 +16,12 @@ PORT = 8084
 
 
 class _WebOnly(BootStrategy):
-    # An engine that is away must not keep the page away that says so: no client of Faust's own.
+    # No Kafka client of Faust's own: it would not start while Kafka is away, and then no page could say so.
     enable_kafka = False
 
 
 class Inspector(Service):
-    """The web view; starts whatever engine is away."""
+    """The app of the inspector; it starts even if engines are away."""
 
     BootStrategy = _WebOnly
     producer_only = True
@@ -40,14 +40,14 @@ class Inspector(Service):
         """Check nothing: the pages say what is missing."""
 
     async def watch(self) -> None:
-        """Nothing is applied here."""
+        """Do nothing: no records are applied here."""
 
     async def publish_statistics(self) -> None:
-        """The collector does it, with what it measures."""
+        """Do nothing: the collector publishes the statistics, together with what it measures."""
 
     @property
     def is_ready(self) -> bool:
-        """Always: the pages say what is missing."""
+        """Always true: the pages say what is missing."""
         return True
 
 

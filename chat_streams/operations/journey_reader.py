@@ -1,4 +1,4 @@
-"""Finds a message in the log and follows it through the topics and the stores: what ``tracing.py`` puts together."""
+"""Reading the journey of a message: finds it in the log and collects what the topics and the stores have of it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from tables.inbox_index import PAGE, InboxIndex
 from tables.redis_cluster import Cluster
 
 MARK_BYTES: Final = 128
-"""A ``Redriven`` is smaller."""
+"""An upper limit for the size of a ``Redriven`` record."""
 CLOCKS_MS: Final = 60_000
-"""By how much clocks may differ."""
+"""The largest difference between clocks that is allowed for, in ms."""
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -49,7 +49,10 @@ def _silent(what: str) -> Iterator[Progress]:
 
 
 class Searched(NamedTuple):
-    """What was read in vain."""
+    """The part of the log that was searched for a message; as a text, it explains that nothing was found.
+
+    ``letters`` is the number of dead letters searched, ``bytes_in`` the numbers of those that hold the bytes of the id.
+    """
 
     spans: list[Span]
     letters: int
@@ -72,25 +75,25 @@ class Searched(NamedTuple):
 
 @dataclass
 class _Letters:
-    """The dead letters of records that hold the id."""
+    """The dead letters of records that contain the bytes of the id, and the number of records read."""
 
     found: list[tuple[int, DeadLetter]] = field(default_factory=list)
     redriven: dict[int, Redriven] = field(default_factory=dict)
     read: int = 0
 
     def of(self, copies: list[Copy]) -> list[Letter]:
-        places = {(copy.partition, copy.position.offset) for copy in copies}
+        records = {(copy.partition, copy.position.offset) for copy in copies}
         return [
             letter_of(number, letter, self.redriven.get(number))
             for number, letter in self.found
-            if letter.topic == INCOMING_MESSAGES and (letter.partition, letter.offset) in places
+            if letter.topic == INCOMING_MESSAGES and (letter.partition, letter.offset) in records
         ]
 
 
 class Tracer:
-    """Reads what there is of one message: for the command and the web view alike.
+    """A reader that finds a message and its journey, for the command and the inspector.
 
-    ``bar`` reports the progress of what is being read. Raises ``KafkaUnavailable``,
+    ``bar`` shows the progress of each read. Entering it and its methods raise ``KafkaUnavailable``,
     ``RedisUnavailable`` and ``TopicsError``.
     """
 
@@ -114,7 +117,10 @@ class Tracer:
     async def find(
         self, message_id: str, sender: str | None, to: str | None, since: int | None
     ) -> tuple[list[Journey], Searched]:
-        """All messages of that id, one journey for each time one is delivered, and what was read for it."""
+        """Find all messages of an id; returns a journey for each delivery of one, and what was searched.
+
+        ``sender`` and ``to`` restrict the search if given, and so does ``since`` (ms since the epoch).
+        """
         partitions = None if to is None else [partition_of(to, self._log.partitions)]
         spans = await self._reader.spans(INCOMING_MESSAGES, partitions, since_ms=since)
         copies: defaultdict[Name, list[Copy]] = defaultdict(list)
@@ -131,17 +137,17 @@ class Tracer:
         letters = await self._letters(needle, since)
         window_ms = self._settings.retry_window * 1000
         found = [
-            journey for name, those in copies.items() for journey in journeys(name, those, letters.of(those), window_ms)
+            journey for name, named in copies.items() for journey in journeys(name, named, letters.of(named), window_ms)
         ]
         return found, Searched(spans, letters.read, [number for number, _ in letters.found])
 
     async def follow(self, journey: Journey) -> Rules:
-        """Find all that is known of a message that was found; returns what the verdict depends on."""
+        """Fill in the journey of a message that was found; returns the times that its verdict depends on."""
         settings, copy, start = self._settings, journey.applied, journey.first.accepted_at - CLOCKS_MS
         partition, user = journey.first.partition, journey.name.to.encode()
         sweep_ms = int(settings.announce_sweep * 1000)
         now = now_ms()
-        # A living connection is announced once in a sweep: whoever is there has been heard of since then.
+        # An open connection is announced once in each sweep: two sweeps of events name all that are open.
         heard_from = min(start, now) - 2 * sweep_ms
         journey.add_copies()
         await self._each(
@@ -188,7 +194,7 @@ class Tracer:
     async def _each(
         self, spans: list[Span], what: str, needle: bytes, look: Callable[[LogRecord], None], also_below: int = 0
     ) -> None:
-        """Let ``look`` decode the records with these bytes in them, and small ones; what doesn't decode is skipped."""
+        """Call ``look`` for each record that contains ``needle`` or is small; one that does not decode is skipped."""
         with self._bar(what) as progress:
             async for record in self._reader.read(spans, progress):
                 if record.value is not None and (needle in record.value or len(record.value) < also_below):

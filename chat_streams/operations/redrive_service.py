@@ -1,4 +1,4 @@
-"""Dead letters as operators meet them: listed, shown, written back; for the commands and the web view alike."""
+"""Listing, showing and redriving dead letters, for the commands and the inspector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chat_streams.operations.dead_letters import CODECS, Catalogue, Filter, Summ
 from chat_streams.runtime.settings import Settings
 
 HEX_BYTES: Final = 64
-"""Shown of a record whose bodies are masked."""
+"""The number of bytes shown of a record whose bodies are masked."""
 
 
 class Listing(NamedTuple):
@@ -33,17 +33,17 @@ class Listing(NamedTuple):
     matching: int
 
     def as_json(self) -> list[dict[str, Any]]:
-        """An object for each; times in RFC 3339, sizes in bytes."""
+        """Return an object for each dead letter; times in RFC 3339, sizes in bytes."""
         return [_summary_json(summary, self.redriven.get(summary.number)) for summary in self.found]
 
 
 async def listing(settings: Settings, wanted: Filter, limit: int, progress: Progress | None = None) -> Listing:
-    """The newest ``limit`` dead letters that match; raises ``KafkaUnavailable``."""
+    """Return the newest ``limit`` dead letters that match; raises ``KafkaUnavailable``."""
     found: deque[Summary] = deque(maxlen=limit)
     redriven: dict[int, Redriven] = {}
     matching = 0
     async with LogReader(settings) as reader:
-        # A dead letter is written after it failed, and what is said of it comes after it.
+        # A dead letter is written after its record failed, and its ``Redriven`` after that.
         spans = await reader.spans(TOPIC, since_ms=wanted.since)
         async for number, item in dead_letters.read(reader, spans, progress):
             if isinstance(item, Redriven):
@@ -69,9 +69,10 @@ def _summary_json(summary: Summary, mark: Redriven | None) -> dict[str, Any]:
 
 
 async def details(settings: Settings, number: int, bodies: bool, progress: Progress | None = None) -> dict[str, Any]:
-    """All that is known of a dead letter as JSON values; raises ``RedriveRefused`` where there is none of that number.
+    """Return all that is known of a dead letter as JSON values.
 
-    Without ``bodies``, what people wrote is masked and only the first 64 bytes are shown. Raises ``KafkaUnavailable``.
+    Without ``bodies``, the bodies of messages are masked and only the first 64 bytes of the record are shown. Raises
+    ``RedriveRefused`` if no dead letter has that number, and ``KafkaUnavailable``.
     """
     letter: DeadLetter | None = None
     mark: Redriven | None = None
@@ -103,7 +104,7 @@ async def details(settings: Settings, number: int, bodies: bool, progress: Progr
 
 
 def unknown(numbers: Sequence[str]) -> RedriveRefused:
-    """There are no dead letters of these numbers."""
+    """Return the error that says that no dead letter has these numbers."""
     return RedriveRefused(
         f"no dead letter has the number {', '.join(numbers)}; 'dead-letters list' shows which there are"
     )
@@ -121,11 +122,22 @@ async def redrive(
     confirm: Callable[[int], None] = lambda count: None,
     progress: Progress | None = None,
 ) -> None:
-    """Write dead letters back: those of ``numbers``, or where there are none, all open ones that match ``wanted``.
+    """Write dead letters back to the topic and partition they came from.
 
-    ``say`` hears a line for each, ``warn`` of each that is not redriven, ``confirm`` of how many there are, before the
-    first one; what it raises ends it. With ``dry_run`` nothing is written. Raises ``RedriveRefused``
-    and ``KafkaUnavailable``.
+    Args:
+        settings: The settings, for Kafka's address and the retry window.
+        numbers: The dead letters to redrive, ascending; if empty, all open ones that match ``wanted``.
+        wanted: The filter that applies where ``numbers`` is empty.
+        dry_run: Write nothing, only report what would be written.
+        again: Redrive also dead letters that were redriven before.
+        say: Called with a line for each dead letter that is redriven.
+        warn: Called with a line for each dead letter that is refused.
+        confirm: Called with their number before the first one is written; an exception from it ends the redrive.
+        progress: Called with the offsets read and to be read.
+
+    Raises:
+        RedriveRefused: A number is unknown or redriven already, or some dead letters were refused.
+        KafkaUnavailable: Kafka does not answer; the text says which dead letters were redriven before.
     """
     async with LogReader(settings) as reader:
         (span,) = await reader.spans(TOPIC)
@@ -152,7 +164,7 @@ async def redrive(
             redriver = _Redriver(settings, catalogue, partitions, say, warn)
             if not dry_run:
                 await stack.enter_async_context(redriver)
-            # Closed before the reader is, also on an error in the middle.
+            # The generator must be closed before its reader, also when an error ends the loop.
             letters = await stack.enter_async_context(contextlib.aclosing(_letters(reader, span, chosen)))
             async for number, letter in letters:
                 await redriver.redrive(number, letter)
@@ -170,7 +182,7 @@ async def _letters(
 
 
 class _Redriver:
-    """Writes dead letters back, in the order of their numbers, or only says so where it was not entered."""
+    """A writer of dead letters back to their topics; until it is entered, it only reports what it would write."""
 
     def __init__(
         self,
@@ -206,7 +218,7 @@ class _Redriver:
         await self._producer.stop()
 
     async def redrive(self, number: int, letter: DeadLetter) -> None:
-        """Write one back, then note that it was: where that note is missing, it is redriven twice, never not."""
+        """Write one back, then note so in ``dead_letters``: a crash in between redrives it twice, never loses it."""
         if number in self._covered:
             return
         name = f"dead letter {number} ({letter.app}, {dead_letters.origin_of(letter)})"
@@ -252,7 +264,7 @@ class _Redriver:
         return None
 
     def report(self) -> None:
-        """Say how many; raises ``RedriveRefused`` where some were not redriven."""
+        """Report how many may be delivered twice; raises ``RedriveRefused`` if some were not redriven."""
         if self._counts["late"]:
             self._say(
                 f"{self._counts['late']} failed in messaging before the retry window, {self._settings.retry_window} s:"

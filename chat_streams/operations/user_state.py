@@ -1,4 +1,4 @@
-"""A user as the stores and the log have them: for the page and the command alike."""
+"""The state of a user in the stores and the log, for the command and the inspector's page."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ from tables.chat_history import ChatHistory
 from tables.redis_cluster import Cluster
 
 LAST: Final = 20
-"""Messages and connections that are shown."""
+"""The number of messages, and of connections, that are shown: the latest."""
 KAFKA_S: Final = 8.0
+"""Seconds after which reading the log is given up."""
 END: Final = Position(2**63, MAX_INDEX)
+"""A position above all others."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a user is looked for; ``kafka_away`` says why the log is not read, where it is known to be away."""
+    """The engines to ask about a user; ``kafka_away`` is the reason not to read the log, empty if there is none."""
 
     settings: Settings
     cluster: Cluster
@@ -45,10 +47,10 @@ class Sources:
 
 
 async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies: bool) -> dict[str, Any]:
-    """All there is of a user as JSON values, times in ms since the epoch; raises ``UnknownUser``.
+    """Return all that is known of a user as JSON values, times in ms since the epoch; raises ``UnknownUser``.
 
-    ``slots`` are the gateways' leases, ``None`` where Redis does not say. What an engine that is away would have said
-    is left empty, and ``inbox_error``, ``connections_error`` or ``history_error`` says why.
+    ``slots`` are the gateways' leases, ``None`` while Redis does not answer. If an engine is away, its part is empty,
+    and ``inbox_error``, ``connections_error`` or ``history_error`` gives the reason.
     """
     settings = sources.settings
     (inbox, inbox_error), (connections, connections_error), (messages, history_error) = await asyncio.gather(
@@ -64,7 +66,8 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
         )
     now, sweep = now_ms(), int(settings.announce_sweep * 2000)
     leases = {(slot.slot, slot.epoch) for slot in slots or ()}
-    # A gateway that was killed told nobody; without Redis it is not known which of them are there.
+    # A gateway that was killed announced no disconnections: its connections end with its lease. Without Redis the
+    # leases are not known.
     living = [
         c
         for c in connections.values()
@@ -103,7 +106,7 @@ async def _connections(sources: Sources, user: str) -> tuple[dict[bytes, Connect
 
 
 async def _connections_of(settings: Settings, reader: LogReader, user: str) -> dict[bytes, Connection]:
-    """The connections of a user as the log of the last two sweeps has them; a living one is announced once in each."""
+    """Return a user's connections by the log of the last two sweeps; an open one is announced once in each sweep."""
     journey = Journey(Name("", user, ""), [])
     needle = user.encode()
     since = now_ms() - int(settings.announce_sweep * 2000)
@@ -118,7 +121,7 @@ async def _connections_of(settings: Settings, reader: LogReader, user: str) -> d
 
 
 def as_json(key: bytes, connection: Connection, slots: Sequence[Slot] | None) -> dict[str, Any]:
-    """A connection as JSON values; ``gateway`` says whether its slot is leased in its epoch."""
+    """Return a connection as JSON values; ``gateway`` states whether its slot is leased in its epoch."""
     lease = next((s for s in slots or () if s.slot == connection.slot), None)
     if slots is None:
         gateway = "unknown: Redis does not answer"

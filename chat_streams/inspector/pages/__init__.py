@@ -1,4 +1,4 @@
-"""The pages, one module each: a model of what is shown, for the template and the JSON API alike."""
+"""The pages, one module each: a page is a model, whose values go to its template and to the JSON API."""
 
 from __future__ import annotations
 

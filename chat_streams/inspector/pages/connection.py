@@ -1,4 +1,4 @@
-"""A connection, by its id or the first 8 digits of it: whose it is, where, since when, and why it ended if it did."""
+"""The page of a connection, by its id or the first 8 digits of it: its user, device, start, end and slot's lease."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from chat_streams.operations.journey import Connection
 from chat_streams.operations.user_state import as_json
 
 HOURS: Final = 24
+"""The part of ``session_events`` that is searched, in hours."""
 
 
 def register(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters: grouped by what went wrong, looked at one by one, and written back by an operator."""
+"""The pages of dead letters: grouped by their reason, one by one, and the form with which operators redrive them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _VARYING: Final = re.compile(r"[0-9]+|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"")
 
 
 def kind_of(reason: str) -> str:
-    """A reason without what differs from record to record: numbers and what is quoted."""
+    """Return a reason without the parts that differ from record to record: numbers and quoted texts."""
     return _VARYING.sub("…", reason)[:160]
 
 
 def groups_of(letters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Dead letters by app, topic and kind of reason, those with the most open ones first."""
+    """Group dead letters by app, topic and kind of reason; the group with the most open ones comes first."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for letter in letters:
         key = letter["app"], letter["topic"], kind_of(letter["reason"])
@@ -53,7 +53,7 @@ def register(site: Site) -> None:
             found = await redrive_service.details(site.settings, int(number), viewer.bodies)
         except errors.RedriveRefused as error:
             raise NotFound(f"There is no dead letter {number} in the topic dead_letters.") from error
-        # It may quote what people write.
+        # A traceback may quote the bodies of messages.
         return Answer(found if viewer.bodies else found | {"traceback": None})
 
     async def redrive(request: web.Request) -> web.StreamResponse:

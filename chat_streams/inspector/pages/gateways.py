@@ -1,4 +1,4 @@
-"""The gateways: slots and leases from Redis, connections, rates, stalls and close codes as they say themselves."""
+"""The page of the gateways: slots and leases from Redis, and their statistics: connections, rates, stalls, closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a message is, stage by stage, and in words why it is not delivered."""
+"""The page of a message: its journey, stage by stage, and the reason if it was not delivered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TONES: Final = {
 
 
 def register(site: Site) -> None:
-    """Add ``/message/{id}``: a frame at once, and what the log says as soon as it is read."""
+    """Add ``/message/{id}``, which answers at once, and ``/journey/{id}``, which it loads, and which reads the log."""
 
     async def frame(request: web.Request, viewer: Viewer) -> Answer:
         return Answer({"id": request.match_info["id"], "query": request.query_string})
@@ -43,9 +43,9 @@ def register(site: Site) -> None:
 
 
 def slots_lost(journey: Journey, leases: set[tuple[int, int]]) -> list[int]:
-    """The gateway slots of the recipient's open connections that are no longer leased in the same epoch.
+    """Return the gateway slots of the recipient's open connections that are no longer leased in the same epoch.
 
-    The registry names such a connection until a newer one of the device, or the slot's next holder, corrects it.
+    The registry keeps such a connection until the device connects again or the next holder of the slot corrects it.
     """
     return sorted(
         {c.slot for c in journey.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases}

@@ -1,4 +1,4 @@
-"""The way in and out: the token of a viewer, taken by a form and kept in a cookie."""
+"""The login and logout: a form takes the token of a viewer, and a cookie keeps it."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def register(site: Site) -> None:
 
 
 def local(goal: str) -> str:
-    """A path of this site, whatever the address asks for."""
+    """Return ``goal`` if it is a path of this site, ``/`` otherwise, so that no link can redirect elsewhere."""
     return goal if goal.startswith("/") and not goal.startswith(("//", "/\\")) else "/"

@@ -1,4 +1,4 @@
-"""A user: their devices, connections and inbox, and the last messages to and from them."""
+"""The page of a user: their devices, connections and inbox, and the latest messages to and from them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from chat_streams.operations import user_state
 from chat_streams.operations.user_state import LAST, Sources
 
 OUT_RECORDS: Final = 2_000
-"""Of each partition, the newest: where messages from a user are looked for."""
+"""The number of records of each partition, the newest, that are searched for messages from a user."""
 OUT_MS: Final = 15 * 60 * 1000
+"""The age in ms up to which records are searched for messages from a user."""
 
 
 def register(site: Site) -> None:
-    """Add ``/user/{user}`` and, slower, ``/sent-by/{user}``."""
+    """Add ``/user/{user}``, and ``/sent-by/{user}``, which is slower because it searches the log."""
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
         user = request.match_info["user"]
