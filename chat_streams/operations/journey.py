@@ -27,6 +27,7 @@ from chat_streams.model.records import (
     Registered,
     SessionEvents,
     UserConnected,
+    UserDisconnected,
 )
 from chat_streams.model.redrive import Redrive
 
@@ -87,6 +88,20 @@ class Connection:
     since: int
     heard_at: int
     gone_at: int | None = None
+
+
+def observe_session(connections: dict[bytes, Connection], event: UserConnected | UserDisconnected, at: int) -> None:
+    """Record a session event, whose record has the time ``at``, in the connections by id."""
+    known = connections.get(event.connection)
+    if not isinstance(event, UserConnected):
+        if known is not None and known.epoch == event.epoch and known.gone_at is None:
+            known.gone_at = at
+        return
+    if known is not None:
+        # A gateway that lost its lease and took another slot announces its connections again, under that one.
+        known.heard_at, known.slot, known.epoch = at, event.slot, event.epoch
+        return
+    connections[event.connection] = Connection(event.device, event.number, event.slot, event.epoch, at, at)
 
 
 @dataclass
@@ -178,18 +193,11 @@ class Journey:
         for event in events:
             if event.user != self.name.to:
                 continue
-            known = self.connections.get(event.connection)
-            if not isinstance(event, UserConnected):
-                if known is not None and known.epoch == event.epoch and known.gone_at is None:
-                    known.gone_at = at
-                continue
-            if known is not None:
-                known.heard_at = at
-                continue
-            for other in self.connections.values():
-                if other.device == event.device and other.number < event.number and other.gone_at is None:
-                    other.gone_at = at
-            self.connections[event.connection] = Connection(event.device, event.number, event.slot, event.epoch, at, at)
+            if isinstance(event, UserConnected) and event.connection not in self.connections:
+                for other in self.connections.values():
+                    if other.device == event.device and other.number < event.number and other.gone_at is None:
+                        other.gone_at = at
+            observe_session(self.connections, event, at)
 
     def add_connections(self) -> None:
         """Add the connections and disconnections since the message was accepted to the stages."""

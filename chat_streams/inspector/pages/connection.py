@@ -11,9 +11,9 @@ from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
-from chat_streams.model.records import SESSIONS, UserConnected
+from chat_streams.model.records import SESSIONS
 from chat_streams.model.times import now_ms
-from chat_streams.operations.journey import Connection
+from chat_streams.operations.journey import Connection, observe_session
 from chat_streams.operations.user_state import as_json
 
 HOURS: Final = 24
@@ -43,7 +43,7 @@ def register(site: Site) -> None:
                     if not event.connection.startswith(needle):
                         continue
                     user = event.user
-                    _note(found, event, record.at)
+                    observe_session(found, event, record.at)
         if not found:
             count = sum(s.end - s.first for s in spans)
             raise NotFound(f"There is no connection {text} in {count:,} records of {SESSION_EVENTS}, {HOURS} h back.")
@@ -51,14 +51,3 @@ def register(site: Site) -> None:
         return Answer({"id": text, "user": user, "connections": rows})
 
     site.page("/connection/{id}", "connection.html", model, needs=("Kafka",))
-
-
-def _note(found: dict[bytes, Connection], event: Any, at: int) -> None:
-    known = found.get(event.connection)
-    if isinstance(event, UserConnected):
-        if known is None:
-            found[event.connection] = Connection(event.device, event.number, event.slot, event.epoch, at, at)
-        else:
-            known.heard_at, known.slot, known.epoch = at, event.slot, event.epoch
-    elif known is not None and known.epoch == event.epoch:
-        known.gone_at = at

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from chat_streams.model.position import Position
@@ -54,6 +55,18 @@ def test_a_retry_belongs_to_the_message_it_repeats_within_two_windows() -> None:
     found = journeys(NAME, [beyond, copy(7, at), within], [], HOUR)
     assert offsets(found) == [[7, 8], [9]]
     assert [journey.applied.position.offset for journey in found if journey.applied] == [7, 9]
+
+
+def test_a_connection_announced_under_another_lease_is_where_it_was_announced_last() -> None:
+    found = journey(copy(1))
+    found.add_sessions((connected(),), NOW - 500)
+    found.add_sessions((msgspec.structs.replace(connected(), slot=4, epoch=11, drain=False),), NOW - 400)
+    (connection,) = found.connections.values()
+    assert (connection.slot, connection.epoch, connection.heard_at) == (4, 11, NOW - 400)
+    found.add_sessions((UserDisconnected("bob", PHONE, 9),), NOW - 300)
+    assert connection.gone_at is None, "the lease before it has nothing to say any more"
+    found.add_sessions((UserDisconnected("bob", PHONE, 11),), NOW - 200)
+    assert connection.gone_at == NOW - 200
 
 
 def test_after_a_dead_letter_the_next_copy_is_the_one() -> None:
