@@ -81,7 +81,7 @@ class Cluster:
         await self._redis.aclose()
 
     async def check(self) -> None:
-        """Raise ``RedisRefused`` if Redis rejects our login or rights, or we its certificate; only log when down."""
+        """Raise ``RedisRefused`` if Redis rejects our login or rights, or we its certificate; log if it is down."""
         redis, login = f"Redis at {self._settings.redis} (CHAT_REDIS)", self._settings.redis_login()
         try:
             await self.ping()
