@@ -1,4 +1,4 @@
-"""The history service: every message goes into the chat database, at its own pace.
+"""The history service: writes every message to the chat database, independently of delivery.
 
 faust -A chat_streams.history worker
 """
@@ -20,12 +20,12 @@ history = ChatHistory(app.settings)
 
 @app.agent(incoming_messages)
 async def keep(stream: Any) -> None:
-    """Write each message to its conversation; done again, it writes the same item."""
+    """Write each message to its conversation; writing one again stores the same item."""
     await app.process(stream, INCOMING, write)
 
 
 async def write(records: list[Record[Messages]]) -> None:
-    """Write all messages of some records, and wait until the database has them."""
+    """Write all messages of some records, and wait until the database has stored them."""
     generation = app.kafka_log.generation
     entries = [
         Entry(Position.of(generation, record.offset, index), message)

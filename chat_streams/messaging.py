@@ -1,4 +1,4 @@
-"""The messaging service: ``incoming_messages`` -> inboxes, and a push to whoever is connected. Owns the registry.
+"""The messaging service: appends messages to inboxes and pushes them to connected users. Owns the session registry.
 
 faust -A chat_streams.messaging worker
 """
@@ -60,13 +60,13 @@ async def route(stream: Any) -> None:
 
 @app.agent(session_events)
 async def register(stream: Any) -> None:
-    """Keep the registry, and tell each gateway what the inbox held once its connection was registered."""
-    # One record at a time: Faust takes the changelog's partition from the event that is being processed.
+    """Update the registry, then send each new connection's gateway the inbox's highest position."""
+    # One record at a time, since Faust takes the changelog's partition from the event that is being processed.
     await app.process(stream, SESSIONS, register_then_read, most_records=1)
 
 
 async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any] | None:
-    """Inbox first; online or offline only decides whether a push follows (invariants 2 and 3)."""
+    """Append all messages to inboxes, then push them where the recipient is connected (invariants 2 and 3)."""
     batches = by_recipient(records, app.kafka_log.generation, app.settings.retry_window)
     spans = app.begin_spans("append", records)
     results = await _append(batches)
@@ -81,7 +81,7 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
         counters["retries"] += appended.retries
         sampled = [(p, traceparent(spans[user, p])) for p, _ in messages if (user, p) in spans] if spans else []
         pushed = _push(buffer, user, appended, sampled)
-        # What was there before this batch is not in what is pushed.
+        # Messages that were in the inbox before this batch are not in the pushed pages.
         sampled_and_stored += [(user, p, parent) for p, parent in sampled if not pushed or p <= appended.former]
     if sampled_and_stored:
         await inbox.keep_parents(sampled_and_stored)
@@ -89,7 +89,7 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
 
 
 async def _append(batches: Sequence[Batch]) -> list[Appended]:
-    """Append with the tokens of their partitions; raises ``Rewound`` where Redis may have lost what was applied."""
+    """Append with the fencing tokens of the partitions; raises ``Rewound`` when Redis may have lost earlier writes."""
     tokens = {partition: await fencing.token(partition) for partition in {batch.partition for batch in batches}}
     try:
         with app.statistics.timed("append"):
@@ -102,10 +102,10 @@ async def _append(batches: Sequence[Batch]) -> list[Appended]:
 
 
 def _push(buffer: DeliveryBuffer, user: str, appended: Appended, sampled: Sequence[tuple[Position, str]]) -> bool:
-    """Add what is new for a user's connections, or only that there is something; whether it was added.
+    """Add the new messages for each connection of a user, or else a notice; returns whether messages were added.
 
-    Only that where some of it went to history, or nothing is new: the record is applied again. ``sampled`` has the
-    traceparents of some of its messages, by position.
+    The notice alone (``InboxAdvanced``) is sent when messages went to history only, or when none is new because the
+    record is applied again. ``sampled`` has the positions and traceparents of the sampled messages.
     """
     connections = sessions.of(user)
     pages = list(appended.pages(app.settings.read_bytes)) if connections and not appended.overflow else []
@@ -119,7 +119,7 @@ def _push(buffer: DeliveryBuffer, user: str, appended: Appended, sampled: Sequen
 
 
 async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:
-    """Write the registry, then read the inbox's top: one side always sees the other (invariant 3)."""
+    """Write the registry, then read the inbox's highest position: no concurrent append is overlooked (invariant 3)."""
     buffer = DeliveryBuffer(app)
     connected: list[UserConnected] = []
     for record in records:
@@ -139,7 +139,7 @@ async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[
 
 @app.on_partitions_assigned.connect
 async def ask_for_announcements(_: Any, assigned: set[TP], **__: Any) -> None:
-    """Ask the gateways to announce their connections on partitions this worker did not have."""
+    """Ask the gateways to announce their connections on partitions that are new to this worker."""
     held = {tp.partition for tp in assigned if tp.topic == INCOMING_MESSAGES}
     new = held - partitions_held
     partitions_held.clear()

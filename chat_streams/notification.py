@@ -1,4 +1,4 @@
-"""The notification service: joins ``user_connected`` events and inbox requests with the stored inboxes.
+"""The notification service: sends stored inboxes in pages, and removes messages that are acknowledged.
 
 faust -A chat_streams.notification worker
 """
@@ -29,7 +29,7 @@ from tables.inbox import Inbox
 from tables.redis_cluster import Cluster
 
 READ_AT_ONCE: Final = 8 * 1024 * 1024
-"""Bytes asked of Redis in one round."""
+"""The largest number of bytes requested from Redis in one round."""
 
 app = Service("notification")
 session_events = app.topic(SESSION_EVENTS)
@@ -38,7 +38,7 @@ inbox = Inbox(Cluster(app.settings), app.settings)
 
 
 class Wanted(NamedTuple):
-    """A page of an inbox, and the connection it is for."""
+    """A requested page of an inbox, and the connection to send it to."""
 
     user: str
     device: str
@@ -59,12 +59,12 @@ async def greet(stream: Any) -> None:
 
 @app.agent(inbox_requests)
 async def serve(stream: Any) -> None:
-    """Send the page of the inbox that is asked for; remove what is acknowledged."""
+    """Send the requested pages of inboxes, and remove messages that are acknowledged."""
     await app.process(stream, REQUESTS, acknowledge_and_send)
 
 
 async def send_first_pages(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:
-    """The join: each new connection with what is stored for its user."""
+    """Send each new connection the first page of its user's inbox, unless its deadline has passed."""
     now = now_ms()
     return await _send_pages(
         Wanted(e.user, e.device, e.connection, e.slot, e.epoch, FIRST_REQUEST, e.after, e.limit, e.limit_bytes)
@@ -75,7 +75,7 @@ async def send_first_pages(records: list[Record[SessionEvents]]) -> Awaitable[An
 
 
 async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitable[Any] | None:
-    """Acknowledgements first, the highest of each device only; of a connection's requests only its newest."""
+    """Apply the highest acknowledgement of each device, then answer the newest request of each connection."""
     acks: dict[tuple[str, str], Position] = {}
     fetches: dict[bytes, Fetch] = {}
     now = now_ms()
@@ -97,34 +97,34 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
 
 async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
     sent: list[Awaitable[Any]] = []
-    for some in _rounds(wanted):
+    for requests in _rounds(wanted):
         with app.statistics.timed("read"):
-            pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in some])
+            pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in requests])
         parents: Sequence[Sequence[str]] = [()] * len(pages)
         if app.traces is not None:
-            parents = await inbox.parents([(w.user, page) for w, page in zip(some, pages, strict=True)])
+            parents = await inbox.parents([(w.user, page) for w, page in zip(requests, pages, strict=True)])
         buffer = DeliveryBuffer(app)
-        for w, page, of_page in zip(some, pages, parents, strict=True):
-            buffer.page(w.slot, w.user, w.connection, w.epoch, w.request, page, of_page)
+        for w, page, page_parents in zip(requests, pages, parents, strict=True):
+            buffer.page(w.slot, w.user, w.connection, w.epoch, w.request, page, page_parents)
         if (effect := buffer.send()) is not None:
             sent.append(effect)
     return asyncio.gather(*sent) if sent else None
 
 
 def _rounds(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
-    """Split so that one round reads ``READ_AT_ONCE`` bytes at most, within the limits of one page."""
+    """Split into rounds that read at most ``READ_AT_ONCE`` bytes each, and bound each page by the settings."""
     settings = app.settings
-    some: list[Wanted] = []
+    current: list[Wanted] = []
     size = 0
     for w in wanted:
         limited = w._replace(
             limit=max(1, min(w.limit, settings.read_messages)),
             limit_bytes=max(1, min(w.limit_bytes, settings.read_bytes)),
         )
-        if some and size + limited.limit_bytes > READ_AT_ONCE:
-            yield some
-            some, size = [], 0
-        some.append(limited)
+        if current and size + limited.limit_bytes > READ_AT_ONCE:
+            yield current
+            current, size = [], 0
+        current.append(limited)
         size += limited.limit_bytes
-    if some:
-        yield some
+    if current:
+        yield current

@@ -1,1 +1,1 @@
-"""The state of Connect Chat, one module per store."""
+"""The stores of Connect Chat, one module each."""

@@ -1,8 +1,8 @@
-"""The chat database: every message by conversation and time, and by recipient and position; DynamoDB.
+"""The chat database, in DynamoDB: every message by conversation and time, and by recipient and position.
 
-An item: ``conversation`` (PK, ``dm#<a>#<b>``, ids sorted), ``at_id`` (SK, ``<13 digits of ms>#<id>#<sender>``),
-``recipient`` and ``position`` (keys of the index ``by_position``, so that missed ranges of an inbox can be read),
-``sender``, ``json`` (the message as its recipient is sent it).
+An item has ``conversation`` (partition key: ``dm#<a>#<b>``, ids sorted), ``at_id`` (sort key: ``<ms since the epoch, 13
+digits>#<id>#<sender>``), ``recipient`` and ``position`` (keys of the index ``by_position``, from which missed ranges of
+an inbox are read), ``sender``, and ``json`` (the message as its recipient gets it).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ BATCH_READS: Final = 100
 MOST_REFUSALS: Final = 10
 PAGE_BYTES: Final = 1024 * 1024
 CURSOR: Final = re.compile(r"[0-9]{13}#[^#]+#[^#]+", re.ASCII)
-# What asking again does not cure: a bug, a missing table or missing rights, and each is told from the rest.
+# Errors for which a retry is useless: a bug, a missing table, missing rights.
 _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
 
 
 class _Again(Exception):
-    """The database has not done all of what it was asked for: it limits us."""
+    """The database carried out a request in part only, because it throttles us."""
 
 
 class Entry(NamedTuple):
@@ -53,14 +53,14 @@ class Entry(NamedTuple):
 
 
 class HistoryPage(NamedTuple):
-    """JSON objects of messages, oldest first, and the cursor to go on with; ``None`` at the end."""
+    """A page of messages as JSON objects, oldest first, and the cursor of the next older page; ``None`` on the last."""
 
     messages: list[bytes]
     cursor: str | None
 
 
 def conversation(a: str, b: str) -> str:
-    """The partition key of what two users wrote to each other."""
+    """Return the partition key of the messages between two users; their order does not matter."""
     first, second = sorted((a, b))
     return f"dm#{first}#{second}"
 
@@ -78,7 +78,7 @@ def _below(position: Position) -> Position:
 def _key(message: Message) -> dict[str, Any]:
     return {
         "conversation": {"S": conversation(message.sender, message.to)},
-        # The sender too: two people may use the same id in the same millisecond.
+        # With the sender, since two users may send messages of the same id in the same millisecond.
         "at_id": {"S": f"{message.at:013d}#{message.id}#{message.sender}"},
     }
 
@@ -94,7 +94,7 @@ def _item(entry: Entry) -> dict[str, Any]:
 
 
 def _within_bytes(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many of the first items as fit into one frame, at least one."""
+    """Return the first items that fit into one frame, at least one."""
     size = 0
     for count, item in enumerate(items):
         size += len(item["json"]["B"])
@@ -104,7 +104,7 @@ def _within_bytes(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _once(newest_first: list[dict[str, Any]]) -> list[bytes]:
-    """The messages, oldest first; of one that was sent again under its id, the first."""
+    """Return the messages, oldest first; of those with the same sender and id, only the oldest."""
     first = {_identity(item): item for item in newest_first}
     return [item["json"]["B"] for item in newest_first[::-1] if first[_identity(item)] is item]
 
@@ -116,7 +116,7 @@ def _identity(item: dict[str, Any]) -> tuple[str, str]:
 class ChatHistory:
     """The history of all conversations.
 
-    ``put`` waits for a database that is away, reads raise ``HistoryUnavailable``.
+    While the database is down, ``put`` waits, and the other methods raise ``HistoryUnavailable``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -124,7 +124,7 @@ class ChatHistory:
         self._stack = AsyncExitStack()
         self._client: DynamoDBClient | None = None
         self._lock = asyncio.Lock()
-        self._places = asyncio.Semaphore(BATCHES_AT_ONCE)
+        self._free_requests = asyncio.Semaphore(BATCHES_AT_ONCE)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -147,7 +147,7 @@ class ChatHistory:
         return client
 
     async def create(self) -> bool:
-        """Create the table if it is missing; whether it was. Raises ``HistoryUnavailable``."""
+        """Create the table if it is missing; returns whether it was. Raises ``HistoryUnavailable``."""
         db = await self._db()
         try:
             try:
@@ -180,7 +180,7 @@ class ChatHistory:
                     ],
                 )
             except db.exceptions.ResourceInUseException:
-                # An answer that came too late was asked for again, or someone else makes it.
+                # A request that timed out was sent twice, or another process is creating the table.
                 log.info("the table is being made already", table=self._settings.history_table)
             await db.get_waiter("table_exists").wait(TableName=self._settings.history_table)
         except (ClientError, BotoCoreError) as error:
@@ -190,8 +190,8 @@ class ChatHistory:
         return True
 
     async def put(self, entries: Iterable[Entry]) -> None:
-        """Write messages and wait until they are stored; writing one again changes nothing."""
-        # A batch may name an item once only; a message sent twice in the same millisecond is one item.
+        """Write messages and wait until they are stored; writing a message again changes nothing."""
+        # DynamoDB refuses a batch that has an item twice; a message sent twice in the same millisecond is one item.
         items = {(item["conversation"]["S"], item["at_id"]["S"]): item for item in map(_item, entries)}
         unique = list(items.values())
         await asyncio.gather(
@@ -215,17 +215,17 @@ class ChatHistory:
                 if left := answer["UnprocessedItems"].get(table, []):
                     raise _Again(f"{len(left)} of {len(items)} items were not processed")
 
-        async with self._places:
+        async with self._free_requests:
             await retry_forever("write history", (_Again, BotoCoreError, OSError, TimeoutError), put)
 
     async def missing(self, messages: Sequence[Message]) -> list[int]:
-        """Which of some messages the database does not have, as indexes, in order; their JSON is not looked at.
+        """Return the indexes of the messages that the database does not have, in ascending order.
 
-        Raises ``HistoryUnavailable``.
+        Messages are compared by key, without their JSON. Raises ``HistoryUnavailable``.
         """
         keys = [(item["conversation"]["S"], item["at_id"]["S"]) for item in map(_key, messages)]
         unseen = set(keys)
-        # What an eventually consistent read does not have yet, a consistent one has.
+        # Keys that the eventually consistent read does not return are read again consistently.
         for consistent in (False, True):
             wanted = sorted(unseen)
             batches = [wanted[i : i + BATCH_READS] for i in range(0, len(wanted), BATCH_READS)]
@@ -259,7 +259,7 @@ class ChatHistory:
             if unprocessed:
                 raise _Again(f"{len(unprocessed)} keys were not processed")
 
-        async with self._places:
+        async with self._free_requests:
             try:
                 await retry_forever("look for history", _Again, get, attempts=MOST_REFUSALS)
             except _Again as error:
@@ -267,10 +267,16 @@ class ChatHistory:
         return found
 
     async def page(self, a: str, b: str, before: str | None, limit: int) -> HistoryPage:
-        """The newest ``limit`` messages of a conversation that are older than the cursor ``before``, oldest first.
+        """Return the newest messages of a conversation that are older than a cursor, oldest first.
 
-        A page holds at most 1 MiB, but one message at least. Raises ``HistoryUnavailable``, and ``ValueError`` for a
-        cursor that is none.
+        A page holds at most 1 MiB, but at least one message. Raises ``HistoryUnavailable``, and ``ValueError`` for a
+        text that is not a cursor.
+
+        Args:
+            a: Id of one user.
+            b: Id of the other user.
+            before: Cursor that the last page returned, exclusive; ``None`` for the newest page.
+            limit: The largest number of messages.
         """
         if before is not None and CURSOR.fullmatch(before) is None:
             raise ValueError(f"{before[:60]!r} is no cursor")
@@ -291,12 +297,20 @@ class ChatHistory:
     async def range(
         self, recipient: str, after: Position, until: Position, before: Position | None, limit: int
     ) -> HistoryPage:
-        """The newest ``limit`` messages of an inbox in ``(after, until]`` that are below ``before``, oldest first.
+        """Return the newest messages to a user in ``(after, until]`` that are below ``before``, oldest first.
 
-        The cursor is the next ``before``. Raises ``HistoryUnavailable``.
+        A page holds at most 1 MiB, but at least one message; its cursor is the next ``before``. Raises
+        ``HistoryUnavailable``.
+
+        Args:
+            recipient: Id of the user.
+            after: Lower end of the range, exclusive.
+            until: Upper end of the range, inclusive.
+            before: Position that the last page returned as its cursor, exclusive; ``None`` for the newest page.
+            limit: The largest number of messages.
         """
         last = until if before is None else min(until, _below(before))
-        # Indexes are whole numbers: the first key above `after`.
+        # The lowest position above ``after``, since BETWEEN is inclusive.
         first = Position(after.entry, after.index + 1)
         if last < first:
             return HistoryPage([], None)
@@ -328,7 +342,7 @@ class ChatHistory:
                 while True:
                     answer = await db.query(TableName=self._settings.history_table, **arguments)
                     items += answer["Items"]
-                    # DynamoDB ends a page after 1 MiB, full or not.
+                    # DynamoDB ends a page after 1 MiB, even below its limit of items.
                     if len(items) >= limit or "LastEvaluatedKey" not in answer:
                         return items
                     arguments["ExclusiveStartKey"] = answer["LastEvaluatedKey"]

@@ -1,4 +1,4 @@
-"""The offline message store: one Redis Stream per user, addressed by positions in the log (see ``lua/inbox.lua``)."""
+"""The offline message store: one Redis Stream per user, addressed by positions in the log (``lua/inbox.lua``)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from tables.redis_cluster import Cluster, Command
 
 RESTORE_AT_ONCE = 500
 MAX_DIGESTS = 50_000
-"""Of one user and retry window; past it the window is shortened."""
-
-
+"""The largest number of digests kept of one user and retry window; beyond it the window is shortened."""
 APPEND_AT_ONCE = 500
-"""Messages of one part of an append."""
+"""The number of messages after which an append is split, so that Redis works while the next part is built."""
 
 
 class Device(NamedTuple):
-    """What the inbox knows of a device at hello: its cursor, and the user's ``top`` and ``floor``.
+    """The state of a device after ``Inbox.hello``: its cursor and connection number, and the user's inbox.
 
-    ``removed`` messages left the inbox because all devices have them now.
+    ``top`` is the highest position ever applied to the inbox, ``floor`` the highest one removed from it. ``removed`` is
+    the number of messages that this hello removed, because all devices of the user have them.
     """
 
     cursor: Position
@@ -45,7 +44,7 @@ class Device(NamedTuple):
 
 
 class LoggedDevice(NamedTuple):
-    """What the log says of a device: its cursor, when it was last heard of (s), its latest connection's number."""
+    """The state of a device according to the log: cursor, time last seen (s since the epoch), connection number."""
 
     cursor: Position
     seen: int
@@ -54,9 +53,10 @@ class LoggedDevice(NamedTuple):
 
 @dataclass(frozen=True)
 class InboxPage:
-    """All of the inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
+    """All messages of an inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
 
-    With ``missed``, what was in that range left the inbox without acknowledgement.
+    ``first`` is the position of the first one. With ``missed`` there are none: the messages in that range left the
+    inbox without acknowledgement.
     """
 
     after: Position
@@ -68,7 +68,7 @@ class InboxPage:
 
 
 class Batch(NamedTuple):
-    """Messages for one recipient from one partition of the log, accepted within one retry window, in order."""
+    """A batch of messages for one recipient, in order, all from one partition and accepted within one retry window."""
 
     user: str
     partition: int
@@ -76,9 +76,11 @@ class Batch(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """The outcome of a batch: the inbox now holds ``(former, until]`` with these new JSON objects in it.
+    """The outcome of appending a batch: which of its messages are new in the inbox.
 
-    ``positions`` are theirs. ``overflow`` messages in that range went to history only, ``retries`` were there already.
+    ``former`` is the highest position applied before, ``until`` the one now. In ``(former, until]``, exactly the
+    messages ``json`` at ``positions`` were added. ``overflow`` counts the messages that went to history only because
+    the quota is used up, ``retries`` those that the inbox had, or had had, before.
     """
 
     former: Position
@@ -89,7 +91,10 @@ class Appended(NamedTuple):
     retries: int
 
     def pages(self, limit_bytes: int) -> Iterator[InboxPage]:
-        """What is new in pages of at most so many bytes, or of one message, which together are ``(former, until]``."""
+        """Yield the new messages in pages that together cover ``(former, until]``.
+
+        A page has at most ``limit_bytes`` bytes, or one larger message. Without new messages there is no page.
+        """
         after, start, size = self.former, 0, 0
         for end, json in enumerate(self.json):
             if end > start and size + 1 + len(json) > limit_bytes:
@@ -109,7 +114,7 @@ def _watermark(tag: str, partition: str) -> str:
 
 
 def keys(user: str) -> tuple[str, str]:
-    """The keys of a user's inbox and devices."""
+    """Return the keys of a user's inbox and devices."""
     return f"{{u:{user}}}:inbox", f"{{u:{user}}}:devices"
 
 
@@ -118,12 +123,12 @@ def _traced(user: str) -> str:
 
 
 def digest(sender: str, message_id: str) -> bytes:
-    """What stands for a message in the retry window: 96 bits, so that two are never taken for one."""
+    """Return the digest of a message in the retry window: 96 bits, so that two messages never share one in practice."""
     return blake2b(f"{sender}\0{message_id}".encode(), digest_size=12).digest()
 
 
 def _parts(batches: Sequence[Batch]) -> Iterator[Sequence[Batch]]:
-    """Split so that the batches of a recipient, whose order counts, stay in one part."""
+    """Split after ``APPEND_AT_ONCE`` messages, keeping all batches of a recipient in one part, in order."""
     start = messages = 0
     for end, batch in enumerate(batches):
         if messages >= APPEND_AT_ONCE and batch.user != batches[end - 1].user:
@@ -136,8 +141,8 @@ def _parts(batches: Sequence[Batch]) -> Iterator[Sequence[Batch]]:
 class Inbox:
     """The inboxes of all users.
 
-    Every method but ``adopt`` waits for a Redis that is away when it is called with ``patient``; else it raises
-    ``RedisUnavailable``. Doing any of them again changes nothing.
+    While Redis is down, ``restore``, ``append``, ``read``, ``tops`` and ``acknowledge`` wait, for as long as it takes;
+    ``keep_parents`` and ``parents`` do nothing; the others raise ``RedisUnavailable``. Every call may be repeated.
     """
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
@@ -148,16 +153,21 @@ class Inbox:
         self._version = settings.topics_version
 
     def _name(self, partition: int, version: int | None = None) -> str:
-        # Workers of two versions of the topics, in a repartition, have nothing to do with each other's partitions.
+        # During a repartition, workers of two versions of the topics run; their partitions must not be confused.
         version = version or self._version
         return str(partition) if version == 1 else f"{version}/{partition}"
 
     async def fence(self, partition: int, expected: str, token: str) -> int | None:
-        """Make ``token`` the one to append with for a partition of the log.
+        """Set the fencing token of a partition on all primaries; appends with any other token are refused from then on.
 
-        Returns ``None`` if all primaries still had the one expected, so have lost nothing since it was adopted; else
-        the offset below which all that was applied is surely on every one of them, 0 if one was never marked. Raises
-        ``RedisUnavailable``.
+        Returns ``None`` if all primaries had the expected token, so that none has lost writes since that was set. Else
+        returns the lowest mark of the primaries that had not: the offset below which each of them has everything, 0
+        if one was never marked. Raises ``RedisUnavailable``.
+
+        Args:
+            partition: Partition of ``incoming_messages``.
+            expected: The token set before, possibly by another worker.
+            token: The new token.
         """
         name = self._name(partition)
         answers = await self._cluster.on_primaries(
@@ -166,9 +176,14 @@ class Inbox:
         return min((int(applied) for kept, applied in answers if not kept), default=None)
 
     async def mark(self, partition: int, token: str, applied: int) -> bool:
-        """Note on every primary what was applied of a partition (all below this offset).
+        """Set the mark of a partition on every primary that knows the token.
 
-        Returns whether all of them know the token. Raises ``RedisUnavailable``.
+        Returns whether all of them know it. Raises ``RedisUnavailable``.
+
+        Args:
+            partition: Partition of ``incoming_messages``.
+            token: The fencing token of this worker.
+            applied: The offset below which all records are applied.
         """
         name = self._name(partition)
         answers = await self._cluster.on_primaries(
@@ -177,25 +192,25 @@ class Inbox:
         return all(answers)
 
     async def applied(self, partition: int, version: int | None = None) -> int:
-        """The offset below which every primary has all of a partition, of a former ``version`` of the topics if given.
+        """Return the lowest mark of all primaries: the offset below which each has all of a partition, 0 without one.
 
-        Raises ``RedisUnavailable``.
+        ``version`` is that of the topics; ``None`` for the current one. Raises ``RedisUnavailable``.
         """
         name = self._name(partition, version)
         answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, name)))
         return min(int(answer or 0) for answer in answers)
 
     async def invalidate(self, partition: int) -> None:
-        """Have the worker of a partition restore its inboxes from the log; raises ``RedisUnavailable``."""
+        """Drop token and mark of a partition, so that its worker restores the inboxes; raises ``RedisUnavailable``."""
         name = self._name(partition)
         await self._cluster.on_primaries(lambda tag: ("FCALL", function("invalidate"), 1, _watermark(tag, name), name))
 
     async def restore(self, devices: Mapping[str, Mapping[str, LoggedDevice]]) -> None:
-        """Bring the devices of users back as the log has them; what is here and newer stays."""
+        """Restore the devices of users (user -> device -> state) from the log; newer values in Redis are kept."""
         commands: list[Command] = []
-        for user, of_user in devices.items():
+        for user, user_devices in devices.items():
             command: list[Any] = ["FCALL", function("restore"), 2, *keys(user), self._ttl_ms]
-            for name, device in of_user.items():
+            for name, device in user_devices.items():
                 command += (name, str(device.cursor), device.seen, device.number)
             commands.append(tuple(command))
         for start in range(0, len(commands), RESTORE_AT_ONCE):
@@ -204,17 +219,20 @@ class Inbox:
                     raise answer
 
     async def append(self, batches: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
-        """Append to each recipient's inbox what is new of its batches, which stand together, the oldest first.
+        """Append the new messages of each batch to its recipient's inbox; returns an outcome for each batch.
 
-        ``tokens`` has the one adopted for each partition of the log. Raises ``FencingTokenStale`` when a server refused
-        it; the others may have appended.
+        Raises ``FencingTokenStale`` when a server refused a token; other servers may have appended by then.
+
+        Args:
+            batches: Batches, those of one recipient next to one another, the oldest first.
+            tokens: The fencing token of each partition in ``batches``.
         """
         parts = list(_parts(batches))
 
         async def once() -> list[Appended]:
             if len(parts) == 1:
                 return await self._append(parts[0], tokens)
-            # Redis works on one part while the next is put together.
+            # Redis works on one part while the next one is built.
             done = await asyncio.gather(*(self._append(part, tokens) for part in parts), return_exceptions=True)
             results: list[Appended] = []
             for found in done:
@@ -238,7 +256,7 @@ class Inbox:
                 f"{{u:{user}}}:extra",
                 *(self._name(partition), tokens[partition], self._ttl_ms),
                 *(self._settings.inbox_messages, self._settings.inbox_bytes, MAX_DIGESTS, self._window_ms, now),
-                # Of two calls for one user the first may fail and the second not.
+                # The last position of this user's call before, which may fail: then this one must fail, too.
                 applied.get(user, "0-0"),
             ]
             for position, message in messages:
@@ -258,19 +276,18 @@ class Inbox:
                 if str(answer).startswith("STALETOKEN"):
                     raise FencingTokenStale(str(answer))
                 raise answer
-            former, added = Position.parse(answer[0].decode()), answer[1]
+            previous_top, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[20 + 4 * i] for i, new in enumerate(added) if new == 49]
             positions = [position for (position, _), new in zip(batch.messages, added, strict=True) if new == 49]
-            until = max(former, batch.messages[-1][0])
-            results.append(Appended(former, until, positions, json, added.count(b"2"), added.count(b"0")))
+            until = max(previous_top, batch.messages[-1][0])
+            results.append(Appended(previous_top, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
 
     async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[InboxPage]:
-        """One page for each (user, device, after, most messages, most bytes): what is stored above ``after``.
+        """Return the page above a position for each request (user, device, after, most messages, most bytes).
 
-        What the device has acknowledged meanwhile is left out: the page is complete without it.
-
-        At least one message is returned where there is one, however large.
+        A page has at least one message where there is one, however large. Messages that the device has acknowledged
+        meanwhile are left out, and the page counts as complete without them.
         """
         oldest = int(time.time()) - self._settings.inbox_ttl
         commands = [
@@ -290,9 +307,9 @@ class Inbox:
         return pages
 
     async def keep_parents(self, parents: Sequence[tuple[str, Position, str]]) -> None:
-        """Keep the traceparents of sampled messages, ``(user, position, traceparent)``, that wait in an inbox.
+        """Store ``(user, position, traceparent)`` of sampled messages that wait in an inbox.
 
-        The newest ``EXPECTED`` of a user are; with Redis away none is: nobody waits for a trace.
+        Only the newest ``EXPECTED`` of a user are kept. While Redis is down none is stored: traces are expendable.
         """
         by_user: defaultdict[str, list[str]] = defaultdict(list)
         for user, position, parent in parents:
@@ -300,16 +317,16 @@ class Inbox:
         with suppress(RedisUnavailable):
             await self._cluster.pipeline(
                 [
-                    ("FCALL", function("keep_parents"), 1, _traced(user), EXPECTED, self._ttl_ms, *of_user)
-                    for user, of_user in by_user.items()
+                    ("FCALL", function("keep_parents"), 1, _traced(user), EXPECTED, self._ttl_ms, *user_parents)
+                    for user, user_parents in by_user.items()
                 ]
             )
 
     async def parents(self, pages: Sequence[tuple[str, InboxPage]]) -> list[list[str]]:
-        """The traceparents of the sampled messages on each user's page; with Redis away there are none."""
+        """Return the traceparents of the sampled messages on each (user, page); none while Redis is down."""
         commands: list[Command] = []
         for user, page in pages:
-            # An empty page may end at a message that has been sent already.
+            # An empty page may end at the position of a message that was sent before.
             first = f"({page.until}" if page.first is None else str(page.first)
             commands.append(("FCALL_RO", function("parents"), 1, _traced(user), first, str(page.until)))
         try:
@@ -319,15 +336,15 @@ class Inbox:
         return [[parent.decode() for parent in answer] if isinstance(answer, list) else [] for answer in answers]
 
     async def tops(self, users: Sequence[str]) -> list[Position]:
-        """The highest position ever applied to each user's inbox."""
+        """Return the highest position ever applied to each user's inbox."""
         commands = [("FCALL_RO", function("top"), 1, keys(user)[1]) for user in users]
         answers = await self._cluster.patient(commands, "top")
         return [Position.parse(answer.decode()) for answer in answers]
 
     async def acknowledge(self, acks: Sequence[tuple[str, str, Position]]) -> int:
-        """Move the cursor of each (user, device) up to a position, and remove what all devices of the user have.
+        """Raise the cursor of each (user, device, position) to that position; returns the number of messages removed.
 
-        Returns how many messages were removed.
+        A message is removed once the cursors of all devices of the user have reached it.
         """
         removed = 0
         now = int(time.time())
@@ -343,10 +360,14 @@ class Inbox:
         return removed
 
     async def hello(self, user: str, device: str, after: Position | None, log_end: Position = ORIGIN) -> Device:
-        """Register a device and take its next connection number; raises ``RedisUnavailable``.
+        """Register a device and return its state with its next connection number; raises ``RedisUnavailable``.
 
-        ``after`` moves its cursor forward, as an acknowledgement does, at most to the inbox's top or ``log_end``,
-        whichever is higher.
+        Args:
+            user: Id of the user.
+            device: Id of the device.
+            after: Position that the device claims to have. It raises the cursor as an acknowledgement does, at most to
+                the inbox's top or ``log_end``, whichever is higher. ``None`` for no claim.
+            log_end: A position above all messages that the user's partition of the log has now.
         """
         claim = "" if after is None else str(after)
         answer = await self._cluster.call(

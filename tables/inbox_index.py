@@ -1,4 +1,4 @@
-"""What is in the inboxes, without what is written in the messages: for the audit. Only reads."""
+"""The contents of inboxes without the messages' bodies, for the audit. Only reads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from tables.inbox import keys
 from tables.redis_cluster import Cluster, Command
 
 PAGE: Final = 250
-"""The most entries of one look: Redis does nothing else meanwhile."""
+"""The largest number of entries read from one inbox at once; Redis does nothing else meanwhile."""
 LOOKS_AT_ONCE: Final = 200
+"""The largest number of inboxes read in one round trip."""
 
-# A look is atomic: its entries and its cursors are of one moment. Entries are (id, time in s, start of the gap or "").
+# The script is atomic: entries and cursors are of one moment. Entries are (id, time in s, start of the gap or "").
 _LOOK: Final = """
 local function short(entries)
   local found = {}
@@ -35,7 +36,7 @@ return {
 
 
 class Stored(NamedTuple):
-    """An entry, accepted ``at`` (s since the epoch); with ``gap`` it stands for all messages in ``(gap, position]``."""
+    """An entry, accepted ``at`` (s since the epoch); with ``gap``, all of ``(gap, position]`` went to history only."""
 
     position: Position
     at: int
@@ -43,14 +44,14 @@ class Stored(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """A device's cursor as Redis has it, and when the device was last seen, in s since the epoch."""
+    """A device's cursor in Redis, and the time at which the device was last seen (s since the epoch)."""
 
     position: Position
     seen: int
 
 
 class Sight(NamedTuple):
-    """An inbox at one moment; ``fields`` are ``top`` and ``floor``, as far as there are any."""
+    """An inbox at one moment; ``fields`` has ``top`` and ``floor``, if set; ``entries`` are those requested."""
 
     fields: dict[str, Position]
     devices: dict[str, Cursor]
@@ -60,15 +61,15 @@ class Sight(NamedTuple):
 
 
 class InboxIndex:
-    """Looks at inboxes."""
+    """A reader of inboxes."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
     async def look(self, wanted: Sequence[tuple[str, Position, int]]) -> list[Sight]:
-        """For each (user, position, count): the inbox, and its first ``count`` entries from that position on.
+        """Read the inbox of each (user, position, count), with its first ``count`` entries from that position on.
 
-        At most ``PAGE`` of them. A key that holds something else looks empty. Raises ``RedisUnavailable``.
+        ``count`` is capped at ``PAGE``. Keys of another type read as an empty inbox. Raises ``RedisUnavailable``.
         """
         found: list[Sight] = []
         for start in range(0, len(wanted), LOOKS_AT_ONCE):
@@ -100,6 +101,6 @@ def _stored(entries: list[Any]) -> list[Stored]:
 
 
 def _position(text: bytes) -> Position:
-    # Redis has made sure of the form; what was written by hand may be anything, but must not end the audit.
+    # Redis guarantees the form of entry ids; a value that was written by hand may be anything.
     entry, _, index = text.partition(b"-")
     return Position(int(entry), int(index or 0))

@@ -1,4 +1,4 @@
-"""One inbox as an operator looks at it: how much is in it, from whom, and the cursor of each device. Only reads."""
+"""A summary of one inbox for operators: its size, the senders, and the cursor of each device. Only reads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tables.inbox import keys
 from tables.redis_cluster import Cluster
 
 PAGE: Final = 200
-"""Entries of one look: Redis does nothing else meanwhile."""
+"""The number of entries read at once; Redis does nothing else meanwhile."""
 LOOKS: Final = 5
-"""So that the senders of at most 1,000 messages are counted, however full the inbox is."""
+"""The largest number of reads, so that the senders of at most 1,000 messages are counted."""
 
 _LOOK: Final = """
 return {
@@ -27,7 +27,11 @@ return {
 
 
 class InboxView(NamedTuple):
-    """``size`` in bytes, times in s since the epoch; ``senders`` counts the oldest ``looked_at`` messages."""
+    """A summary of an inbox: ``size`` in bytes, times in s since the epoch, positions as texts.
+
+    ``senders`` has the 20 most frequent senders of the oldest ``looked_at`` messages. ``gaps`` counts the entries among
+    them that stand for messages which went to history only.
+    """
 
     known: bool
     messages: int
@@ -46,7 +50,7 @@ NOTHING: Final = InboxView(False, 0, 0, None, None, None, None, {}, {}, 0, 0)
 
 
 async def look(cluster: Cluster, user: str) -> InboxView:
-    """Look at the inbox of a user; ``known`` is false for one who never connected and was never written to.
+    """Read the inbox of a user; ``known`` is false for a user who never connected and never got a message.
 
     Raises ``RedisUnavailable``.
     """

@@ -1,4 +1,4 @@
-"""Redis in cluster mode: a pipeline of function calls in one round trip to each primary."""
+"""A client of Redis in cluster mode: pipelines function calls in one round trip to each primary."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _NOT_NOW: Final = (
     OutOfMemoryError,
 )
 _STATES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "OOM ")
-"""Answers that say nothing of the command itself: it would be carried out elsewhere, or later."""
+"""Beginnings of error answers that concern the server, not the command: it succeeds later, or on another server."""
 
 Command = tuple[Any, ...]
 
 
 def connect(settings: Settings, **options: Any) -> RedisCluster:
-    """A client of redis-py, not connected yet: where Redis is, how it is spoken to, and who speaks."""
+    """Return a client of redis-py that is not connected yet, with the addresses, TLS and login of the settings."""
     url, *others = settings.redis.split(",")
     user, password = settings.redis_login() or (None, None)
     if settings.redis_tls:
@@ -66,22 +66,22 @@ def connect(settings: Settings, **options: Any) -> RedisCluster:
 
 
 class Cluster:
-    """A client of the cluster. Commands are function calls, ``("FCALL", name, n, key, …)``: element 3 is a key."""
+    """A client of the cluster. Commands are function calls, ``("FCALL", name, n, key, …)``, routed by the first key."""
 
     def __init__(self, settings: Settings) -> None:
         self._redis = connect(settings, max_connections=settings.redis_connections)
         self._configured = dict(self._redis.nodes_manager.startup_nodes)
         self._settings = settings
         self._tags: tuple[object, list[tuple[ClusterNode, str]]] | None = None
-        # A node's pool raises when it is empty instead of letting the next one wait.
-        self._places = asyncio.Semaphore(settings.redis_connections)
+        # The connection pool of a node raises when it is empty; here callers wait instead.
+        self._free_connections = asyncio.Semaphore(settings.redis_connections)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._redis.aclose()
 
     async def check(self) -> None:
-        """Raise ``RedisRefused`` when Redis does not accept us or we not it. One that is away may come later."""
+        """Raise ``RedisRefused`` if Redis rejects our login or rights, or we its certificate; log if it is down."""
         redis, login = f"Redis at {self._settings.redis} (CHAT_REDIS)", self._settings.redis_login()
         try:
             await self.ping()
@@ -104,27 +104,33 @@ class Cluster:
             log.warning("redis is away", error=str(error))
 
     async def ping(self) -> None:
-        """Raise ``RedisUnavailable`` when the cluster can't take a command."""
+        """Raise ``RedisUnavailable`` when the cluster cannot carry out a command."""
         await self.call(("FCALL_RO", function("read"), 2, "{ping}:inbox", "{ping}:devices", "0-0", 1, 1, 0, ""))
 
     async def call(self, command: Command) -> Any:
-        """The answer to one command; see ``pipeline``."""
+        """Return the answer to one command; see ``pipeline``."""
         return (await self.pipeline([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to commands for keys anywhere in the cluster, in order; one round trip to each primary.
+        """Return the answers to commands for keys anywhere in the cluster, in order: one round trip to each primary.
 
-        An answer may be a ``ResponseError``. Raises ``RedisUnavailable`` when any of the commands can't be carried
-        out now; others may have been carried out, so they must be such that doing them again changes nothing.
+        An answer may be a ``ResponseError``. Raises ``RedisUnavailable`` when any command cannot be carried out now.
+        Others may have been carried out by then, so commands must be safe to repeat.
         """
         return await self._carry_out(lambda: self._round(commands))
 
     async def patient(self, commands: Sequence[Command], what: str) -> list[Any]:
-        """As ``pipeline``, but wait for an engine that is away, with a growing delay, for as long as it takes."""
+        """Return answers as ``pipeline`` does, retrying with backoff for as long as Redis is down.
+
+        ``what`` names the commands for the log and the metrics.
+        """
         return await retry_forever(what, RedisUnavailable, lambda: self.pipeline(commands))
 
     async def on_primaries(self, command: Callable[[str], Command]) -> list[Any]:
-        """The answers of every primary to a command made with a hash tag of its own; raises ``RedisUnavailable``."""
+        """Return the answers of all primaries to one command each; raises ``RedisUnavailable``.
+
+        ``command`` gets a hash tag whose keys belong to the primary, and returns the command to send there.
+        """
 
         async def once() -> list[Any]:
             return [(await self._send(node, [command(tag)]))[0] for node, tag in self._tagged_primaries()]
@@ -136,9 +142,9 @@ class Cluster:
         return answers
 
     async def _carry_out(self, once: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
-        """Do something once the cluster is known, and again once each primary has the library."""
+        """Run ``once`` with a known topology, and again after loading the library where a primary lacks it."""
         try:
-            async with self._places, asyncio.timeout(2 * self._settings.engine_timeout):
+            async with self._free_connections, asyncio.timeout(2 * self._settings.engine_timeout):
                 await self._redis.initialize()
                 answers = await once()
                 if any(_no_function(answer) for answer in answers):
@@ -155,7 +161,7 @@ class Cluster:
 
     def _tagged_primaries(self) -> list[tuple[ClusterNode, str]]:
         slots = self._redis.nodes_manager.slots_cache
-        # The client makes this dictionary anew when it learns of another topology, and changes entries on MOVED.
+        # The client replaces this dictionary when the topology changes, and changes its entries on MOVED.
         shape = (id(slots), tuple(node.name for node in self._redis.get_primaries()))
         if self._tags is None or self._tags[0] != shape:
             lowest: dict[str, tuple[ClusterNode, int]] = {}
@@ -166,10 +172,10 @@ class Cluster:
 
     async def _forget_topology(self) -> None:
         self._tags = None
-        # The client replaces the nodes it was given by those it found, and of those none may be left.
+        # The client replaces the configured nodes by those that it discovered, which may all be gone by now.
         manager = self._redis.nodes_manager
         manager.startup_nodes = self._configured | manager.startup_nodes
-        # The next command asks who holds which slots: after a failover the old answers lead to a dead node.
+        # The next command reads the slot assignment again: after a failover the old one leads to a dead node.
         try:
             await self._redis.aclose()
         except (RedisError, OSError, TimeoutError) as error:
@@ -202,18 +208,18 @@ class Cluster:
         connection = node.acquire_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            # connection.pack_commands does the same in Python, in 2.5 us a message instead of 0.7.
+            # connection.pack_commands does the same in Python, which takes 2.5 us a message instead of 0.7.
             await connection.send_packed_command([hiredis.pack_command(command) for command in commands])
             answers = []
             async with asyncio.timeout(self._settings.engine_timeout):
                 for _ in commands:
                     try:
-                        # A timeout of its own for each answer was half the time a worker spent on an append.
+                        # One timeout covers all answers: one for each took half of a worker's time for an append.
                         answers.append(await connection.read_response(timeout=math.inf))
                     except ResponseError as error:
                         answers.append(error)
         except BaseException:
-            # Whoever takes this connection next must not read the answers that were meant for us.
+            # The next user of this connection must not read the answers to these commands.
             await connection.disconnect(nowait=True)
             raise
         else:
@@ -231,7 +237,7 @@ class Cluster:
 
 @lru_cache(maxsize=SLOTS)
 def _tag_of(slot: int) -> str:
-    """A hash tag whose keys are in a slot of the cluster."""
+    """Return a hash tag whose keys are in ``slot``."""
     return next(str(n) for n in itertools.count() if key_slot(str(n).encode()) == slot)
 
 
@@ -242,7 +248,7 @@ def _is_away(answer: object) -> bool:
 
 
 def _forbidden(answer: object) -> bool:
-    # Redis 7.0 says it of a function's own commands without the code NOPERM.
+    # For the commands inside a function, Redis 7.0 reports missing rights without the code NOPERM.
     return isinstance(answer, NoPermissionError) or (
         isinstance(answer, ResponseError) and str(answer).startswith("The user executing the script can't")
     )

@@ -1,4 +1,4 @@
-"""The session registry: which connections a user has, on which gateway; a Faust table with a changelog."""
+"""The session registry: the connections of each user and their gateways, in a Faust table with a changelog."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _decode = msgspec.msgpack.Decoder(list[Session]).decode
 
 
 class Sessions:
-    """The registry over a table of user id bytes -> msgpack list of ``Session``.
+    """The registry, in a table of user id (bytes) -> list of ``Session`` (msgpack).
 
-    It is an index that can be rebuilt: gateways announce their connections again.
+    It is an index that can be rebuilt, since gateways announce their connections again.
     """
 
     def __init__(self, table: MutableMapping[bytes, bytes], most: int) -> None:
         self._table = table
         self._most = most
-        """Connections of one user; the oldest goes first."""
+        """The largest number of connections of one user; beyond it, the oldest is displaced."""
 
     def of(self, user: str) -> list[Session]:
-        """The connections of a user."""
+        """Return the connections of a user."""
         value = self._table.get(user.encode())
         return _decode(value) if value else []
 
     def connected(self, event: UserConnected) -> list[Session]:
-        """Enter a connection; returns those that lose their place to it.
+        """Register a connection; returns those that are displaced.
 
-        A connection with a lower number than that of its device's entry is itself the one that loses.
+        The new connection itself is displaced when the device has one with a higher number.
         """
         new = Session(event.device, event.connection, event.number, event.slot, event.epoch)
         sessions = self.of(event.user)
@@ -58,14 +58,14 @@ class Sessions:
         return lost
 
     def disconnected(self, event: UserDisconnected) -> None:
-        """Remove exactly this connection of this epoch."""
+        """Remove the connection with exactly this id and epoch."""
         sessions = self.of(event.user)
         kept = [s for s in sessions if s.connection != event.connection or s.epoch != event.epoch]
         if len(kept) != len(sessions):
             self._put(event.user, kept)
 
     def _put(self, user: str, sessions: list[Session]) -> None:
-        # Assigned anew, never changed in place: only that reaches the changelog.
+        # Values are assigned, never changed in place: only assignments reach the changelog.
         if sessions:
             self._table[user.encode()] = _encode(sessions)
         else:

@@ -1,4 +1,4 @@
-"""The slot of a gateway: a partition of ``outgoing_messages``, leased in Redis, with an epoch above any earlier one."""
+"""The slot of a gateway: a partition of ``outgoing_messages``, leased in Redis with an epoch above all earlier ones."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from tables.redis_cluster import Cluster
 log = structlog.get_logger()
 
 RENEWALS: Final = 3
+"""The number of renewals within the duration of a lease."""
 
 
 class Lease(NamedTuple):
-    """The slot held, and since which epoch."""
+    """A lease on a slot, and its epoch: higher than that of every earlier holder."""
 
     slot: int
     epoch: int
 
 
 class Slots:
-    """Leases one slot and keeps it."""
+    """The slots of all gateways, of which this process leases one."""
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self._cluster = cluster
@@ -38,9 +39,9 @@ class Slots:
         self._held_until = 0.0
 
     async def take(self) -> Lease:
-        """A slot nobody holds; raises ``NoFreeSlot`` or ``RedisUnavailable``."""
+        """Lease a free slot; raises ``NoFreeSlot`` or ``RedisUnavailable``."""
         slots = list(range(self._settings.slots))
-        # Gateways that start together would all try the same ones first.
+        # In random order, since gateways that start together would all try the same slots first.
         random.shuffle(slots)
         for slot in slots:
             if epoch := await self._lease(slot):
@@ -48,7 +49,7 @@ class Slots:
         raise NoFreeSlot(f"all {len(slots)} slots are taken: raise CHAT_SLOTS and the topic's partitions with it")
 
     async def keep(self, lease: Lease) -> None:
-        """Renew a lease until it is lost; returns then."""
+        """Renew a lease periodically; returns when it is lost."""
         interval = self._settings.lease / RENEWALS
         while True:
             await asyncio.sleep(interval)
@@ -57,11 +58,11 @@ class Slots:
                     log.warning("lost the slot to another gateway", slot=lease.slot, epoch=lease.epoch)
                     return
             except RedisUnavailable as error:
-                # Who could take it needs Redis, too. Until it is back, nobody is told that this one holds it.
+                # Another gateway needs Redis to take the slot, too, so this one keeps it until Redis is back.
                 log.warning("the slot's lease is not renewed", slot=lease.slot, error=str(error))
 
     async def release(self, lease: Lease) -> None:
-        """Let another gateway have the slot now."""
+        """Release the slot, so that another gateway can lease it at once; raises ``RedisUnavailable``."""
         await self._cluster.call(("FCALL", function("release"), 1, _key(lease.slot), self._owner))
 
     async def _lease(self, slot: int) -> int:

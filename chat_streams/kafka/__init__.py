@@ -1,1 +1,1 @@
-"""Kafka: clients, the names and the shape of the topics, and the generations of the log."""
+"""Kafka: clients, the names and configuration of the topics, and the generations of the log."""

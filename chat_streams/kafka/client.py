@@ -1,4 +1,4 @@
-"""How everything here connects to Kafka, and why it could not."""
+"""Connections to Kafka: client options, TLS, an admin client, and explanations of failed connections."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from chat_streams.runtime.settings import Settings
 MECHANISM: Final = "SCRAM-SHA-512"
 PROBE_S: Final = 5.0
 REQUEST_SECONDS: Final = 10.0
-"""An answer of Kafka to an admin client."""
+"""Seconds to wait for Kafka's answer to a request of an admin client."""
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """What every client of aiokafka is made with: where Kafka is, how it is spoken to, and who speaks."""
+    """Return the options that every client of aiokafka gets: addresses, TLS, and the login."""
     options: dict[str, Any] = {"bootstrap_servers": settings.kafka, "security_protocol": "PLAINTEXT"}
     if settings.kafka_tls:
         options |= {"security_protocol": "SSL", "ssl_context": tls_context(settings.kafka_ca_file)}
@@ -35,9 +35,10 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 async def explain_failure(settings: Settings, error: BaseException) -> str:
-    """What keeps us from Kafka, in words for an operator, after ``error`` of a client that could not connect.
+    """Return why Kafka cannot be reached, in words for an operator, after a client raised ``error``.
 
-    aiokafka logs why it could not and raises that it could not; so this tries once more, for 5 s a server at most.
+    aiokafka logs the cause, but its exception does not contain it. So this connects once more to each bootstrap
+    server in turn, for at most 5 s each, until one attempt shows the cause.
     """
     kafka = f"Kafka at {settings.kafka} (CHAT_KAFKA)"
     options = client_options(settings)
@@ -74,7 +75,7 @@ async def explain_failure(settings: Settings, error: BaseException) -> str:
 
 
 class Admin:
-    """An admin client that says clearly when there is no Kafka."""
+    """An admin client; entering it raises ``TopicsError`` with an explanation when Kafka cannot be reached."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -93,10 +94,10 @@ class Admin:
 
 
 class _OneWay(ssl.SSLObject):
-    """Ends a connection by our own close_notify, which is all that RFC 8446, 6.1, wants.
+    """A TLS connection that closes by sending its own close_notify, which is all that RFC 8446, 6.1, requires.
 
-    asyncio and uvloop wait for the other one's for 30 s, and the answer to a fetch that comes meanwhile may make that
-    in vain: whoever stopped a consumer of aiokafka waited so long (seen with uvloop 0.23 and asyncio of Python 3.11).
+    asyncio and uvloop wait 30 s for the peer's close_notify, and the answer to a fetch that arrives meanwhile can make
+    that wait futile: stopping a consumer of aiokafka took so long (seen with uvloop 0.23 and asyncio of Python 3.11).
     """
 
     def unwrap(self) -> None:
@@ -106,7 +107,7 @@ class _OneWay(ssl.SSLObject):
 
 @lru_cache(maxsize=4)
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """The context of TLS to Kafka, trusting the certificates of a file, or those the system trusts."""
+    """Return the TLS context for Kafka; it trusts the certificates in ``ca_file``, or those of the system."""
     context = ssl.create_default_context(cafile=ca_file)
     context.sslobject_class = _OneWay
     return context

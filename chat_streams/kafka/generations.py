@@ -1,4 +1,4 @@
-"""The generations of the log: each time it is made anew or repartitioned, positions begin above all earlier ones."""
+"""The generations of the log: when it is recreated or repartitioned, new positions are above all earlier ones."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from chat_streams.runtime.settings import Settings
 
 
 class Log(NamedTuple):
-    """The log the messages are addressed in."""
+    """The current log: its generation, and the number of partitions of ``incoming_messages``."""
 
     generation: int
     partitions: int
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A record of ``log_generations``: which generation the topic with this id is, and which version of its name."""
+    """A record of ``log_generations``: the generation of the topic with this id, and the version of its name."""
 
     generation: int
     topic_id: str
@@ -34,7 +34,7 @@ class Generation(msgspec.Struct, frozen=True):
 
 
 async def generations(settings: Settings) -> list[Generation]:
-    """All generations of the log there were; raises ``TopicsError``."""
+    """Return all generations of the log there have been, the oldest first; raises ``TopicsError``."""
     consumer = aiokafka.AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
     tp = TopicPartition(GENERATIONS, 0)
     found: list[Generation] = []
@@ -55,33 +55,42 @@ async def generations(settings: Settings) -> list[Generation]:
 
 
 async def previous(settings: Settings) -> list[Generation]:
-    """The generations of earlier versions whose topics Kafka still has, the oldest first.
+    """Return the generations of earlier versions whose topics still exist in Kafka, the oldest first.
 
-    Raises ``TopicsError``, also where we may not see them, and ``KafkaError``.
+    Raises ``TopicsError``, also when the Kafka user may not describe those topics, and ``KafkaError``.
     """
     if VERSION == 1:
         return []
     known = [g for g in await generations(settings) if g.version < VERSION]
     names = {g: Names.of(g.version) for g in known}
     async with Admin(settings) as admin:
-        there, hidden = await topics_of(admin, sorted({name for of in names.values() for name in of.logs}))
+        existing, hidden = await topics_of(admin, sorted({name for of_log in names.values() for name in of_log.logs}))
     if hidden:
         raise TopicsError(f"may not see topic {', '.join(sorted(hidden))}, which may hold what waits in inboxes")
     return sorted(
         (
             g
-            for g, of in names.items()
-            if all(name in there for name in of.logs) and there[of.incoming_messages].id == g.topic_id
+            for g, of_log in names.items()
+            if all(name in existing for name in of_log.logs) and existing[of_log.incoming_messages].id == g.topic_id
         ),
         key=lambda g: g.generation,
     )
 
 
 async def note_generation(settings: Settings, topic_id: str, partitions: int, version: int) -> int:
-    """Make the log with this id the next generation, unless it is one; returns which. Raises ``TopicsError``."""
+    """Record a topic as the next generation of the log, unless it is a generation already; returns its generation.
+
+    Raises ``TopicsError`` and ``KafkaError``.
+
+    Args:
+        settings: Settings of the process.
+        topic_id: Kafka's id of the topic ``incoming_messages``, in hexadecimal.
+        partitions: Number of partitions of that topic.
+        version: Version of its name (``Names.of``).
+    """
     known = await generations(settings)
-    if (mine := next((g for g in known if g.topic_id == topic_id), None)) is not None:
-        return mine.generation
+    if (recorded := next((g for g in known if g.topic_id == topic_id), None)) is not None:
+        return recorded.generation
     generation = Generation(max((g.generation for g in known), default=0) + 1, topic_id, partitions, version)
     producer = aiokafka.AIOKafkaProducer(**client_options(settings), acks="all", enable_idempotence=True)
     await producer.start()

@@ -1,11 +1,11 @@
-"""Reads a part of a topic once, from and to offsets that are fixed at the start: for commands that look at the log.
+"""A reader of a part of a topic, between offsets that are fixed at the start: for commands that inspect the log.
 
     async with LogReader(settings) as reader:
         spans = await reader.spans(INCOMING_MESSAGES, [3], since_ms=yesterday)
         async for record in reader.read(spans, progress):
             ...
 
-It is no consumer group, commits nothing and holds a few fetches at most, however long the topic.
+It joins no consumer group, commits nothing, and holds a few fetches at most, however long the topic.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from chat_streams.runtime.settings import Settings
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
-"""Is given how many offsets are done and how many there are, of all partitions together."""
+"""A callback that gets the number of offsets read so far and the total, over all partitions."""
 
 PATIENCE_S: Final = 30.0
-"""Without an answer from Kafka for so long, reading ends with ``KafkaUnavailable``."""
+"""Seconds without an answer from Kafka after which reading ends with ``KafkaUnavailable``."""
 POLL_S: Final = 1.0
 POLL_RECORDS: Final = 500
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
 FETCH_BYTES: Final = 8 * 1024 * 1024
-"""Of one answer; a single larger record comes all the same."""
+"""The largest number of bytes in one answer; a single larger record is returned all the same."""
 
 
 class Span(NamedTuple):
-    """The offsets ``[first, end)`` of one partition; empty when they are the same."""
+    """A range of offsets, ``[first, end)``, of one partition; empty when both are the same."""
 
     topic: str
     partition: int
@@ -47,7 +47,7 @@ class Span(NamedTuple):
 
 
 class LogRecord(NamedTuple):
-    """A record as it is in the log; ``at`` is the time Kafka has for it, in ms since the epoch."""
+    """A record as it is in the log, undecoded; ``at`` is Kafka's timestamp, in ms since the epoch."""
 
     topic: str
     partition: int
@@ -59,9 +59,9 @@ class LogRecord(NamedTuple):
 
 
 class LogReader:
-    """A connection to Kafka, to read one topic after another; any number of reads, one at a time.
+    """A connection to Kafka for any number of reads of any topics, one read at a time.
 
-    ``fetch_bytes`` is what is asked for of a partition at once. Every method raises ``KafkaUnavailable``.
+    ``fetch_bytes`` is the number of bytes requested of a partition at once. Every method raises ``KafkaUnavailable``.
     """
 
     def __init__(self, settings: Settings, fetch_bytes: int = PARTITION_FETCH_BYTES) -> None:
@@ -85,7 +85,7 @@ class LogReader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # aiokafka's stop raises CancelledError where a task it made has not had its first turn.
+        # aiokafka's stop() raises CancelledError while a task that it created has not started to run.
         await asyncio.sleep(0)
         await self._consumer.stop()
 
@@ -97,10 +97,15 @@ class LogReader:
         since_ms: int | None = None,
         until_ms: int | None = None,
     ) -> list[Span]:
-        """What the log has now of a topic's partitions (default: all), in order, fixed here.
+        """Return the ranges of offsets that a topic's partitions have now, in the order of ``partitions``.
 
-        With ``since_ms`` from the first record of that time (ms since the epoch) on, with ``until_ms`` to the first
-        record of that time, which is left out.
+        Raises ``KafkaUnavailable``, also when the topic or a partition does not exist.
+
+        Args:
+            topic: Name of the topic.
+            partitions: Numbers of the partitions; ``None`` for all.
+            since_ms: Start at the first record of this time or later (ms since the epoch).
+            until_ms: End before the first record of this time or later (ms since the epoch).
         """
         cluster = await self._answer(fetch_metadata(self._consumer))
         existing = cluster.partitions_for_topic(topic)
@@ -122,15 +127,15 @@ class LogReader:
         return [Span(topic, tp.partition, min(at_since[tp], ends[tp]), max(at_until[tp], at_since[tp])) for tp in tps]
 
     async def ends(self, topic: str, partitions: Sequence[int]) -> dict[int, int]:
-        """Where partitions end now: one question to Kafka, where ``spans`` asks three."""
+        """Return the end offset of each partition now, with one request to Kafka where ``spans`` makes three."""
         found = await self._answer(self._consumer.end_offsets([TopicPartition(topic, p) for p in partitions]))
         return {tp.partition: end for tp, end in found.items()}
 
     async def read(self, spans: Iterable[Span], progress: Progress | None = None) -> AsyncGenerator[LogRecord, None]:
-        """The records of some spans: in the order of offsets within a partition, partitions mixed.
+        """Yield the records of some spans, by offset within a partition, with the partitions interleaved.
 
-        What retention removed meanwhile is left out. ``progress`` is called at the start and after each fetch. The
-        loop over it may be left at any time.
+        Records that retention removed meanwhile are left out. ``progress`` is called at the start and after each
+        fetch. The caller may stop the iteration at any time.
         """
         left = {TopicPartition(s.topic, s.partition): s for s in spans if s.first < s.end}
         total, done = sum(s.end - s.first for s in left.values()), 0
@@ -166,7 +171,7 @@ class LogReader:
                     )
             silent_s = 0.0 if fetched else silent_s + POLL_S
             for tp in list(left):
-                # Not the last record's offset: there may be none left in the span.
+                # The offset of the last record would not do: the end of the span may hold no record.
                 position = min(await self._answer(self._consumer.position(tp)), left[tp].end)
                 if position > at[tp]:
                     done, silent_s = done + position - at[tp], 0.0

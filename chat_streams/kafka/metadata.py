@@ -1,4 +1,4 @@
-"""Topics with their ids (KIP-516) and what we may do with them (KIP-430): Metadata 10, which aiokafka 0.14 has not."""
+"""Topics with ids (KIP-516) and allowed operations (KIP-430), by Metadata version 10, which aiokafka 0.14 lacks."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ from chat_streams.compat.aiokafka import send_to_any_broker, send_to_broker
 
 _UNSETTLED: Final = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 NOT_ALLOWED: Final = 29
-"""TOPIC_AUTHORIZATION_FAILED"""
+"""Kafka's error code TOPIC_AUTHORIZATION_FAILED."""
 OPERATIONS: Final = {"read": 3, "write": 4, "describe configs of": 10}
-"""The numbers of Kafka's ``AclOperation``, and the bits in what is allowed."""
+"""Operations on a topic, with the numbers of Kafka's ``AclOperation``: their bits in ``TopicMetadata.operations``."""
 
 
 @dataclass(frozen=True)
 class TopicMetadata:
-    """A topic as the brokers have it."""
+    """A topic as the brokers describe it."""
 
     id: str
-    """In hexadecimal."""
+    """Kafka's id of the topic, in hexadecimal."""
     partitions: int
     replicas: int
-    """Of the partition that has the fewest."""
+    """The number of replicas of the partition that has the fewest."""
     operations: int
+    """The bits of the operations that the Kafka user may do."""
 
     def allows(self, operation: str) -> bool:
-        """Whether we may do one of ``OPERATIONS``; without an authorizer, the broker says yes to all."""
+        """Return whether the Kafka user may do one of ``OPERATIONS``; without an authorizer, brokers allow all."""
         return bool(self.operations >> OPERATIONS[operation] & 1)
 
 
@@ -116,7 +117,7 @@ class _MetadataRequest(Request[_Metadata10]):
 
 
 async def topics_of(admin: AIOKafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, TopicMetadata], set[str]]:
-    """Those of the topics that exist, and the names of those we may not even see; raises ``KafkaError``."""
+    """Return the topics that exist, by name, and the names that the Kafka user may not see; raises ``KafkaError``."""
     answer: Any = await send_to_any_broker(admin, _MetadataRequest(names))
     topics = answer.to_object()["topics"]
     found = {
@@ -133,9 +134,10 @@ async def topics_of(admin: AIOKafkaAdminClient, names: Sequence[str]) -> tuple[d
 
 
 async def may_join(admin: AIOKafkaAdminClient, group: str) -> bool | None:
-    """Whether we may be in a consumer group, None while its coordinator can't say; raises ``KafkaError``.
+    """Return whether the Kafka user may join a consumer group; ``None`` while its coordinator is not available.
 
-    The heartbeat of a member that there is not: what we may is looked at before who we are.
+    This sends the heartbeat of a member that does not exist: Kafka checks the rights before the member. Raises
+    ``KafkaError``.
     """
     try:
         node = await admin.find_coordinator(group)

@@ -1,4 +1,4 @@
-"""The names of the topics and of the consumer groups, and which partition a user is on."""
+"""The names of the topics and consumer groups, and the partitioner of users."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MESSAGING: Final = "messaging"
 NOTIFICATION: Final = "notification"
 HISTORY: Final = "history"
 GROUPS: Final = (MESSAGING, NOTIFICATION, HISTORY)
-"""The services that are consumer groups, too."""
+"""The services that consume as a group; each group has the name of its service."""
 MAX_RECORD: Final = 2 * 1024 * 1024
 OUTGOING_SECONDS: Final = 3600
 
 
 class Names(NamedTuple):
-    """What the topics on whose partitions the users are, and the table of connections, are called in one version."""
+    """The names that one version of the topics partitioned by user, and of the session registry, has."""
 
     incoming_messages: str
     session_events: str
@@ -27,7 +27,7 @@ class Names(NamedTuple):
 
     @classmethod
     def of(cls, version: int) -> Names:
-        """Those of a version, from 1 on."""
+        """Return the names of a version (1 or higher)."""
         ending = "" if version == 1 else f"-{version}"
         names = ("incoming_messages", "session_events", "inbox_requests", "sessions")
         return cls(*(f"{name}{ending}" for name in names))
@@ -39,12 +39,12 @@ class Names(NamedTuple):
 
     @property
     def registry_changelog(self) -> str:
-        """Faust's topic for the table."""
+        """The changelog topic of the registry, as Faust names it."""
         return f"messaging-{self.registry}-changelog"
 
 
 _VERSION_TEXT: Final = os.environ.get("CHAT_TOPICS_VERSION", "1")
-# Faust's agents name their topics when they are imported. Whatever is no number is refused by the settings.
+# Read here, since Faust's agents need the names of their topics on import. ``Settings`` refuses a bad number.
 VERSION: Final = int(_VERSION_TEXT) if _VERSION_TEXT.isdecimal() else 1
 _NAMES: Final = Names.of(VERSION)
 INCOMING_MESSAGES: Final = _NAMES.incoming_messages
@@ -60,5 +60,5 @@ SERVICE_STATS: Final = "service_stats"
 
 @lru_cache(maxsize=65_536)
 def partition_of(user: str, partitions: int) -> int:
-    """The partition of a user: Kafka's own default partitioner on the bytes of the user id."""
+    """Return the partition of a user: Kafka's default partitioner (murmur2) applied to the bytes of the user id."""
     return int((murmur2(user.encode()) & 0x7FFFFFFF) % partitions)

@@ -1,4 +1,4 @@
-"""The topics: how they must be, how they are made and checked, and what each service may do with them."""
+"""The topics: their required configuration, creation and checks, and the rights each service needs on them."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ NEEDS: Final = {
         SERVICE_STATS: {"read", "write"},
     },
 }
-"""What each service does with which topic. All of them read ``log_generations``, and the configs of every topic."""
+"""The operations of each service on each topic. All services also read ``log_generations`` and describe all configs."""
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it must be."""
+    """A topic with its required number of partitions and configuration."""
 
     name: str
     partitions: int
@@ -83,7 +83,13 @@ class Topic:
 
 
 def of_users(settings: Settings, version: int, partitions: int) -> list[Topic]:
-    """The topics on whose partitions the users are; ``incoming_messages`` first."""
+    """Return the topics that are partitioned by user, ``incoming_messages`` first.
+
+    Args:
+        settings: Settings of the process.
+        version: Version of the names (``Names.of``).
+        partitions: Number of partitions of each topic.
+    """
     names, kept = Names.of(version), _kept(settings)
     return [
         Topic(names.incoming_messages, partitions, kept),
@@ -109,7 +115,7 @@ def _wanted(settings: Settings) -> list[Topic]:
         Topic(OUTGOING_MESSAGES, settings.slots, brief),
         Topic(DEAD_LETTERS, DEAD_LETTER_PARTITIONS, kept | {"max.message.bytes": str(2 * MAX_RECORD)}),
         Topic(GENERATIONS, 1, common | COMPACTED),
-        # Small segments: only a whole one is removed.
+        # Small segments, because retention only deletes whole ones.
         Topic(
             SERVICE_STATS,
             1,
@@ -119,29 +125,37 @@ def _wanted(settings: Settings) -> list[Topic]:
 
 
 async def create(settings: Settings) -> list[str]:
-    """Create the topics that are missing and note the log's generation; returns the names of those it made.
+    """Create the missing topics and record the log's generation; returns the names of the topics created.
 
-    Raises ``TopicsError`` when an existing one is not as it must be.
+    Raises ``TopicsError`` when an existing topic is not as required.
     """
     async with Admin(settings) as admin:
-        there, _ = await topics_of(admin, [GENERATIONS, INCOMING_MESSAGES])
-        if GENERATIONS in there and INCOMING_MESSAGES not in there:
+        existing, _ = await topics_of(admin, [GENERATIONS, INCOMING_MESSAGES])
+        if GENERATIONS in existing and INCOMING_MESSAGES not in existing:
             newest = max(await generations(settings), key=lambda g: g.generation, default=None)
             if newest is not None and newest.version != VERSION:
                 raise TopicsError(
                     f"CHAT_TOPICS_VERSION is {VERSION}, the log is version {newest.version}: the next version is made"
                     " by 'faust -A chat_streams topics repartition' only"
                 )
-        made, ids = await create_missing(admin, settings, _wanted(settings))
+        created, ids = await create_missing(admin, settings, _wanted(settings))
     await note_generation(settings, ids[INCOMING_MESSAGES], settings.partitions, VERSION)
     await check(settings)
-    return made
+    return created
 
 
 async def create_missing(
     admin: AIOKafkaAdminClient, settings: Settings, wanted: Sequence[Topic]
 ) -> tuple[list[str], dict[str, str]]:
-    """Create those topics that are missing; returns the names of these, and the ids of all. Raises ``TopicsError``."""
+    """Create the topics that do not exist yet; returns their names, and the ids of all ``wanted`` topics by name.
+
+    Raises ``TopicsError``, and ``KafkaError``.
+
+    Args:
+        admin: A started admin client.
+        settings: Settings of the process; they give the replication factor.
+        wanted: The topics that must exist; existing ones are not compared (see ``check``).
+    """
     existing, _ = await topics_of(admin, [t.name for t in wanted])
     missing = [t for t in wanted if t.name not in existing]
     if missing:
@@ -158,7 +172,7 @@ async def create_missing(
 
 
 async def _find_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicMetadata]:
-    # What the controller has made, the broker itself knows a moment later.
+    # A broker learns of a topic that the controller created a moment later.
     deadline = time.monotonic() + REQUEST_SECONDS
     while len(found := (await topics_of(admin, names))[0]) < len(names):
         if time.monotonic() > deadline:
@@ -168,9 +182,9 @@ async def _find_all(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[st
 
 
 async def check(settings: Settings, service: str = "") -> Log:
-    """The log, once all topics are found to be as they must be; raises ``TopicsError`` naming all that is wrong.
+    """Check that all topics are as required, and return the log; raises ``TopicsError`` with everything that is wrong.
 
-    With a service, also whether the Kafka user may do what ``NEEDS`` says of it.
+    With ``service``, also check that the Kafka user has the rights that ``NEEDS`` lists for that service.
     """
     async with Admin(settings) as admin:
         described, hidden = await topics_of(admin, [t.name for t in _wanted(settings)])
@@ -206,24 +220,24 @@ async def check(settings: Settings, service: str = "") -> Log:
         if wrong:
             raise TopicsError("; ".join(wrong))
     known = await generations(settings)
-    mine = next((g for g in known if g.topic_id == described[INCOMING_MESSAGES].id), None)
-    if mine is None:
+    current = next((g for g in known if g.topic_id == described[INCOMING_MESSAGES].id), None)
+    if current is None:
         raise TopicsError(
             f"topic {INCOMING_MESSAGES} was made anew and has no generation yet, so its messages would be taken for old"
             " ones: run 'faust -A chat_streams topics create'"
         )
     newest = max(known, key=lambda g: g.generation)
-    if mine.generation != newest.generation:
+    if current.generation != newest.generation:
         raise TopicsError(
-            f"topic {INCOMING_MESSAGES} is of generation {mine.generation}, the log is of generation"
+            f"topic {INCOMING_MESSAGES} is of generation {current.generation}, the log is of generation"
             f" {newest.generation} by now: set CHAT_TOPICS_VERSION={newest.version} and"
             f" CHAT_PARTITIONS={newest.partitions}"
         )
-    return Log(mine.generation, settings.partitions)
+    return Log(current.generation, settings.partitions)
 
 
 async def _may_join(admin: AIOKafkaAdminClient, group: str) -> bool:
-    # The first group of a new Kafka waits until the topic of the groups' offsets is made.
+    # On a new Kafka, no group has a coordinator until the topic of the committed offsets exists.
     deadline = time.monotonic() + REQUEST_SECONDS
     while (allowed := await may_join(admin, group)) is None and time.monotonic() < deadline:
         await asyncio.sleep(0.1)

@@ -1,1 +1,1 @@
-"""What flows between the services and how it is addressed: pure, no I/O, imports nothing of this project."""
+"""The records, positions, ids and codes that all services share. Pure: no I/O, and no import of other packages here."""

@@ -1,4 +1,4 @@
-"""The codes that clients get: of errors about one frame, and of closed connections (``docs/protocol.md``)."""
+"""The codes sent to clients: error codes for single frames, and close codes of connections (``docs/protocol.md``)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Self
 
 
 class ErrorCode(enum.StrEnum):
-    """The code of an ``error`` frame, with its meaning and whether the same frame may work later (``retry``)."""
+    """The code of an ``error`` frame, with its meaning; ``retry`` tells whether the same frame may succeed later."""
 
     meaning: str
     retry: bool
 
     def __new__(cls, code: str, meaning: str, retry: bool) -> Self:
-        """Make a member of its code; ``meaning`` and ``retry`` are attributes."""
+        """Create a member from its code; ``meaning`` and ``retry`` become attributes."""
         member = str.__new__(cls, code)
         member._value_ = code
         member.meaning, member.retry = meaning, retry
@@ -32,12 +32,12 @@ class ErrorCode(enum.StrEnum):
 
 
 class Close(enum.IntEnum):
-    """A close code of the gateway, with its meaning: after 4000-4499 a client connects again, after others not."""
+    """A close code of the gateway, with its meaning. Clients reconnect after 4000-4499, but not after the others."""
 
     meaning: str
 
     def __new__(cls, code: int, meaning: str) -> Self:
-        """Make a member of its number; ``meaning`` is an attribute."""
+        """Create a member from its number; ``meaning`` becomes an attribute."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.meaning = meaning
@@ -45,7 +45,7 @@ class Close(enum.IntEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Whether a client is to connect again."""
+        """True when a client should reconnect after this code."""
         return self < 4500
 
     GOING_AWAY = 4000, "the gateway stops"
@@ -66,4 +66,4 @@ STANDARD_CLOSES = {
     1006: "lost without a close",
     1009: "a frame is too large",
 }
-"""The close codes of RFC 6455 that a connection to the gateway may end with, and their meanings."""
+"""The close codes of RFC 6455 with which a connection to the gateway may end, and their meanings."""

@@ -2,73 +2,74 @@
 
     ConnectChatError
     ├── SettingsError                   a setting is wrong
-    ├── TopicsError                     the topics are not as they must be
+    ├── TopicsError                     the topics are missing, wrong or not accessible
     ├── KafkaUnavailable                Kafka did not answer, or lacks the topic
-    ├── RedisUnavailable                Redis did not do what was asked for: try again
-    ├── RedisRefused                    Redis does not accept us: trying again is no use
+    ├── RedisUnavailable                Redis could not carry out a command: try again
+    ├── RedisRefused                    Redis rejects this process: trying again is useless
     ├── HistoryUnavailable              the chat database did not answer: try again
-    ├── KeysUnavailable                 the keys that tokens are checked with did not come
-    ├── InvalidToken                    a token does not prove who this is
-    │   └── ExpiredToken                it did once
+    ├── KeysUnavailable                 the keys for checking tokens could not be fetched
+    ├── InvalidToken                    a token does not prove the identity of its bearer
+    │   └── ExpiredToken                it did, until it expired
     ├── FencingTokenStale               a Redis server does not know this worker's fencing token
     ├── NoFreeSlot                      all slots are leased by other gateways
-    ├── UndecodableRecord               bytes are no record of their topic
+    ├── UndecodableRecord               the bytes are not a record of their topic
     ├── UnknownVersion                  a newer program wrote the record
-    ├── Rewound                         the records of a partition will come again
-    ├── UnknownUser                     nothing is known of a user
-    └── RedriveRefused                  dead letters do not exist, or are not redriven
+    ├── Rewound                         a partition was rewound: its records are read again
+    ├── UnknownUser                     no store knows the user
+    └── RedriveRefused                  dead letters do not exist, or cannot be redriven
 
-The gateway's errors about one frame or one connection, and the inspector's about one request, stand where they are
-raised; they derive from ConnectChatError, too.
+The gateway's errors about one frame or one connection, and the inspector's errors about one request, are defined in
+the modules that raise them. They derive from ConnectChatError, too.
 """
 
 from __future__ import annotations
 
 
 class ConnectChatError(Exception):
-    """The base of all errors that are raised here on purpose."""
+    """The base class of all errors that this project raises on purpose."""
 
 
 class SettingsError(ConnectChatError):
-    """A setting is wrong; the text names it."""
+    """A setting is wrong; the text names the setting."""
 
 
 class TopicsError(ConnectChatError):
-    """The topics are not as they must be; the text says what is wrong and what to do."""
+    """The topics are missing, wrong or not accessible; the text says what is wrong and what to do."""
 
 
 class KafkaUnavailable(ConnectChatError):
-    """Kafka did not answer, or does not have the topic; the text says which."""
+    """Kafka did not answer, or does not have the topic; the text says which of the two."""
 
 
 class RedisUnavailable(ConnectChatError):
-    """Redis did not do what was asked for: it is away, full, moving slots or choosing a new primary. Try again."""
+    """Redis could not carry out a command: it is down, full, moving slots or electing a new primary. Try again."""
 
 
 class RedisRefused(ConnectChatError):
-    """Redis does not want us, and trying again is no use; the text says why, and which setting to look at."""
+    """Redis rejects our login or rights, or we its certificate: trying again is useless. The text names the setting."""
 
 
 class HistoryUnavailable(ConnectChatError):
-    """The chat database did not answer; try again."""
+    """The chat database (DynamoDB) did not answer, or returned an error. Try again."""
 
 
 class KeysUnavailable(ConnectChatError):
-    """The JWKS URL does not answer: nothing is known of the token."""
+    """The JWKS URL does not answer, so that the token could not be checked."""
 
 
 class InvalidToken(ConnectChatError):
-    """The token does not say who this is; the text says why and holds nothing of the token."""
+    """The token does not prove the identity of its bearer; the text says why, and quotes nothing of the token."""
 
 
 class ExpiredToken(InvalidToken):
-    """The token was good once: a new one will do."""
+    """The token was valid and has expired: the client needs a new one."""
 
 
 class FencingTokenStale(ConnectChatError):
-    """A Redis server does not know this worker: it may have lost its newest writes, or another worker took over.
+    """A Redis server does not know this worker's fencing token: it lost writes, or another worker took over.
 
-    Nothing was appended to it. The log must be applied again from before what may be lost (``Inbox.fence``).
+    The server appended nothing. The log must be applied again from before the writes that may be lost
+    (``Inbox.fence``).
     """
 
 
@@ -77,20 +78,20 @@ class NoFreeSlot(ConnectChatError):
 
 
 class UndecodableRecord(ConnectChatError):
-    """The bytes are no record of this topic: a dead letter."""
+    """The bytes are not a record of this topic; the record becomes a dead letter."""
 
 
 class UnknownVersion(ConnectChatError):
-    """A newer program wrote the record: this one must stop, not skip it (deploy consumers before producers)."""
+    """A newer program wrote the record; this one must stop, not skip it. Deploy consumers before producers."""
 
 
 class Rewound(ConnectChatError):
-    """Raised by ``apply`` after it called ``OrderedApp.rewind``: the records of that partition will come again."""
+    """Raised by an ``Apply`` callback after ``OrderedApp.rewind``: the partition's records are delivered again."""
 
 
 class UnknownUser(ConnectChatError):
-    """Nothing is known of a user; the text says where it was looked for."""
+    """No store knows the user; the text says which stores were searched."""
 
 
 class RedriveRefused(ConnectChatError):
-    """Some dead letters don't exist, or are not redriven; the text says which and why."""
+    """Some dead letters do not exist or cannot be redriven; the text says which and why."""

@@ -1,6 +1,6 @@
-"""What flows through the topics: msgpack of tagged structs behind three bytes that say what they are.
+"""The records of the topics: tagged structs in msgpack, after a header of three bytes (two magic bytes, one version).
 
-A record carries a batch (``docs/architecture.md``, "A record carries a batch").
+One record carries a batch (``docs/architecture.md``, "A record carries a batch").
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ VERSION: Final = 1
 _HEADER: Final = MAGIC + bytes([VERSION])
 
 MAX_MESSAGES: Final = 1_000
-"""The most messages in a record; a message's index in it must stay small."""
-
+"""The largest number of messages in a record; the index of a message in its record must stay small."""
 
 PUSH: Final = 0
 FIRST_REQUEST: Final = 1
-"""Numbers of requests for a page: what nobody asked for, the page on connecting, and from there up."""
+"""The request numbers of pages: ``PUSH`` for an unrequested one, then ``FIRST_REQUEST`` upwards from connecting on."""
 
 
 class _Record(msgspec.Struct, gc=False, array_like=True):
-    """Fields go by place: new ones are only ever added at the end, with a default."""
+    """The base class of all structs here. Fields are encoded by order: add new ones only at the end, with a default."""
 
 
 class Message(_Record):
     """A message accepted for one recipient.
 
-    ``json`` is the rest of the JSON object the recipient is sent, behind the position: ``,"id":…,"body":…}``.
-    ``at`` is when the gateway took it, in ms since the epoch.
+    ``json`` is the JSON object that the recipient gets, without its first field, the position:
+    ``,"id":…,"body":…}``. ``at`` is the time at which the gateway accepted the message, in ms since the epoch.
     """
 
     to: str
@@ -45,20 +44,21 @@ class Message(_Record):
 
 
 class Messages(_Record, tag="messages"):
-    """A record of ``incoming_messages``: up to ``MAX_MESSAGES``, all for recipients on its partition.
+    """A record of ``incoming_messages``: up to ``MAX_MESSAGES`` messages, all for recipients on its partition.
 
-    A message's position is ``(generation of the log, offset of the record, its index here)``.
+    The position of a message is ``(generation of the log, offset of the record, index in messages)``.
     """
 
     messages: tuple[Message, ...]
 
 
 class UserConnected(_Record, tag="user_connected"):
-    """A device of a user has a connection, held by the gateway that leases ``slot`` in ``epoch``.
+    """The event that a device has a connection, held by the gateway that leases ``slot`` in ``epoch``.
 
-    ``number`` counts the connections of a device: a lower one never displaces a higher one. ``after`` is what was
-    forwarded so far. With ``drain``, the stored inbox is wanted: up to ``limit`` messages. An announcement of a
-    connection that exists already is for the registry only and has ``drain`` false.
+    ``number`` counts the connections of a device: a lower one never displaces a higher one. ``after`` is the position
+    up to which messages were forwarded so far. With ``drain``, the gateway also requests the first page of the stored
+    inbox: up to ``limit`` messages and ``limit_bytes`` bytes, before ``deadline`` (ms since the epoch). The
+    announcement of a connection that exists already is for the registry only and has ``drain`` false.
     """
 
     user: str
@@ -75,7 +75,7 @@ class UserConnected(_Record, tag="user_connected"):
 
 
 class UserDisconnected(_Record, tag="user_disconnected"):
-    """A connection is gone; it concerns the registry's row of exactly this connection and epoch."""
+    """The event that a connection has ended; it removes the registry's entry for this connection and epoch only."""
 
     user: str
     connection: bytes
@@ -86,9 +86,9 @@ SessionEvents = tuple[UserConnected | UserDisconnected, ...]
 
 
 class Acknowledge(_Record, tag="acknowledge"):
-    """A device has everything up to and including ``position``.
+    """The acknowledgement that a device has all messages up to and including ``position``.
 
-    ``forwarded_at`` is when the latest of it was forwarded to the device (ms since the epoch), or 0.
+    ``forwarded_at`` is the time at which the last of them was forwarded to the device (ms since the epoch), or 0.
     """
 
     user: str
@@ -98,7 +98,7 @@ class Acknowledge(_Record, tag="acknowledge"):
 
 
 class Fetch(_Record, tag="fetch"):
-    """The inbox of a user above ``after`` is wanted on a connection; useless past ``deadline`` (ms since the epoch)."""
+    """A request for the page of an inbox above ``after``; it is skipped after ``deadline`` (ms since the epoch)."""
 
     user: str
     connection: bytes
@@ -116,10 +116,10 @@ InboxRequests = tuple[Acknowledge | Fetch, ...]
 
 
 class Delivery(_Record, tag="delivery"):
-    """All of the inbox in ``(after, until]``: ``count`` JSON objects joined by commas, the first one's position.
+    """All messages of an inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
 
-    ``request`` is the number of the ``Fetch`` it answers, ``PUSH`` or ``FIRST_REQUEST``. ``first`` is ``None`` when
-    ``count`` is 0.
+    ``request`` is the number of the ``Fetch`` it answers, or ``PUSH`` or ``FIRST_REQUEST``. ``first`` is the position
+    of the first message, ``None`` when ``count`` is 0.
     """
 
     user: str
@@ -134,7 +134,7 @@ class Delivery(_Record, tag="delivery"):
 
 
 class Missed(_Record, tag="missed"):
-    """The messages in ``(after, until]`` left the inbox without acknowledgement; history has them."""
+    """The notice that messages in ``(after, until]`` left the inbox unacknowledged; history has them."""
 
     user: str
     connection: bytes
@@ -145,7 +145,7 @@ class Missed(_Record, tag="missed"):
 
 
 class Registered(_Record, tag="registered"):
-    """The registry names this connection; ``top`` is the highest position in the inbox after that."""
+    """The notice that the registry has this connection; ``top`` is the inbox's highest position, read after that."""
 
     user: str
     connection: bytes
@@ -154,7 +154,7 @@ class Registered(_Record, tag="registered"):
 
 
 class InboxAdvanced(_Record, tag="target"):
-    """There is something in the inbox up to ``until``: to be fetched."""
+    """The notice that the inbox has messages up to ``until``, which the gateway is to fetch."""
 
     user: str
     connection: bytes
@@ -163,7 +163,7 @@ class InboxAdvanced(_Record, tag="target"):
 
 
 class Displaced(_Record, tag="displaced"):
-    """A newer connection of the same device has taken this one's place."""
+    """The notice that a newer connection has displaced this one in the registry."""
 
     user: str
     connection: bytes
@@ -171,7 +171,7 @@ class Displaced(_Record, tag="displaced"):
 
 
 class Announce(_Record, tag="announce"):
-    """The registry of these partitions has a new keeper: announce your connections on them."""
+    """The request to announce all connections on these partitions: another worker now holds their registry."""
 
     partitions: tuple[int, ...]
 
@@ -180,9 +180,9 @@ Outgoing = tuple[Delivery | Missed | Registered | InboxAdvanced | Displaced | An
 
 
 class DeadLetter(_Record, tag="dead_letter"):
-    """A record that could not be applied, whole, with where it came from and why it failed.
+    """A whole record that could not be applied, with its origin and the reason of its failure.
 
-    ``first_at`` and ``last_at`` are when it failed for the first and the last time, in ms since the epoch.
+    ``first_at`` and ``last_at`` are the times of its first and last failure, in ms since the epoch.
     """
 
     app: str
@@ -198,9 +198,9 @@ class DeadLetter(_Record, tag="dead_letter"):
 
 
 class Redriven(_Record, tag="redriven"):
-    """The dead letter at the offset ``number`` of ``dead_letters`` went back to its topic, ``at`` (ms since the epoch).
+    """The note that the dead letter at offset ``number`` of ``dead_letters`` was written back to its topic.
 
-    There it is the record at ``offset`` now.
+    That was done ``at`` (ms since the epoch); in its topic it is now the record at ``offset``.
     """
 
     number: int
@@ -212,7 +212,7 @@ T = TypeVar("T")
 
 
 class Record(NamedTuple, Generic[T]):
-    """A decoded record and where it is in the log, or was before it was redriven for ``history``."""
+    """A decoded record with its partition and offset; a redriven one may have its original offset (``offset_for``)."""
 
     partition: int
     offset: int
@@ -228,11 +228,11 @@ class Codec(Generic[T]):
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
 
     def encode(self, record: T) -> bytes:
-        """The bytes of a record."""
+        """Return the bytes of a record."""
         return _HEADER + self._encoder.encode(record)
 
     def decode(self, value: bytes | None) -> T:
-        """The record some bytes stand for; raises ``UndecodableRecord`` or ``UnknownVersion``."""
+        """Return the record that the bytes encode; raises ``UndecodableRecord`` or ``UnknownVersion``."""
         if value is None or value[:2] != MAGIC or len(value) < 3:
             raise UndecodableRecord(f"does not begin with {MAGIC.hex()}, as records do")
         if value[2] != VERSION:

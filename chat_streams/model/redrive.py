@@ -1,4 +1,4 @@
-"""What a record carries that is written to its topic a second time: for whom it is, and what it was before; pure."""
+"""The headers of a redriven dead letter: the apps that must apply it, its first failure and its original offset."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, Self
 
 REDRIVE_FOR: Final = "redrive-for"
-"""The apps that apply the record, with commas; all others skip it."""
+"""The header with the names of the apps that apply the record, separated by commas; all others skip it."""
 FIRST_FAILED_AT: Final = "first-failed-at"
-"""When it failed for the first time, in ms since the epoch."""
+"""The header with the time of the first failure, in ms since the epoch."""
 AT_OFFSET: Final = "at-offset"
-"""The offset that its messages' positions are made of, instead of the record's own."""
+"""The header with the offset to use in the positions of its messages, instead of the record's own."""
 
 Headers = Iterable[tuple[str, bytes]]
 
 
 class Redrive(NamedTuple):
-    """The headers of a redriven record."""
+    """The decoded headers of a redriven record."""
 
     apps: frozenset[str]
     first_at: int | None = None
@@ -24,7 +24,7 @@ class Redrive(NamedTuple):
 
     @classmethod
     def of(cls, headers: Headers | None) -> Self | None:
-        """What the headers of a record say; ``None`` for one that was not redriven."""
+        """Decode the headers of a record; returns ``None`` for one that was not redriven."""
         found = {name: value.decode(errors="replace") for name, value in headers or ()}
         if REDRIVE_FOR not in found:
             return None
@@ -33,7 +33,7 @@ class Redrive(NamedTuple):
         )
 
     def headers(self) -> list[tuple[str, bytes]]:
-        """The headers that say this."""
+        """Return the headers, encoded."""
         headers = [(REDRIVE_FOR, ",".join(sorted(self.apps)).encode())]
         if self.first_at is not None:
             headers.append((FIRST_FAILED_AT, b"%d" % self.first_at))
@@ -43,9 +43,14 @@ class Redrive(NamedTuple):
 
 
 def offset_for(app: str, offset: int, headers: Headers | None) -> int | None:
-    """The offset that an app makes the positions of a record's messages of; ``None`` where it is for other apps only.
+    """Return the offset for the positions of a record's messages; ``None`` when ``app`` must skip the record.
 
-    It failed in those; this app has applied it when it was new.
+    An app skips a redriven record that failed in other apps only: it applied the original one.
+
+    Args:
+        app: Name of the app that reads the record.
+        offset: Offset at which the record was read.
+        headers: Headers of the record.
     """
     redrive = Redrive.of(headers)
     if redrive is None:

@@ -1,4 +1,4 @@
-"""The time, and times and lengths of time as texts."""
+"""The current time, and texts of times and durations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 
 def now_ms() -> int:
-    """The time, in ms since the epoch."""
+    """Return the current time in ms since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def utc(ms: int) -> str:
-    """A time in ms since the epoch as RFC 3339 in UTC, with milliseconds."""
+    """Format a time in ms since the epoch as RFC 3339 in UTC, with milliseconds."""
     try:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     except (ValueError, OverflowError, OSError):
@@ -20,7 +20,7 @@ def utc(ms: int) -> str:
 
 
 def duration(ms: int) -> str:
-    """A length of time for the eye: ``1.234 s``, ``5 min 3 s``, ``2 d 4 h``."""
+    """Format a duration in ms for people to read: ``1.234 s``, ``5 min 3 s``, ``2 d 4 h``."""
     sign, ms = ("-", -ms) if ms < 0 else ("", ms)
     seconds = ms // 1000
     if seconds < 60:

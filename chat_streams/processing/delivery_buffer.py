@@ -1,4 +1,4 @@
-"""The way from a worker to the gateways: what goes to one slot travels in few records."""
+"""A buffer for what a worker sends to the gateways: the items for one slot travel in few records."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Item = Delivery | Missed | Registered | InboxAdvanced | Displaced | Announce
 
 
 class DeliveryBuffer:
-    """Collects what a batch of records has for the gateways, then sends it."""
+    """Collects the items that a batch of records produces for the gateways, then sends them."""
 
     def __init__(self, app: OrderedApp) -> None:
         self._app = app
         self._records: defaultdict[int, list[list[Item]]] = defaultdict(lambda: [[]])
         self._sizes: defaultdict[int, int] = defaultdict(int)
-        # By slot and the number of its record.
+        # Trace headers, by slot and the index of the record among those for the slot.
         self._headers: defaultdict[tuple[int, int], list[Header]] = defaultdict(list)
 
     def add(self, slot: int, item: Item, parents: Iterable[str] = ()) -> None:
-        """Add an item for the gateway that leases ``slot``; order is kept.
+        """Add an item for the gateway that leases ``slot``, after all earlier items for it.
 
-        ``parents`` are traceparents of the sampled messages in it.
+        ``parents`` are the traceparents of the sampled messages in the item.
         """
         size = ITEM_BYTES + (len(item.messages) if isinstance(item, Delivery) else 0)
         if self._sizes[slot] and self._sizes[slot] + size > RECORD_BYTES:
@@ -55,7 +55,7 @@ class DeliveryBuffer:
         page: InboxPage,
         parents: Iterable[str] = (),
     ) -> None:
-        """Add a page of an inbox; ``parents`` as for ``add``."""
+        """Add a page of an inbox, in answer to ``request`` of a connection; ``parents`` as for ``add``."""
         if page.missed:
             self.add(slot, Missed(user, connection, epoch, request, page.after, page.until))
         else:
@@ -76,14 +76,14 @@ class DeliveryBuffer:
             )
 
     def send(self) -> Awaitable[Any] | None:
-        """Start sending all that was added; await the answer for Kafka's acknowledgement of it."""
+        """Start to send all items; returns an awaitable of Kafka's acknowledgement, or ``None`` without items."""
         if not self._records:
             return None
-        # All at once: one after the other, the second of a batch would come behind the first of the next batch, and a
-        # gateway would take that for a gap.
+        # All records are sent at once. If each waited for the one before, the second record of this batch would come
+        # after the first of the next batch, and a gateway would see a gap.
         return asyncio.gather(
             *(
-                # Encoded late: until then the connections that get the same page share its bytes.
+                # Encoded late, because until then the connections that get the same page share its bytes.
                 self._app.produce(
                     OUTGOING_MESSAGES, slot, None, partial(OUTGOING.encode, tuple(record)), self._headers.get((slot, n))
                 )

@@ -1,4 +1,4 @@
-"""What the messages of some records are for the inboxes: a batch for each recipient, in order. Pure."""
+"""The grouping of the messages of some records into batches, in order, one or more for each recipient. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from chat_streams.model.records import Message, Messages, Record
 from tables.inbox import Batch
 
 APPEND_MESSAGES: Final = 500
-"""To one inbox in one call: Redis does nothing else meanwhile."""
+"""The largest number of messages appended to one inbox in one call; Redis does nothing else meanwhile."""
 
 
 def by_recipient(records: Iterable[Record[Messages]], generation: int, window_s: int) -> list[Batch]:
-    """All messages of the records, of up to ``APPEND_MESSAGES`` a batch; those of one recipient stand together."""
+    """Group all messages of some records by recipient; the batches of one recipient follow one another.
+
+    Args:
+        records: Decoded records of ``incoming_messages``.
+        generation: Generation of the log they are in.
+        window_s: Length of a retry window in seconds; a batch never spans two windows.
+    """
     by_user: defaultdict[tuple[str, int], list[tuple[Position, Message]]] = defaultdict(list)
     for record in records:
         entry, _ = Position.of(generation, record.offset, 0)

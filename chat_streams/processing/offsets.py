@@ -1,4 +1,4 @@
-"""Which record of each partition comes next, and from where to begin again: pure, driven by ``ordered.py``."""
+"""The progress of each partition: the next record, the offset to commit, the start of the loss window. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESEEK_SECONDS: Final = 2.0
 
 
 class Admission(enum.Enum):
-    """What to do with a record that arrived."""
+    """The decision about a record that arrived."""
 
     APPLY = "the next one"
     REPLAY = "applied already"
@@ -23,14 +23,14 @@ class Admission(enum.Enum):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """What is committed beside an offset: the token its effects were made with, and where the loss window began."""
+    """The metadata committed with an offset: the fencing token of its writes, and the start of the loss window."""
 
     token: str = ""
     rewind: int | None = None
 
 
 class Start(NamedTuple):
-    """Where a partition begins: the offset of the first record wanted, and the checkpoint committed with it."""
+    """The start of a run through a partition: the first offset to apply, and the checkpoint committed with it."""
 
     offset: int
     checkpoint: Checkpoint
@@ -51,10 +51,11 @@ class _Partition:
 
 
 class Progress(Generic[P]):
-    """The records of each partition are admitted in contiguous order, and done in it.
+    """The progress of each partition: its records are admitted, and marked as done, in contiguous order.
 
-    ``P`` names a partition. Times are in seconds of a monotonic clock. An ``epoch`` names one run through a
-    partition, from its start to its end or the next start: what was admitted in an earlier one counts no more.
+    ``P`` is the type that names a partition. Times are in seconds of a monotonic clock. An ``epoch`` names one run
+    through a partition, from its start until it is revoked or started again: records admitted in an earlier run no
+    longer count.
     """
 
     def __init__(self, loss_window: float) -> None:
@@ -66,12 +67,12 @@ class Progress(Generic[P]):
         return partition in self._partitions
 
     def start(self, partition: P, start: Start, now: float) -> None:
-        """Begin at an offset, forgetting what was done beyond it."""
+        """Start a new run at an offset; all records from there on count as not applied."""
         self._epochs += 1
         self._partitions[partition] = _Partition(start, self._epochs, now)
 
     def rewind_offset(self, partition: P) -> int:
-        """Where the loss window began: what was applied from there on may be lost in a failover."""
+        """Return the offset where the loss window starts: a failover may lose the writes for records from there on."""
         return self._partitions[partition].samples[0][1]
 
     def clear(self) -> None:
@@ -79,12 +80,12 @@ class Progress(Generic[P]):
         self._partitions.clear()
 
     def epoch(self, partition: P) -> int | None:
-        """The current run through a partition; ``None`` when it is not ours."""
+        """Return the epoch of the current run through a partition; ``None`` when the partition is not assigned."""
         state = self._partitions.get(partition)
         return state.epoch if state else None
 
     def admit(self, partition: P, offset: int, now: float) -> Admission | None:
-        """Judge a record that arrived; ``None`` for a partition that is not ours."""
+        """Decide about a record that arrived; returns ``None`` when the partition is not assigned."""
         state = self._partitions.get(partition)
         if state is None:
             return None
@@ -97,7 +98,7 @@ class Progress(Generic[P]):
         return Admission.APPLY
 
     def reseek(self, partition: P, now: float) -> int | None:
-        """The offset to seek to because of a hole, or ``None`` while an earlier seek may still work."""
+        """Return the offset to seek to after a hole; ``None`` while an earlier seek may still take effect."""
         state = self._partitions[partition]
         if now - state.sought_at < RESEEK_SECONDS and state.sought_at >= state.moved_at:
             return None
@@ -105,52 +106,52 @@ class Progress(Generic[P]):
         return state.expected
 
     def skip_to(self, partition: P, offset: int) -> None:
-        """Go on at ``offset``: the log no longer holds what is before it."""
+        """Expect the record at ``offset`` next: the log no longer has the records before it."""
         state = self._partitions[partition]
         state.expected = max(state.expected, offset)
 
-    def stalled(self, partition: P, end: int, now: float, patience: float) -> bool:
-        """Whether nothing was admitted for ``patience`` seconds though the log's ``end`` is beyond."""
+    def stalled(self, partition: P, end: int, now: float, timeout: float) -> bool:
+        """Return whether a partition below the log's ``end`` stood still for ``timeout`` s, with nothing under way."""
         state = self._partitions.get(partition)
         return (
             state is not None
             and state.expected < end
             and state.applied == state.expected
-            and now - max(state.moved_at, state.sought_at) > patience
+            and now - max(state.moved_at, state.sought_at) > timeout
         )
 
     def done(self, partition: P, epoch: int, offset: int, now: float) -> None:
-        """All effects of the records up to ``offset``, admitted in ``epoch``, have happened."""
+        """Note that the records up to and including ``offset`` are fully applied; ignored if ``epoch`` is over."""
         state = self._partitions.get(partition)
         if state is None or state.epoch != epoch:
             return
         state.applied = max(state.applied, offset + 1)
         if now - state.samples[-1][0] >= SAMPLE_SECONDS:
             state.samples.append((now, state.applied))
-        # The first sample is the newest one from before the loss window.
+        # Keep one sample from before the loss window, the newest: it is the first in the list.
         while len(state.samples) > 1 and state.samples[1][0] <= now - self._loss_window:
             state.samples.popleft()
 
     def committable(self, partition: P) -> int | None:
-        """The offset to commit, that of the first record not done; ``None`` for a partition that is not ours."""
+        """Return the offset to commit: the first one that is not done; ``None`` when the partition is not assigned."""
         state = self._partitions.get(partition)
         return state.applied if state else None
 
     def checkpoint(self, partition: P) -> Checkpoint:
-        """What to commit beside that offset."""
+        """Return the checkpoint to commit with that offset."""
         state = self._partitions.get(partition)
         return Checkpoint() if state is None else Checkpoint(state.token, state.samples[0][1])
 
     def committed(self, partition: P) -> Checkpoint:
-        """The checkpoint this run began with."""
+        """Return the committed checkpoint with which this run started."""
         return self._partitions[partition].checkpoint
 
     def token(self, partition: P) -> str:
-        """The token adopted in this run, or ""."""
+        """Return the fencing token taken in this run, or ""."""
         state = self._partitions.get(partition)
         return state.token if state else ""
 
     def fence(self, partition: P, token: str) -> None:
-        """Note the token adopted in this run."""
+        """Note the fencing token taken in this run."""
         if partition in self._partitions:
             self._partitions[partition].token = token

@@ -1,4 +1,4 @@
-"""What the Faust apps have in common: settings for Faust, a check of the topics, and readiness."""
+"""The base of the Faust apps: settings for Faust, a check of the topics and Redis at start, and readiness."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ REQUEST_TIMEOUT: Final = 30.0
 DAY: Final = 24 * 3600.0
 LOOPBACK: Final = "127.0.0.1"
 STREAM_BUFFER: Final = 64
-"""Records of up to 0.5 MiB."""
+"""The largest number of records that wait for an agent; each is up to 0.5 MiB."""
 
 
 class Service(OrderedApp):
-    """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
+    """A Faust app of this project, started by ``faust -A chat_streams.<name> worker``."""
 
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
         self.settings = _settings_or_exit()
@@ -56,7 +56,7 @@ class Service(OrderedApp):
             topic_allow_declare=False,
             topic_disable_leader=True,
             topic_partitions=self.settings.partitions,
-            # Faust's own default is every interface, and --web-host does not change it; --web-bind does.
+            # Faust listens on all interfaces by default; its option --web-bind changes that, --web-host does not.
             web_bind=LOOPBACK,
             logging_config=logs.config(self.settings.log_format),
             web_tables_enabled=False,
@@ -66,12 +66,12 @@ class Service(OrderedApp):
             broker_session_timeout=self.settings.session_timeout,
             broker_heartbeat_interval=self.settings.session_timeout / 4,
             broker_commit_interval=self.settings.commit_interval,
-            # Who waits for an engine, or restores inboxes from the log, takes no records, and must not lose them to
-            # another worker that would have to begin anew. Heartbeats go on meanwhile.
+            # A worker that waits for an engine, or restores inboxes from the log, does not poll for long. It must not
+            # lose its partitions to another worker, which would have to start over. Heartbeats go on meanwhile.
             broker_max_poll_interval=DAY,
             broker_request_timeout=REQUEST_TIMEOUT,
             producer_request_timeout=REQUEST_TIMEOUT,
-            # A dead letter holds the whole record, and why it failed.
+            # A dead letter holds the whole record and the reason of its failure.
             producer_max_request_size=2 * names.MAX_RECORD,
             consumer_max_fetch_size=names.MAX_RECORD,
             **options,
@@ -88,14 +88,14 @@ class Service(OrderedApp):
 
     @property
     def kafka_log(self) -> Log:
-        """The log the messages are addressed in, known once the app has started."""
+        """The log whose generation is part of the positions; known once the app has started."""
         assert self.log_generation is not None
         return self.log_generation
 
     def worker_init(self) -> None:
-        """Check the engines before a worker starts; ends the process with one clear line when they can't do."""
+        """Check Kafka and Redis before a worker starts; ends the process with one line that names what is wrong."""
         super().worker_init()
-        # Faust calls this before any command of the app, and the one that creates the topics can't have them yet.
+        # Faust calls this before every command of the app, also before the one that creates the topics.
         if "worker" not in sys.argv:
             return
         try:
@@ -116,12 +116,15 @@ class Service(OrderedApp):
         return log
 
     def begin_spans(self, name: str, records: list[Record[Messages]]) -> dict[tuple[str, Position], Span]:
-        """A span for each sampled message of some records, by recipient and position; none with traces off."""
+        """Begin a span for each sampled message of some records; returns them by recipient and position.
+
+        Returns none with traces off.
+        """
         return {} if self.traces is None else self.traces.begin_all(name, records, self.kafka_log.generation)
 
     async def publish_statistics(self) -> None:
-        """Say how this worker is, every few seconds, for as long as it runs."""
-        # A sleep of a service that stops returns at once.
+        """Publish the statistics of this worker every few seconds, for as long as it runs."""
+        # The sleep of a service that is stopping returns at once.
         while not self.should_stop:
             await self.sleep(INTERVAL_S)
             if not self.should_stop:
@@ -146,11 +149,11 @@ class Service(OrderedApp):
 
     @property
     def is_ready(self) -> bool:
-        """Whether this worker does its work, as ``/readyz`` says."""
+        """True while this worker has partitions and is neither in a rebalance nor in recovery; shown by ``/readyz``."""
         return bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
 
     def _add_pages(self) -> None:
-        # Faust takes functions only, and makes methods of its own views of them.
+        # These are functions because Faust turns each one into a method of a view class.
         @self.page("/healthz")
         async def healthz(view: faust.web.View, request: aiohttp.web.Request) -> Any:
             return view.json({"alive": True})
@@ -166,7 +169,7 @@ class Service(OrderedApp):
 
 
 def _credentials(settings: Settings) -> Any:
-    """What ``client_options`` says of TLS and the user, for Faust's ``broker_credentials``."""
+    """Return TLS and login, as ``client_options`` has them, in the form of Faust's ``broker_credentials``."""
     tls = tls_context(settings.kafka_ca_file) if settings.kafka_tls else None
     if (login := settings.kafka_login()) is not None:
         return faust.SASLCredentials(username=login[0], password=login[1], ssl_context=tls, mechanism=MECHANISM)

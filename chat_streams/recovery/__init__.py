@@ -1,1 +1,1 @@
-"""Keeping the offline store and the log in step after losses: fencing tokens and logs of before a repartition."""
+"""Recovery of the offline store from the log after Redis lost data: fencing tokens, and logs before a repartition."""

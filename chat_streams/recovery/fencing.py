@@ -1,4 +1,4 @@
-"""Keeps the offline store and the log in step: notices a Redis that lost writes, and applies them again from the log.
+"""Fencing of Redis: detects a server that lost writes, and has them applied again from the log.
 
 ``docs/architecture.md``, "A Redis that lost its newest writes" and "A Redis that lost everything".
 """
@@ -39,20 +39,21 @@ from tables.inbox import Inbox, LoggedDevice
 log = structlog.get_logger()
 
 MARK_SECONDS: Final = 1.0
-"""Between two looks at whether the servers still are the ones that were adopted."""
+"""Seconds between two checks that all Redis primaries still know the fencing tokens."""
 REGAIN_SECONDS: Final = 0.1
+"""Seconds between two checks that this worker is still a member of its consumer group."""
 _AWAY: Final = (KafkaUnavailable, RedisUnavailable, TopicsError, KafkaError)
 
 Devices = dict[str, dict[str, LoggedDevice]]
 
 
 class Fencing:
-    """Adopts the partitions of ``incoming_messages`` that a messaging worker is given, on all Redis primaries.
+    """Fences the partitions of ``incoming_messages`` that a messaging worker is assigned, on all Redis primaries.
 
-    A partition is adopted with a random token, without which nothing can be appended for it. A server that does not
-    have the token of the one before may have lost writes: then the partition is applied again, from where the loss
-    window began; or, where a server lost more than that, from the beginning, after the cursors of devices were
-    restored from the log.
+    To fence a partition is to set a new random token for it on every primary; an append for the partition needs that
+    token. A server that does not have the token expected from before may have lost writes. Then the partition is
+    applied again from the start of the loss window; or, when a server lost more than that, from the server's mark (0
+    without one), after the cursors of devices were restored from the log.
     """
 
     def __init__(self, app: OrderedApp, inbox: Inbox, settings: Settings) -> None:
@@ -62,14 +63,17 @@ class Fencing:
         self._lock = asyncio.Lock()
 
     async def token(self, partition: int) -> str:
-        """The token to append with; raises ``Rewound`` when older records must be applied first."""
+        """Return the token to append with; raises ``Rewound`` when older records must be applied first."""
         return self._app.progress.token(_tp(partition)) or await self.fence(partition, refused="")
 
     async def fence(self, partition: int, refused: str) -> str:
-        """Adopt new tokens in place of the one that was ``refused``; raises ``Rewound`` likewise."""
+        """Return a token other than the ``refused`` one, setting new tokens if necessary.
+
+        Raises ``Rewound`` when the partition was revoked or rewound: its records are delivered again.
+        """
         tp, progress = _tp(partition), self._app.progress
         async with self._lock:
-            # Who is cut off from Kafka and not from Redis must not take the tokens of the worker that is in charge now.
+            # A worker cut off from Kafka, but not from Redis, must not replace the tokens of the worker that took over.
             while tp in progress and not await self._app.consumer.is_member():
                 await asyncio.sleep(REGAIN_SECONDS)
             if tp not in progress:
@@ -77,7 +81,7 @@ class Fencing:
             if (current := progress.token(tp)) and current != refused:
                 return current
             epoch = progress.epoch(tp)
-            # A server that lost one partition's writes lost those of the others, too: one seek does for all.
+            # A server that lost the writes of one partition lost those of the others, too: one seek serves them all.
             await self._fence_all()
             if progress.epoch(tp) != epoch:
                 raise Rewound
@@ -87,7 +91,7 @@ class Fencing:
         progress = self._app.progress
         tokens = {tp: secrets.token_hex(8) for tp in self._held()}
         epochs = {tp: progress.epoch(tp) for tp in tokens}
-        # Looked up before the first await, after which a partition may be gone.
+        # Looked up before the first await, since a partition may be revoked during it.
         expected = {tp: progress.token(tp) or progress.committed(tp).token for tp in tokens}
         marks = await asyncio.gather(
             *(
@@ -105,10 +109,10 @@ class Fencing:
                 new[tp.partition] = token
                 continue
             rewinds[tp] = min(mark, progress.rewind_offset(tp))
-            # Where the loss window reaches back to offset 0, a server without a mark may have lost all as well.
+            # A server without a mark may have lost everything, also when the loss window reaches back to offset 0.
             if mark < progress.rewind_offset(tp) or not mark:
                 restores[tp.partition] = token
-        # Nothing of today's log was applied to those that could be missing; of one before a repartition it may be.
+        # Of these partitions nothing of the current log was applied, so only writes from previous logs can be missing.
         if new and not await self._has_previous_logs():
             restores |= new
         if restores:
@@ -125,9 +129,9 @@ class Fencing:
         return [tp for tp in assigned if tp.topic == INCOMING_MESSAGES and tp in self._app.progress]
 
     async def watch(self) -> None:
-        """Look every second whether the servers still know the tokens; for as long as the app runs.
+        """Check every second that the servers still know the tokens, for as long as the app runs.
 
-        Without it, the inboxes of a partition that gets no messages would stay lost.
+        Without this check, the lost inboxes of a partition that gets no messages would stay lost.
         """
         while not self._app.should_stop:
             await self._app.sleep(MARK_SECONDS)
@@ -135,14 +139,14 @@ class Fencing:
                 continue
             for tp in self._held():
                 try:
-                    await self._look(tp)
+                    await self._check(tp)
                 except RedisUnavailable as error:
                     log.warning("redis is away", doing="watch", error=str(error))
                     break
                 except Rewound:
                     continue
 
-    async def _look(self, tp: TP) -> None:
+    async def _check(self, tp: TP) -> None:
         progress = self._app.progress
         if tp not in progress:
             return
@@ -154,22 +158,22 @@ class Fencing:
             await self.fence(tp.partition, refused=token)
 
     async def _has_previous_logs(self) -> bool:
-        async def look() -> bool:
+        async def are_applied() -> bool:
             return all(
                 [
-                    await previous_logs.is_applied(self._settings, self._inbox, one)
-                    for one in await generations.previous(self._settings)
+                    await previous_logs.is_applied(self._settings, self._inbox, previous)
+                    for previous in await generations.previous(self._settings)
                 ]
             )
 
-        return await retry_forever("look for marks", _AWAY, look)
+        return await retry_forever("look for marks", _AWAY, are_applied)
 
     async def _restore(self, tokens: dict[int, str]) -> None:
         async def apply() -> None:
-            # Asked anew each time: meanwhile Kafka may have deleted one.
-            for one in await generations.previous(self._settings):
-                await previous_logs.apply(self._settings, self._inbox, one, tokens)
-                log.warning("a former log was applied again", generation=one.generation)
+            # Read again at each attempt, since Kafka may have deleted a log meanwhile.
+            for previous in await generations.previous(self._settings):
+                await previous_logs.apply(self._settings, self._inbox, previous, tokens)
+                log.warning("a former log was applied again", generation=previous.generation)
 
         devices = await retry_forever(
             "read cursors from the log", _AWAY, lambda: logged_devices(self._settings, list(tokens))
@@ -177,57 +181,58 @@ class Fencing:
         await self._inbox.restore(devices)
         log.warning("cursors are restored from the log", users=len(devices))
         try:
-            # What Redis refuses is tried again as well: nothing may come before it.
+            # Commands that Redis refuses are tried again, too: no newer message may be appended before these.
             await retry_forever("apply former logs", (*_AWAY, ResponseError), apply)
         except FencingTokenStale as error:
-            # It was lost once more, or another worker took over: the next append finds out.
+            # Redis lost writes once more, or another worker took over: the next append shows it.
             raise Rewound from error
 
 
 async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
-    """What the log and former logs say of the devices of some partitions' users: cursor, last seen, connection number.
+    """Read the devices of the users on some partitions from the current log and all previous ones.
 
-    Devices unseen for ``inbox_ttl`` are left out. Raises ``KafkaUnavailable``, ``TopicsError``, and ``KafkaError``.
+    Returns user -> device -> cursor, time last seen and highest connection number. Devices not seen for ``inbox_ttl``
+    are left out. Raises ``KafkaUnavailable``, ``TopicsError``, and ``KafkaError``.
     """
     devices: Devices = {}
-    logs = [Names.of(one.version) for one in await generations.previous(settings)]
+    previous = [Names.of(generation.version) for generation in await generations.previous(settings)]
     oldest = int(time.time()) - settings.inbox_ttl
 
     def note(user: str, device: str, cursor: Position, seen: int, number: int) -> None:
-        if logs and partition_of(user, settings.partitions) not in partitions:
+        if previous and partition_of(user, settings.partitions) not in partitions:
             return
-        of_user = devices.setdefault(user, {})
-        old = of_user.get(device, LoggedDevice(ORIGIN, 0, 0))
-        of_user[device] = LoggedDevice(max(cursor, old.cursor), max(seen, old.seen), max(number, old.number))
+        user_devices = devices.setdefault(user, {})
+        old = user_devices.get(device, LoggedDevice(ORIGIN, 0, 0))
+        user_devices[device] = LoggedDevice(max(cursor, old.cursor), max(seen, old.seen), max(number, old.number))
 
     async with LogReader(settings) as reader:
-        # In a former log the users of these partitions are on any.
-        sessions = [span for names in logs for span in await reader.spans(names.session_events)]
+        # A previous log has another number of partitions: its users of these partitions may be on any.
+        sessions = [span for names in previous for span in await reader.spans(names.session_events)]
         sessions += await reader.spans(SESSION_EVENTS, partitions)
-        asked = [span for names in logs for span in await reader.spans(names.inbox_requests)]
-        asked += await reader.spans(INBOX_REQUESTS, partitions)
+        requests = [span for names in previous for span in await reader.spans(names.inbox_requests)]
+        requests += await reader.spans(INBOX_REQUESTS, partitions)
         async for record in reader.read(sessions):
             try:
                 events = SESSIONS.decode(record.value)
             except (UndecodableRecord, UnknownVersion):
                 continue
             for event in events:
-                # What was forwarded on a connection so far is no acknowledgement: only the cursor it began with is.
+                # ``after`` is an acknowledged cursor at the start of a connection only; later it is what was forwarded.
                 if isinstance(event, UserConnected):
                     cursor = event.after if event.drain else ORIGIN
                     note(event.user, event.device, cursor, record.at // 1000, event.number)
-        async for record in reader.read(asked):
+        async for record in reader.read(requests):
             try:
-                requests = REQUESTS.decode(record.value)
+                batch = REQUESTS.decode(record.value)
             except (UndecodableRecord, UnknownVersion):
                 continue
-            for request in requests:
+            for request in batch:
                 if isinstance(request, Acknowledge):
                     note(request.user, request.device, request.position, record.at // 1000, 0)
     return {
-        user: living
-        for user, of_user in devices.items()
-        if (living := {name: device for name, device in of_user.items() if device.seen >= oldest})
+        user: recent
+        for user, user_devices in devices.items()
+        if (recent := {name: device for name, device in user_devices.items() if device.seen >= oldest})
     }
 
 

@@ -1,6 +1,7 @@
-"""The logs that a repartition ended: Kafka keeps them for the retention, and they may hold what waits in inboxes.
+"""The previous logs, each ended by a repartition: Kafka keeps them for the retention; inboxes may hold their messages.
 
-A Redis that lost everything is given them before the log of today, since an inbox takes nothing below its top.
+A Redis that lost everything gets their messages before those of the current log, since an inbox accepts no message
+below its highest position.
 """
 
 from __future__ import annotations
@@ -20,47 +21,53 @@ from tables.inbox import Inbox
 
 AT_ONCE: Final = 200
 AT_ONCE_BYTES: Final = 2 * 1024 * 1024
-"""Records, and their bytes, that are appended together."""
+"""The largest number of records, and of their bytes, that are appended together."""
 
 
-async def is_applied(settings: Settings, inbox: Inbox, former: Generation) -> bool:
-    """Whether every Redis primary still has the mark that all of a former log was applied to it.
+async def is_applied(settings: Settings, inbox: Inbox, previous: Generation) -> bool:
+    """Return whether every Redis primary still has the mark that all of a previous log was applied to it.
 
     Raises ``KafkaUnavailable`` and ``RedisUnavailable``.
     """
     async with LogReader(settings) as reader:
-        spans = await reader.spans(Names.of(former.version).incoming_messages)
-    return all([await inbox.applied(s.partition, former.version) >= s.end for s in spans if s.first < s.end])
+        spans = await reader.spans(Names.of(previous.version).incoming_messages)
+    return all([await inbox.applied(s.partition, previous.version) >= s.end for s in spans if s.first < s.end])
 
 
-async def apply(settings: Settings, inbox: Inbox, former: Generation, tokens: Mapping[int, str]) -> None:
-    """Append what a former log has for the users who are now on some partitions, of which ``tokens`` has each one's.
+async def apply(settings: Settings, inbox: Inbox, previous: Generation, tokens: Mapping[int, str]) -> None:
+    """Append the messages of a previous log to the inboxes of users who are now on the partitions in ``tokens``.
 
-    Where nothing was lost, nothing changes. Raises ``KafkaUnavailable``, ``FencingTokenStale``, and ``ResponseError``.
+    Inboxes that lost nothing do not change. Raises ``KafkaUnavailable``, ``FencingTokenStale``, and ``ResponseError``.
+
+    Args:
+        settings: Settings of the process.
+        inbox: The offline store.
+        previous: Generation of the previous log.
+        tokens: Fencing token of each current partition to restore.
     """
     records: list[Record[Messages]] = []
     size = 0
     async with LogReader(settings) as reader:
-        async for found in reader.read(await reader.spans(Names.of(former.version).incoming_messages)):
+        async for found in reader.read(await reader.spans(Names.of(previous.version).incoming_messages)):
             at = offset_for(MESSAGING, found.offset, found.headers)
             if at is None:
                 continue
             try:
                 value = INCOMING.decode(found.value)
             except (UndecodableRecord, UnknownVersion):
-                continue  # It was a dead letter then; and of an ended log there is no newer version.
+                continue  # It became a dead letter at the time; no newer program can have written to an ended log.
             records.append(Record(found.partition, at, value))
             size += len(found.value or b"")
             if len(records) >= AT_ONCE or size >= AT_ONCE_BYTES:
-                await _append(settings, inbox, former.generation, records, tokens)
+                await _append(settings, inbox, previous.generation, records, tokens)
                 records, size = [], 0
-        await _append(settings, inbox, former.generation, records, tokens)
+        await _append(settings, inbox, previous.generation, records, tokens)
 
 
 async def _append(
     settings: Settings, inbox: Inbox, generation: int, records: list[Record[Messages]], tokens: Mapping[int, str]
 ) -> None:
-    # Of its users, some are on partitions of other workers now.
+    # Some recipients are now on partitions of other workers.
     batches = [
         batch._replace(partition=partition)
         for batch in by_recipient(records, generation, settings.retry_window)

@@ -1,1 +1,1 @@
-"""The base of every process: settings, logs, retries, statistics, metrics, spans, tokens."""
+"""The parts that every process needs: settings, logs, retries, statistics, metrics, spans, tokens."""

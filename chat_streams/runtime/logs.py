@@ -1,6 +1,6 @@
-"""Log lines on stderr: JSON for machines, or for a terminal; those of the libraries alike.
+"""Log lines on stderr, in JSON or formatted for a terminal; lines of libraries have the same format.
 
-What is logged names messages, users, connections and partitions by their ids. Bodies and tokens are never logged.
+Log lines name messages, users, connections and partitions by their ids. Bodies and tokens are never logged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TIME: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
 def config(form: Format) -> dict[str, Any]:
-    """What ``logging.config.dictConfig`` makes the loggers of the libraries write like our own."""
+    """Return the ``logging.config.dictConfig`` that gives lines of libraries the format of our own."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -30,18 +30,18 @@ def config(form: Format) -> dict[str, Any]:
                 "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(form)],
             }
         },
-        # Faust's worker puts something of its own in place of sys.stderr.
+        # Faust's worker replaces sys.stderr.
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "formatter": "ours", "stream": "ext://sys.__stderr__"}
         },
-        # Left at NOTSET, aiokafka builds debug records that nobody sees: 10 % of a worker's time.
+        # At the default level, NOTSET, aiokafka builds debug records that are thrown away: 10 % of a worker's time.
         "loggers": {name: {"level": "WARNING"} for name in QUIET},
         "root": {"level": "INFO", "handlers": ["stderr"]},
     }
 
 
 def configure(form: Format) -> None:
-    """Have all log lines of this process written in one format; ``auto`` is JSON unless stderr is a terminal."""
+    """Set the format of all log lines of this process; ``auto`` is JSON unless stderr is a terminal."""
     structlog.configure(
         processors=[structlog.processors.add_log_level, _TIME, *_rendering(form)],
         logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
@@ -53,7 +53,7 @@ def configure(form: Format) -> None:
 def _rendering(form: Format) -> list[Any]:
     terminal = sys.__stderr__ is not None and sys.__stderr__.isatty()
     if form == "console" or (form == "auto" and terminal):
-        # structlog's own choice, rich, would show the values of variables, and with them what people write.
+        # structlog's default, rich, would print the values of variables, and so the bodies of messages.
         plain = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

@@ -1,4 +1,4 @@
-"""Settings of the interpreter that every service process shares."""
+"""Settings of the Python interpreter that every service process uses."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import gc
 from typing import Final
 
 GARBAGE: Final = 50_000
-"""Containers made and not freed, between two looks of the garbage collector at them."""
+"""The number of containers allocated and not freed after which the garbage collector runs."""
 
 
 def tame_garbage_collector() -> None:
-    """Look for cycles among what is new seldom, and among what there was at the start never.
+    """Make the garbage collector run rarely, and never examine the objects that exist at this call.
 
-    A batch is thousands of tuples and no cycles: by default, the collector looks at each 700 of them.
+    A batch is thousands of tuples and no cycles; by default, the collector runs after every 700 of them.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Waiting for an engine that is away: in place, with a growing delay, for as long as it takes."""
+"""Retries while an engine (Kafka, Redis, DynamoDB) is down: in place, with backoff, for as long as it takes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,27 @@ T = TypeVar("T")
 _Errors = type[Exception] | tuple[type[Exception], ...]
 
 
-def _say(details: RetryDetails) -> None:
+def _log_retry(details: RetryDetails) -> None:
     error, delay = repr(details.caused_by), round(details.wait_for, 2)
     log.warning("an engine is away, waiting", doing=details.name, retry_in_s=delay, error=error)
 
 
-# stamina's own hook would log the arguments of what is tried again.
-set_on_retry_hooks([_say])
+# Replaces stamina's own hook, which would log the arguments of the call.
+set_on_retry_hooks([_log_retry])
 
 
 async def retry_forever(doing: str, on: _Errors, attempt: Callable[[], Awaitable[T]], attempts: int | None = None) -> T:
-    """Return what ``attempt`` returns, calling it again while it raises ``on``: at once, then after 0.1 s up to 2 s.
+    """Call ``attempt`` until it succeeds, and return its result.
 
-    ``doing`` is for the log and the metrics. Raises other exceptions at once, and ``on`` after ``attempts`` more.
+    The second call follows at once, each later one after a delay that grows from 0.1 s to 2 s.
+
+    Args:
+        doing: Description of the attempt, for the log and the metrics.
+        on: Exceptions after which to try again; others are raised at once.
+        attempt: Function to call.
+        attempts: Calls after the first one; if they all fail, the last exception is raised. ``None`` for no limit.
     """
-    # stamina costs 28 us a call, which nobody has to pay while the engine is there.
+    # The first attempt is made without stamina, which costs 28 us a call.
     errors = on if isinstance(on, tuple) else (on,)
     with contextlib.suppress(*errors):
         return await attempt()

@@ -1,4 +1,4 @@
-"""Who a connection belongs to: JSON Web Tokens (RFC 7519), HS256 with a shared key or the keys of a JWKS URL."""
+"""Authentication by JSON Web Tokens (RFC 7519): HS256 with a shared key, or the keys of a JWKS URL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JWKS_TIMEOUT_S: Final = 5
 
 
 class Identity(NamedTuple):
-    """The user a token names, when it ends, in seconds since the epoch, and the roles it gives in the inspector."""
+    """The identity in a token: the user, its expiry (s since the epoch), and the roles in the inspector."""
 
     user: str
     expires: float
@@ -29,7 +29,7 @@ class Identity(NamedTuple):
 
 
 class Authenticator:
-    """Checks tokens; raises ``SettingsError`` when it has no key to check them with."""
+    """A check of tokens; creating it raises ``SettingsError`` when no key is configured."""
 
     def __init__(self, settings: Settings) -> None:
         self._jwks = (
@@ -38,7 +38,7 @@ class Authenticator:
         self._key = "" if self._jwks else settings.jwt_key()
 
     async def identify(self, token: str) -> Identity:
-        """The identity a token proves; raises ``InvalidToken``, ``ExpiredToken``, ``KeysUnavailable``."""
+        """Return the identity that a token proves; raises ``InvalidToken``, ``ExpiredToken`` or ``KeysUnavailable``."""
         try:
             if self._jwks is None:
                 claims = self._decode(token, self._key, [ALGORITHM])
@@ -64,9 +64,15 @@ class Authenticator:
 
 
 def mint(secret: str, user: str, ttl_s: int, roles: Sequence[str] = ()) -> str:
-    """A token for development and tests: ``user`` for ``ttl_s`` seconds, with ``roles`` for the inspector.
+    """Return a new token, for development and tests.
 
-    Raises ``ValueError`` for a wrong user id.
+    Raises ``ValueError`` when ``user`` is not a user id.
+
+    Args:
+        secret: Key to sign it with (HS256).
+        user: Id of the user.
+        ttl_s: Seconds until the token expires.
+        roles: Roles of the user in the inspector.
     """
     if not is_id(user):
         raise ValueError(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")

@@ -1,7 +1,8 @@
-"""The reference client of protocol ``chat.v1``: what a client does to lose, repeat and swap nothing.
+"""The reference client of protocol ``chat.v1``: it loses, repeats and reorders no message.
 
-It sends again under the same id until the server says ``sent``, checks the chain of positions, acknowledges what its
-callback is done with, and reconnects as the close codes say. The demo, the terminal chat, tests and benchmarks use it.
+It sends each message under the same id until the server answers ``sent``, checks the chain of positions, acknowledges
+messages that its callback has handled, and reconnects as the close codes require. The demo, the terminal chat, tests
+and benchmarks use it.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from clients.python.codes import CLOSES, RETRY, is_final
 from clients.python.errors import ChainBroken, ConnectionClosed, ProtocolError, RequestRefused, SendTimeout
 
 SUBPROTOCOL = "chat.v1"
-MAX_FRAME_BYTES = 8 * 1024 * 1024  # what is taken from the server, whose frames stay below 4 MiB
-FRAME_SENDS, FRAME_BYTES = 500, 256 * 1024  # a frame to the server ends at whichever comes first
-FRAME_OVERHEAD = 1024  # of a send over its body: two ids, and the names of its fields
-QUEUED_FRAMES = 10_000  # between socket and callback; the server's window should keep it far below
+MAX_FRAME_BYTES = 8 * 1024 * 1024  # the largest frame accepted from the server, whose frames stay below 4 MiB
+FRAME_SENDS, FRAME_BYTES = 500, 256 * 1024  # a frame to the server is full when either is reached
+FRAME_OVERHEAD = 1024  # the size of a send without its body: two ids, and the names of its fields
+QUEUED_FRAMES = 10_000  # the limit between socket and callback; the server's window keeps it far below
 HANDSHAKE_S, CLOSE_S, HEARTBEAT_S = 10.0, 5.0, 30.0
 BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 10.0
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message: ``at`` is RFC 3339 UTC, ``pos`` its position in the own inbox ("" in a conversation's history)."""
+    """A message; ``at`` is RFC 3339 UTC, ``pos`` its position in the user's inbox ("" in a conversation's history)."""
 
     id: str
     sender: str = msgspec.field(name="from")
@@ -54,14 +55,14 @@ class _Frame(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=str.lo
 
 
 class Sent(_Frame, frozen=True, gc=False):
-    """The server's promise for message ``id``: it is in the log since ``at`` (RFC 3339 UTC)."""
+    """The server's confirmation that message ``id`` is in its log, accepted ``at`` (RFC 3339 UTC)."""
 
     id: str
     at: str
 
 
 class HistoryPage(_Frame, frozen=True, tag="history"):
-    """A page of history; ``before`` asks for the next older one and is None on the last."""
+    """A page of history, oldest message first; ``before`` is the cursor of the next older page, None on the last."""
 
     ref: str
     messages: list[Message]
@@ -69,7 +70,7 @@ class HistoryPage(_Frame, frozen=True, tag="history"):
 
 
 class Welcome(_Frame, frozen=True):
-    """What the server says of a new connection; the first delivery continues ``after``."""
+    """The server's greeting on a new connection; the first delivery continues after position ``after``."""
 
     user: str
     device: str
@@ -122,9 +123,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def decode(data: bytes) -> list[_Known]:
-    """Decode the frames in one WebSocket message, leaving out those of types this client doesn't know.
+    """Decode the frames in one WebSocket message, leaving out those of types that this client does not know.
 
-    Raises ``msgspec.DecodeError`` for bad JSON and for a frame of a known type that lacks what it must have.
+    Raises ``msgspec.DecodeError`` for bad JSON, and for a frame of a known type with a missing or wrong field.
     """
     try:
         frames = _decoder.decode(data)
@@ -136,12 +137,12 @@ def decode(data: bytes) -> list[_Known]:
 
 
 def backoff_s(attempt: int) -> float:
-    """Seconds to wait before attempt ``attempt`` (from 0): full jitter below a limit that doubles."""
+    """Return the seconds to wait before attempt ``attempt`` (from 0): full jitter below a limit that doubles."""
     return random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2 ** min(attempt, 16)))
 
 
 class _Call:
-    """The sends of one call: its future is done when the last one has a result; the first error wins."""
+    """The sends of one call. Its future is done when each has a result; it raises the first error."""
 
     def __init__(self, size: int) -> None:
         self.future: asyncio.Future[list[Sent]] = asyncio.get_running_loop().create_future()
@@ -173,7 +174,11 @@ class _Send(msgspec.Struct, gc=False, eq=False):
 
 
 class RecipientQueue:
-    """The unconfirmed sends to one recipient, in the order of the calls."""
+    """The unconfirmed sends to one recipient, in the order of the calls.
+
+    ``on_wire`` counts those that are sent and unanswered, ``attempt`` the failures since the last confirmation. While
+    ``failed`` is true, nothing more is sent.
+    """
 
     def __init__(self) -> None:
         self.sends: dict[str, _Send] = {}
@@ -182,75 +187,75 @@ class RecipientQueue:
 
 
 class RecipientQueues:
-    """What is sent and not confirmed, without I/O or clock; the same order at every attempt.
+    """The unconfirmed sends to all recipients, in the same order at every attempt. No I/O, no clock.
 
-    When a send fails, nothing more goes to its recipient until all that is on the wire to them has an answer; then
-    everything unconfirmed goes again in the original order. So a failure swaps nothing.
+    After a send failed, no more are sent to its recipient until those on the wire are answered; then all unconfirmed
+    ones are sent again in the original order. So a failure does not reorder messages.
     """
 
     def __init__(self) -> None:
         self.sends: dict[str, _Send] = {}
-        self._lanes: dict[str, RecipientQueue] = {}
-        self._queue: deque[_Send] = deque()
+        self._by_recipient: dict[str, RecipientQueue] = {}
+        self._outgoing: deque[_Send] = deque()
 
     def add(self, send: _Send) -> None:
-        """Put a send behind all others."""
-        lane = self._lanes.get(send.to) or self._lanes.setdefault(send.to, RecipientQueue())
-        self.sends[send.id] = lane.sends[send.id] = send
-        self._queue.append(send)
+        """Add a send after all others."""
+        queue = self._by_recipient.get(send.to) or self._by_recipient.setdefault(send.to, RecipientQueue())
+        self.sends[send.id] = queue.sends[send.id] = send
+        self._outgoing.append(send)
 
     def take(self) -> list[bytes]:
-        """Take the frames that go out together now, oldest first; from here on they are on the wire."""
+        """Remove and return the frames to send together now, oldest first; they count as on the wire from here on."""
         frames: list[bytes] = []
         size = 0
-        while self._queue and len(frames) < FRAME_SENDS and size < FRAME_BYTES:
-            send = self._queue.popleft()
-            # A settled one is no more to be sent; those of a failed lane are queued anew by ``again``.
-            if send.id in self.sends and not (lane := self._lanes[send.to]).failed:
+        while self._outgoing and len(frames) < FRAME_SENDS and size < FRAME_BYTES:
+            send = self._outgoing.popleft()
+            # Settled sends are skipped; those of a failed queue are added again by ``again``.
+            if send.id in self.sends and not (queue := self._by_recipient[send.to]).failed:
                 send.on_wire = True
-                lane.on_wire += 1
+                queue.on_wire += 1
                 frames.append(send.frame)
                 size += len(send.frame)
         return frames
 
     def answer(self, id_: str, result: Sent | Exception | None) -> tuple[bool, RecipientQueue | None]:
-        """Settle a send that is there, with None for "to be repeated".
+        """Note the answer to a send; ``None`` for an error after which it is to be sent again. Unknown ids are ignored.
 
-        Returns whether it is done with, and its lane when that has to go ``again``.
+        Returns whether the send is settled, and the recipient's queue when that is to be sent ``again``.
         """
         send = self.sends.get(id_)
         if send is None or (result is None and not send.on_wire):
             return False, None
-        lane = self._lanes[send.to]
-        lane.on_wire -= send.on_wire
+        queue = self._by_recipient[send.to]
+        queue.on_wire -= send.on_wire
         send.on_wire = False
         if result is None:
-            lane.failed = True
+            queue.failed = True
         else:
-            del self.sends[id_], lane.sends[id_]
-            if not lane.sends:
-                del self._lanes[send.to]
+            del self.sends[id_], queue.sends[id_]
+            if not queue.sends:
+                del self._by_recipient[send.to]
             if isinstance(result, Sent):
-                lane.attempt = 0
+                queue.attempt = 0
             send.call.settle(send.index, result)
-        return result is not None, lane if lane.failed and lane.sends and not lane.on_wire else None
+        return result is not None, queue if queue.failed and queue.sends and not queue.on_wire else None
 
-    def again(self, lane: RecipientQueue) -> None:
-        """Queue everything unconfirmed of a failed lane in the original order."""
-        if lane.failed and not lane.on_wire:
-            lane.failed = False
-            lane.attempt += 1
-            self._queue = deque(send for send in self._queue if send.id not in lane.sends)
-            self._queue.extend(lane.sends.values())
+    def again(self, queue: RecipientQueue) -> None:
+        """Send all unconfirmed sends of a failed queue again, in the original order."""
+        if queue.failed and not queue.on_wire:
+            queue.failed = False
+            queue.attempt += 1
+            self._outgoing = deque(send for send in self._outgoing if send.id not in queue.sends)
+            self._outgoing.extend(queue.sends.values())
 
     def restart(self) -> None:
-        """On a new connection nothing is on the wire and everything unconfirmed goes, in the original order."""
-        for lane in self._lanes.values():
-            lane.failed = False
-            lane.on_wire = 0
+        """Start on a new connection: nothing is on the wire, and all unconfirmed sends go out in the original order."""
+        for queue in self._by_recipient.values():
+            queue.failed = False
+            queue.on_wire = 0
         for send in self.sends.values():
             send.on_wire = False
-        self._queue = deque(self.sends.values())
+        self._outgoing = deque(self.sends.values())
 
 
 class _Lost(Exception):
@@ -258,18 +263,23 @@ class _Lost(Exception):
 
 
 class Client:
-    """A device's connection that lasts over reconnects: ``async with Client(...) as client``.
+    """A client of one device, which reconnects by itself: ``async with Client(...) as client``.
 
-    ``token`` is a JWT or a function, possibly async, that makes one for each connection. ``on_messages`` gets the
-    batches in order, each message once; when it has returned the batch is acknowledged. With ``ack=False`` the method
-    ``ack`` does that, and what isn't acknowledged comes again after a reconnect. Without ``on_messages`` nothing is
-    acknowledged. ``on_missed(after, until)`` hears of a range that left the inbox unread (see ``history_range``).
-    ``after`` moves the device's cursor up to a position kept elsewhere. What has no answer after ``timeout_s`` seconds
-    raises ``SendTimeout``; at most ``in_flight`` sends are unconfirmed at once.
+    Entering the context raises ``ConnectionClosed`` when nothing listens at ``url``, or the server refuses or is not
+    ready within ``timeout_s``. An error that ends the client later (``ConnectionClosed``, or one that a callback
+    raised) is raised by every call from then on, and on leaving the context.
 
-    Entering raises ``ConnectionClosed`` when nothing listens, the server refuses, or isn't ready in ``timeout_s`` s.
-    What ends the client later (``ConnectionClosed``, or what a callback raised) is raised by every call, and
-    on leaving.
+    Args:
+        url: URL of the gateway's WebSocket.
+        token: A JWT, or a function, possibly async, that returns one for each connection.
+        device: Id of this device.
+        after: Position kept elsewhere, to which the device's cursor is raised.
+        on_messages: Callback for batches of messages, in order, each message once. When it returns, the batch is
+            acknowledged. Without it, messages are neither handled nor acknowledged.
+        on_missed: Callback for a range ``(after, until]`` that left the inbox unread (see ``history_range``).
+        ack: False to acknowledge by the method ``ack`` only; unacknowledged messages come again after a reconnect.
+        timeout_s: Seconds to wait for the answer to a send or request.
+        in_flight: The largest number of unconfirmed sends; further sends wait.
     """
 
     def __init__(
@@ -287,7 +297,7 @@ class Client:
     ) -> None:
         self.welcome: Welcome | None = None
         self.caught_up = asyncio.Event()
-        """Set when what was in the inbox on connecting has been through ``on_messages``."""
+        """An event that is set once ``on_messages`` has handled what was in the inbox on connecting."""
         self._url, self._token, self._device, self._timeout_s = url, token, device, timeout_s
         self._on_messages, self._on_missed, self._auto_ack = on_messages, on_missed, ack
         self._acked, self._ack_due, self._until = after, False, ""
@@ -325,7 +335,7 @@ class Client:
             raise end
 
     async def close(self) -> None:
-        """Let the callback finish its batch, acknowledge it and disconnect, in 10 s at most."""
+        """Let the callback finish its batch, acknowledge it and disconnect, within 10 s."""
         while not self._deliveries.empty():
             self._deliveries.get_nowait()
         self._deliveries.put_nowait(None)
@@ -339,28 +349,37 @@ class Client:
         await self._session.close()
 
     async def wait_closed(self) -> NoReturn:
-        """Wait until something ends the client, and raise that."""
+        """Wait until an error ends the client, and raise it."""
         await self._unless_ended(asyncio.Event())
         raise AssertionError
 
     async def wait_caught_up(self) -> None:
-        """Wait for ``caught_up``; raises what ends the client before."""
+        """Wait for ``caught_up``; raises the error if one ends the client before."""
         await self._unless_ended(self.caught_up)
 
     async def send(self, to: str, body: Any, id: str | None = None) -> Sent:  # noqa: A002 - the protocol's word
-        """Send any JSON-able ``body``; returns when the server has it in its log.
+        """Send a message; returns when the server has it in its log.
 
-        The order of the calls is the order of arrival at one recipient. Raises ``RequestRefused`` when the server
-        refuses the message and ``SendTimeout`` when its fate is unknown: send it again under the same id to find out.
+        Messages to one recipient arrive in the order of the calls. Raises ``RequestRefused`` when it is refused,
+        ``SendTimeout`` when there was no answer (send it again under the same id to find out whether it was accepted),
+        and ``ValueError`` when a message with this id is being sent already.
+
+        Args:
+            to: Id of the recipient.
+            body: Any value that JSON can represent.
+            id: Id of the message; ``None`` for a new one.
         """
         return (await self._send([(to, body)], id))[0]
 
     async def send_many(self, messages: Iterable[tuple[str, Any]]) -> list[Sent]:
-        """Send pairs (to, body); returns, or raises the first error as ``send`` does, when each has its answer."""
+        """Send messages (to, body) in order, and wait until all are answered; raises the first error, as ``send`` does.
+
+        A body above the server's limit is refused at once; the messages before it are sent, those after it are not.
+        """
         return await self._send(list(messages), None)
 
     async def ack(self, pos: str) -> None:
-        """Acknowledge everything up to position ``pos``; it is written to the socket if there is one, else kept."""
+        """Acknowledge all messages up to and including position ``pos``, at once or on the next connection."""
         self._check()
         self._acked, self._ack_due = pos, True
         if self._ws is not None:
@@ -368,18 +387,35 @@ class Client:
                 await self._flush(self._ws)
 
     async def history(self, with_: str, before: str | None = None, limit: int = 50) -> HistoryPage:
-        """Get at most ``limit`` messages exchanged with user ``with_``: the latest, or those ``before`` a cursor."""
+        """Get a page of the messages exchanged with a user, the newest page by default.
+
+        Raises ``RequestRefused`` when the server refuses, and ``TimeoutError`` without an answer.
+
+        Args:
+            with_: Id of the other user.
+            before: Cursor of a page (``HistoryPage.before``), for the messages older than that.
+            limit: The largest number of messages.
+        """
         page: HistoryPage = await self._request({"type": "history", "with": with_, "before": before, "limit": limit})
         return page
 
     async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> HistoryPage:
-        """Get at most ``limit`` messages that came to the own inbox above position ``after`` up to ``until``."""
+        """Get a page of the messages in the range ``(after, until]`` of the user's inbox, the newest page by default.
+
+        Raises ``RequestRefused`` when the server refuses, and ``TimeoutError`` without an answer.
+
+        Args:
+            after: Position, lower end of the range, exclusive.
+            until: Position, upper end of the range, inclusive.
+            before: Cursor of a page (``HistoryPage.before``), for the messages older than that.
+            limit: The largest number of messages.
+        """
         request = {"type": "history", "after": after, "until": until, "before": before, "limit": limit}
         page: HistoryPage = await self._request(request)
         return page
 
     async def ping(self) -> float:
-        """Measure the seconds a round trip to the gateway takes."""
+        """Return the seconds that a round trip to the gateway takes; raises ``TimeoutError`` without an answer."""
         start = time.perf_counter()
         await self._request({"type": "ping"})
         return time.perf_counter() - start
@@ -395,7 +431,7 @@ class Client:
             name = id_ or f"{self._id_prefix}-{next(self._numbers)}"
             frame = _encode(_SendFrame(name, to, body))
             if self.welcome is not None and len(frame) > self.welcome.max_body_bytes + FRAME_OVERHEAD:
-                # The gateway might end the connection for it, and each one on which it is sent again.
+                # The gateway might close the connection over it, and again at each further attempt.
                 raise RequestRefused("too_large", f"message {name} has {len(frame)} bytes", RETRY["too_large"])
             await self._slots.acquire()
             if self._end is not None or name in self._queues.sends:
@@ -409,18 +445,18 @@ class Client:
         return await call.future
 
     def _settle(self, id_: str, result: Sent | Exception | None, delay_s: float = 0.0) -> None:
-        done, lane = self._queues.answer(id_, result)
+        done, queue = self._queues.answer(id_, result)
         if done:
             self._slots.release()
-        if lane is not None:
-            asyncio.get_running_loop().call_later(max(delay_s, backoff_s(lane.attempt)), self._again, lane)
+        if queue is not None:
+            asyncio.get_running_loop().call_later(max(delay_s, backoff_s(queue.attempt)), self._again, queue)
 
-    def _again(self, lane: RecipientQueue) -> None:
-        self._queues.again(lane)
+    def _again(self, queue: RecipientQueue) -> None:
+        self._queues.again(queue)
         self._wake.set()
 
     def _expire(self) -> None:
-        # All have the same timeout, so the first one is always the next to expire: one timer serves them all.
+        # All sends have the same timeout, so the oldest is always the next to expire: one timer serves them all.
         loop, self._timer = asyncio.get_running_loop(), None
         while (oldest := next(iter(self._queues.sends.values()), None)) is not None:
             if oldest.deadline > loop.time():
@@ -510,10 +546,10 @@ class Client:
                 _log.info("the connection to %s is lost: %s", self._url, error)
             except msgspec.DecodeError as error:
                 raise ProtocolError(f"the server sent a bad frame: {error}") from error
-            # A server that takes a connection and drops it at once is to be spared, too.
+            # Back off, too, from a server that accepts connections and drops them at once.
             attempt = 0 if loop.time() - start > BACKOFF_LIMIT_S else attempt + 1
-            told = self._reconnect_at - loop.time()
-            await asyncio.sleep(told if told > 0 else backoff_s(attempt))
+            wait_s = self._reconnect_at - loop.time()
+            await asyncio.sleep(wait_s if wait_s > 0 else backoff_s(attempt))
 
     async def _connection(self) -> None:
         token = self._token if isinstance(self._token, str) else self._token()
@@ -562,7 +598,7 @@ class Client:
 
     def _begin(self, welcome: Welcome, ws: aiohttp.ClientWebSocketResponse[Any], after: str | None) -> None:
         self.welcome, self._ws, self._until, self._last_error = welcome, ws, welcome.after, ""
-        self._ack_due = self._acked != after  # acknowledged since hello
+        self._ack_due = self._acked != after  # acknowledged while hello was under way
         self._queues.restart()
         self._control = deque(frame for frame, _ in self._requests.values())
         self._wake.set()
@@ -594,14 +630,14 @@ class Client:
             self._reply(frame.ref, frame)
 
     async def _write(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
-        with contextlib.suppress(ConnectionError):  # the reader hears of it, and knows why
+        with contextlib.suppress(ConnectionError):  # the reader gets the error, too, and its reason
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._flush(ws)
 
     async def _flush(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
-        # Each turn takes and writes without a break between, so that two of these may run at once.
+        # No await between taking a frame and writing it, so that two of these may run at once.
         while True:
             if self._ack_due:
                 self._ack_due = False
@@ -620,7 +656,7 @@ class Client:
         while (delivery := await self._deliveries.get()) is not None:
             number, frame = delivery
             if number != self._connection_number:
-                continue  # it was not acknowledged, so it comes again on the new connection
+                continue  # not acknowledged, so it comes again on the new connection
             if isinstance(frame, _CaughtUp):
                 self.caught_up.set()
             elif isinstance(frame, _Messages):
@@ -644,7 +680,7 @@ class Client:
         if messages:
             await callback(messages)
         if not self._acknowledge(number, frame) and self._auto_ack:
-            # The connection was lost while the callback worked: these come again, and it must not see them twice.
+            # The connection was lost during the callback: these messages come again, and it must not get them twice.
             self._handled.update(message.pos for message in frame.messages)
         elif self._handled:
             self._handled.difference_update(message.pos for message in frame.messages)

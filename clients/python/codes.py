@@ -1,4 +1,4 @@
-"""The codes that a client gets from the server, in the client's own copy; a test compares it with the server's."""
+"""The codes that the server sends, in the client's own copy; a test compares it with the server's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RETRY: Final = {
     "busy": True,
     "history_unavailable": True,
 }
-"""The codes of ``error`` frames, and whether the same frame may work later."""
+"""The codes of ``error`` frames, with True where the same frame may succeed later."""
 
 CLOSES: Final = {
     4000: "the gateway stops",
@@ -30,9 +30,9 @@ CLOSES: Final = {
     4503: "a frame is no JSON, or binary",
     4510: "a newer connection of this device has taken over",
 }
-"""The close codes of the server's own, and their meanings."""
+"""The close codes that are specific to this server, and their meanings."""
 
 
 def is_final(code: int) -> bool:
-    """Whether a close code tells the client not to connect again until something has changed."""
+    """Return whether a close code forbids to reconnect until its cause is removed."""
     return 4500 <= code <= 4999

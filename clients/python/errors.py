@@ -1,22 +1,22 @@
 """The errors of the client.
 
 ChatError
-├── ConnectionClosed        the connection has ended for good, or never began
-│   └── ProtocolError       the server sent what the protocol does not allow
-│       └── ChainBroken     a part of the inbox was left out or repeated
+├── ConnectionClosed        the client has ended, or could not connect
+│   └── ProtocolError       the server violated the protocol
+│       └── ChainBroken     the server left out or repeated a part of the inbox
 ├── RequestRefused          the server refused one message or request
-└── SendTimeout             the fate of one message or request is not known
+└── SendTimeout             one message was not answered in time
 """
 
 from __future__ import annotations
 
 
 class ChatError(Exception):
-    """The base of the errors of this client."""
+    """The base class of the errors of this client."""
 
 
 class ConnectionClosed(ChatError):
-    """The connection has ended for good, or never began.
+    """The client has ended and does not reconnect, or could not connect at first.
 
     ``code`` is a WebSocket close code or HTTP status, or one of ``unreachable``, ``protocol``, ``chain``, ``closed``.
     """
@@ -27,7 +27,7 @@ class ConnectionClosed(ChatError):
 
 
 class ProtocolError(ConnectionClosed):
-    """The server sent what the protocol does not allow, so the connection was given up."""
+    """The server violated the protocol, so the client has ended."""
 
     def __init__(self, message: str, code: str = "protocol") -> None:
         super().__init__(code, message)
@@ -49,4 +49,4 @@ class RequestRefused(ChatError):
 
 
 class SendTimeout(ChatError, TimeoutError):
-    """The fate of one message or request is not known: no answer came in time. Send it again under the same id."""
+    """One message was not answered in time, so it may be in the log or not. Send it again under the same id."""

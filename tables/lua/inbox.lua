@@ -1,24 +1,29 @@
 #!lua name=connect_chat
 
--- The inbox of a user, of three keys which share a hash slot:
---   {u:<user>}:inbox    stream; an entry's id is the message's position
---                         t  when it was accepted, s since the epoch
---                         c  bytes ever appended to this inbox, this entry included
---                         m  the JSON object a recipient is sent
---                       or, where the quota was used up,
---                         t, c, g  the position above which messages went to history only, up to this entry
---   {u:<user>}:devices  hash: "top" the highest position ever applied, "floor" the highest one removed,
---                       "bytes" ever appended, "removed" how many of them are gone (a lower bound, made exact when
---                       the quota seems used up), "gap" the id of the newest entry if that is a gap,
---                       "crowded" while there is an extra,
---                       "touched" when an append last set when the keys expire, s,
---                       "d:<device>" -> "<cursor> <last seen, s> <connection number>"
---   {u:<user>}:extra    hash "n:<sender>", "b:<sender>": the messages and bytes it was granted past the quota
---   {u:<user>}:traced   stream of the newest sampled messages that were not pushed: an entry's id is the position,
+-- The inbox of a user has these keys, which share a hash slot:
+--   {u:<user>}:inbox    stream; the id of an entry is the position of the message
+--                         t  time at which it was accepted, s since the epoch
+--                         c  number of bytes ever appended to this inbox, including this entry
+--                         m  the JSON object that the recipient gets
+--                       An entry may be a gap instead, where the quota was used up:
+--                         t, c  as above
+--                         g  the messages in (g, id of this entry] went to history only
+--   {u:<user>}:devices  hash
+--                         top      the highest position ever applied
+--                         floor    the highest position removed
+--                         bytes    number of bytes ever appended
+--                         removed  number of those bytes that are gone: a lower bound, made exact when the quota seems
+--                                  used up
+--                         gap      the id of the newest entry, if that is a gap
+--                         crowded  set while the key :extra exists
+--                         touched  time at which an append last set the expiry of the keys, s since the epoch
+--                         d:<device>  "<cursor> <last seen, s since the epoch> <connection number>"
+--   {u:<user>}:extra    hash: n:<sender> and b:<sender> are the messages and bytes of a sender accepted above the quota
+--   {u:<user>}:traced   stream of the newest sampled messages that were not pushed; the id of an entry is the position
 --                         p  a W3C traceparent
---   {u:<user>}:seen:<n> set of digests of (sender, message id), of the n-th retry window
+--   {u:<user>}:seen:<n> set of the digests of (sender, message id) in the n-th retry window
 --
--- Positions are compared as texts: Lua's numbers are doubles, which are exact up to 2^53 only.
+-- Positions are compared as texts, because Lua's numbers are doubles, which are exact up to 2^53 only.
 
 local ORIGIN = '0-0'
 local CHUNK = 250
@@ -30,7 +35,7 @@ local function less(a, b)
   if a_dash ~= b_dash then
     return a_dash < b_dash
   end
-  -- Digits of the same number stand below each other.
+  -- With the dashes aligned, texts of equal length compare digit by digit.
   if #a == #b or string.sub(a, 1, a_dash) ~= string.sub(b, 1, b_dash) then
     return a < b
   end
@@ -46,13 +51,13 @@ local function device_of(value)
   return cursor, tonumber(seen), tonumber(number)
 end
 
--- What is known of the devices outlives the messages, so that an inbox that expired can be told from a new one.
+-- Set the expiry of the keys. The devices outlive the messages, so that an expired inbox differs from a new one.
 local function touch(keys, ttl_ms)
   redis.call('PEXPIRE', keys[1], ttl_ms)
   redis.call('PEXPIRE', keys[2], 2 * ttl_ms)
 end
 
--- How many of the bytes ever appended are no longer in the inbox.
+-- Return how many of the bytes ever appended are no longer in the inbox.
 local function removed_bytes(inbox, bytes)
   local first = redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
   if not first then
@@ -62,12 +67,14 @@ local function removed_bytes(inbox, bytes)
   return tonumber(value[4]) - (value[5] == 'm' and #value[6] or 0)
 end
 
--- Who may append: the token of each partition of the log. It lives in the memory of this server process alone, not
--- in its data: a server that was restarted, or promoted, may have lost its newest writes and knows no token.
+-- The fencing token of each partition of the log, without which nothing is appended. Tokens are kept in the memory of
+-- this server process only, not in its data: a server that was restarted or promoted may have lost its newest writes,
+-- and knows no token.
 local tokens = {}
 
--- keys: the watermark of a partition on this server; args: partition, the token expected, the new one
--- Returns whether it was the expected one, and the offset below which this server surely has what was applied.
+-- Set the fencing token of a partition.
+-- keys: the watermark of the partition on this server; args: partition, the token expected, the new token
+-- Returns whether the token was the expected one, and the watermark: the offset below which this server has everything.
 local function fence(keys, args)
   local kept = tokens[args[1]] == args[2]
   tokens[args[1]] = args[3]
@@ -78,11 +85,12 @@ local function sender_of(json)
   return string.match(json, '^{"pos":"[^"]*","id":"[^"]*","from":"([^"]*)"') or ''
 end
 
--- keys: inbox, devices, seen in this window, seen in the one before, extra
--- args: partition, token, TTL in ms, quota in messages, quota in bytes, the most digests kept of a window,
---       the window in ms, now (s), the position that must have been applied before ("0-0" for any): a call before this
---       one may have failed, then for each message: position, time in s, digest, JSON
--- Returns the former top, and for each message whether it was added (a text of "1", "0", or "2" past the quota).
+-- Append the messages of a batch to an inbox.
+-- keys: inbox, devices, seen in this window, seen in the window before, extra
+-- args: partition, fencing token, TTL in ms, quota in messages, quota in bytes, the largest number of digests kept of a
+--       window, the window in ms, now (s), the position that must have been applied before ("0-0" for none; an earlier
+--       call of the same pipeline may have failed), then for each message: position, time in s, digest, JSON
+-- Returns the top before, and a text with one character for each message: "1" added, "0" not new, "2" above the quota.
 local function append(keys, args)
   if tokens[args[1]] ~= args[2] then
     return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
@@ -208,9 +216,11 @@ local function append(keys, args)
   return {former, table.concat(added)}
 end
 
--- keys: inbox, devices; args: after, the most messages, the most bytes, messages accepted before this are too old (s),
--- the device that reads, or "". What the device itself has acknowledged is not read again: an acknowledgement of its
--- earlier connection may arrive after it began this one.
+-- Read a page of an inbox. Messages that the reading device has acknowledged are left out: an acknowledgement from its
+-- earlier connection may arrive after this connection began.
+-- keys: inbox, devices
+-- args: after, the largest number of messages and of bytes, the time before which accepted messages are too old (s),
+--       the device that reads, or ""
 -- Returns {"messages", after, until, first, count, JSON objects joined by commas} or {"missed", after, until}.
 local function read(keys, args)
   local inbox, devices, after = keys[1], keys[2], args[1]
@@ -272,7 +282,8 @@ local function read(keys, args)
   return {'messages', after, last, first or '', count, table.concat(parts, ',')}
 end
 
--- keys: traced; args: the most kept, TTL in ms, then for each sampled message: position, traceparent
+-- Store the traceparents of sampled messages.
+-- keys: traced; args: the largest number kept, TTL in ms, then for each sampled message: position, traceparent
 local function keep_parents(keys, args)
   for i = 3, #args, 2 do
     -- What comes again, because its record does, is refused: its position is not above the last.
@@ -281,7 +292,7 @@ local function keep_parents(keys, args)
   redis.call('PEXPIRE', keys[1], args[2])
 end
 
--- keys: traced; args: a position, another one. Returns the traceparents of sampled messages from one up to the other.
+-- keys: traced; args: first and last position. Returns the traceparents of the sampled messages from first to last.
 local function parents_of(keys, args)
   local parents = {}
   for i, entry in ipairs(redis.call('XRANGE', keys[1], args[1], args[2])) do
@@ -295,7 +306,8 @@ local function top_of(keys)
   return redis.call('HGET', keys[1], 'top') or ORIGIN
 end
 
--- Forget the devices unseen since `oldest`, then, down to `most`, the longest unseen but `keep`. Returns device -> value.
+-- Forget the devices not seen since `oldest`, then, while there are more than `most`, the one not seen for longest, but
+-- never `keep`. Returns device -> value of the others.
 local function living_devices(devices, oldest, most, keep)
   local living, order = {}, {}
   local all = redis.call('HGETALL', devices)
@@ -320,8 +332,8 @@ local function living_devices(devices, oldest, most, keep)
   return living
 end
 
--- Remove what all devices have. The floor rises with it: a device that was forgotten and comes back with a lower
--- cursor is told what it missed.
+-- Remove the messages that all devices have acknowledged, and raise the floor with them: a forgotten device that comes
+-- back with a lower cursor is told what it missed.
 local function trim(keys, living)
   local lowest = false
   for _, value in pairs(living) do
@@ -341,11 +353,13 @@ local function trim(keys, living)
   return removed
 end
 
--- keys: inbox, devices; args: device, now (s), TTL in ms, the most devices, the position the client claims to have
--- or "", the highest position it may claim beyond the top, now (ms)
--- The number is the time in ms or, if the last one is not below that, one more: it rises even if Redis lost the last.
--- What it has by that claim is removed as if it were acknowledged: maybe that was said on a connection that broke.
--- Returns {cursor, connection number, top, floor, how many were removed}.
+-- Register a device and number its new connection. The number is the time in ms, or the last number plus one if that is
+-- higher, so that it rises even if Redis lost the last one. The position that the client claims to have counts as
+-- acknowledged, since the acknowledgement may have been lost with a connection that broke.
+-- keys: inbox, devices
+-- args: device, now (s), TTL in ms, the largest number of devices, the position that the client claims to have or "",
+--       the highest position that it may claim above the top, now (ms)
+-- Returns {cursor, connection number, top, floor, number of messages removed}.
 local function hello(keys, args)
   local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[2])
   local head = redis.call('HMGET', devices, 'top', 'floor', field)
@@ -370,7 +384,8 @@ local function hello(keys, args)
   return {cursor, number, top, floor, removed}
 end
 
--- keys: inbox, devices; args: device, position, now (s), TTL in ms, the most devices. Returns how many were removed.
+-- Raise the cursor of a device. keys: inbox, devices; args: device, position, now (s), TTL in ms, the largest number of
+-- devices. Returns the number of messages removed.
 local function acknowledge(keys, args)
   local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[3])
   local value = redis.call('HGET', devices, field)
@@ -389,9 +404,9 @@ local function acknowledge(keys, args)
   return removed
 end
 
+-- Restore devices from the log; newer values are kept. In an inbox that was lost, the floor becomes the lowest cursor,
+-- so that messages which all devices have are not appended again.
 -- keys: inbox, devices; args: TTL in ms, then for each device: device, cursor, last seen (s), connection number
--- Bring devices back from the log; what is here and newer stays. In an inbox that was lost the floor is the lowest
--- cursor, so that what all devices have is not appended again.
 local function restore(keys, args)
   local devices = keys[2]
   local lowest = false
@@ -417,8 +432,9 @@ local function restore(keys, args)
   return lowest or ORIGIN
 end
 
--- keys: the watermark of a partition on this server; args: partition, token, the offset applied so far, TTL in ms
--- Returns 1 if the token is the one adopted, after noting the offset, else 0.
+-- Set the watermark of a partition, if the fencing token is current.
+-- keys: the watermark of the partition on this server; args: partition, token, the offset below which all is applied,
+-- TTL in ms. Returns 1 if the token is current, else 0.
 local function mark(keys, args)
   if tokens[args[1]] ~= args[2] then
     return 0
@@ -427,16 +443,17 @@ local function mark(keys, args)
   return 1
 end
 
--- keys: the watermark of a partition on this server; args: partition
--- Make the worker of the partition believe that this server has lost everything.
+-- Drop the fencing token of a partition and reset its watermark, as if this server had lost everything.
+-- keys: the watermark of the partition on this server; args: partition
 local function invalidate(keys, args)
   tokens[args[1]] = nil
   redis.call('SET', keys[1], '0')
   return 1
 end
 
--- Of the gateways' slots. keys: the lease of one slot; args: this boot's id, TTL in ms, now in ms
--- Takes it if it is free or ours. Returns the epoch, always above that of an earlier holder, or 0 if it is taken.
+-- Lease a slot of the gateways, or renew the lease. keys: the lease of the slot, its last epoch; args: the id of this
+-- gateway process, TTL in ms, now in ms. Returns the epoch, always above those of earlier holders, or 0 if another
+-- gateway holds the slot.
 local function lease(keys, args)
   local value = redis.call('GET', keys[1])
   if value then
@@ -454,7 +471,7 @@ local function lease(keys, args)
   return epoch
 end
 
--- keys: the lease of one slot; args: this boot's id. Gives it back if it is ours.
+-- Release the lease of a slot, if this gateway process holds it. keys: the lease; args: the id of the process
 local function release(keys, args)
   local value = redis.call('GET', keys[1])
   if value and string.match(value, '^(%S+) ') == args[1] then
@@ -464,7 +481,7 @@ local function release(keys, args)
   return 0
 end
 
--- What makes room, or takes none, is done by a Redis that is full: else nobody could come and empty an inbox.
+-- Functions that free memory, or need none, run even in a full Redis: else no client could connect and empty its inbox.
 local function register(name, callback, ...)
   redis.register_function{function_name = name, callback = callback, flags = {...}}
 end
