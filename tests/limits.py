@@ -1,8 +1,8 @@
-"""The one limit of everything that waits."""
+"""The one time limit for everything that tests wait for."""
 
 from __future__ import annotations
 
 from typing import Final
 
 WITHIN_S: Final = 120.0
-"""So long that only what never comes takes it, also on one busy core; below the limit of a test in pyproject.toml."""
+"""Seconds that no wait that succeeds needs, even on one busy core; less than a test's timeout in pyproject.toml."""

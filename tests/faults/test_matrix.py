@@ -1,4 +1,4 @@
-"""A few cells of the fault matrix, and that its check sees what it is there for; ``make faults`` runs all of them."""
+"""A few cells of the fault matrix, and tests of its own check; ``make faults`` runs all cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.limits import WITHIN_S
 
 SEED = 1
 PATIENT = Limits(late=math.inf, quiet=0.0, probe=WITHIN_S, drain=WITHIN_S)
-"""How soon it heals is for `make faults`, which has the machine to itself: here each message has to pass some time."""
+"""Limits without times: healing in seconds is for `make faults`, which has the machine to itself."""
 CELLS = [
     Cell("cut", "messaging", Phase.STORING),
     Cell("kill", "gateway", Phase.LIVE),
@@ -29,7 +29,7 @@ CELLS = [
 
 @pytest_asyncio.fixture(scope="module")
 async def cuttable(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CuttableStack]:
-    """One stack for all cells: each has its own users."""
+    """Start one stack for all cells; each cell has its own users."""
     async with CuttableStack(tmp_path_factory.mktemp("matrix")) as stack:
         yield stack
 
@@ -40,13 +40,13 @@ async def test_nothing_is_lost_swapped_or_repeated(cuttable: CuttableStack, cell
     result = await run_cell(cuttable, cell, SEED, PAUSE_S, print, PATIENT)
     assert result.kept, result
     if cell == Cell("cut", "messaging", Phase.STORING):
-        # The worker that was cut off from Kafka, and not from Redis, left the inboxes to the one that took over.
+        # The worker that was cut off from Kafka, but not from Redis, left the inboxes to the one that took over.
         after = refused(cuttable)
         assert [name for name in after if name != result.victim and after[name] > before[name]] == []
 
 
 def refused(stack: CuttableStack) -> dict[str, int]:
-    """How often Redis took each messaging worker for one that lost its partitions."""
+    """Return how often Redis refused each messaging worker for a stale fencing token."""
     logs = {name: stack.running[name].part.log for name in ("messaging", "messaging-2")}
     return {name: log.read_text().count("redis refused to append") for name, log in logs.items()}
 
@@ -88,6 +88,6 @@ def test_what_never_comes_is_missing(device: Device) -> None:
     device.take("one", [message(device, 1, 10), message(device, 2, 11, to="somebody else")])
     assert device.missing() == {("alice", 2)}
     outcome = crowd.check()
-    # The user's other devices have neither.
+    # The user's other devices have received neither message.
     assert outcome.lost == 2 * sum(d.user == device.user for d in crowd.devices) - 1
     assert any("which is to somebody else" in problem for problem in outcome.problems)
