@@ -1,4 +1,4 @@
-"""Clients that mean no good, or are broken: the gateway stays within its bounds, and the others don't notice."""
+"""Hostile or broken clients: the gateway stays within its bounds, and the others don't notice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
     async with Bystander(stack, gateway.url).running():
         before = resident_of(running.pid)
         async with one_byte_a_second(stack, bob, gateway.url) as port:
-            # A ping is behind so much that no pong comes in time.
+            # A ping is queued behind so much data that no pong comes in time.
             await eventually(lambda: not is_held(gateway.port, port), "the gateway gives up")
             assert resident_of(running.pid) - before < 8 * MIB
     stack.forget(running)
@@ -58,13 +58,13 @@ async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
 async def test_a_flood_that_reads_no_answer_is_held_back(stack: Stack) -> None:
     pid = stack.running["gateway"].pid
     bystander, partitions = Bystander(stack), stack.settings.partitions
-    # On the bystander's own partition, what is written to the log before his messages is ahead of them.
+    # On the bystander's own partition, records written to the log before his messages are ahead of them.
     to = next(to for to in iter(user, "") if partition_of(to, partitions) != partition_of(bystander.name, partitions))
     async with bystander.running(), flood(stack, user("flood"), to) as sending:
         before = resident_of(pid)
         await eventually(lambda: len(bystander.latencies) > 100, "a bystander gets 100 messages")
         assert not sending.done()
-        # The answers to it are 256 KiB, what Kafka has not taken 64 MiB at most.
+        # Its answers take 256 KiB, records that Kafka has not taken yet 64 MiB at most.
         assert resident_of(pid) - before < 96 * MIB
 
 
@@ -74,7 +74,7 @@ async def test_5_000_connections_of_one_user(stack: Stack) -> None:
     before = resident_of(pid)
     async with Bystander(stack).running(), connections(stack, user("crowd"), count) as codes:
         assert resident_of(pid) - before < count * 48 * 1024
-        # The newest stay; a registry of 5,000 for each message would be everybody's loss.
+        # The newest stay; a registry of 5,000 connections for each message would slow everybody.
         await eventually(lambda: codes.count(None) == most, f"{most} connections are left")
         assert set(codes) == {None, 4510}
 
@@ -104,7 +104,7 @@ async def test_a_flood_of_acknowledgements_is_no_flood_of_requests(stack: Stack)
     await stack.send(user("alice"), bob, range(2_000))
     async with stack.raw(bob) as raw:
         got = await raw.messages(2_000)
-        # One by one, each higher than the last: they travel together.
+        # One by one, each higher than the last: the gateway sends them on together.
         for n in range(0, 2_000, 100):
             await raw.send(*({"type": "ack", "pos": m["pos"]} for m in got[n : n + 100]))
         await raw.ping()

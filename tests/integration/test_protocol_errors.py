@@ -1,4 +1,4 @@
-"""Clients that do it wrong: they are told what was wrong, and harm nobody."""
+"""Clients that violate the protocol: they are told what was wrong, and harm nobody."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_only_a_hello_may_come_first(stack: Stack, frame: Any, code: int) 
 
 
 async def test_no_hello_ends_the_connection(stack: Stack) -> None:
-    # Others say hello later than this on a busy machine.
+    # A gateway of its own: in other tests a hello may come later than this on a busy machine.
     gateway = await stack.start(stack.service("gateway", hello_timeout=0.5))
     async with stack.socket(gateway.part.url) as raw:
         closed = await raw.closed()
@@ -192,7 +192,8 @@ async def test_the_client_does_not_repeat_a_frame_that_is_too_large(stack: Stack
     client = stack.connect(alice, Received())
     await client.__aenter__()
     try:
-        # docs/protocol.md: "don't repeat the same frame". Repeated, it ends each new connection, for all else, too.
+        # docs/protocol.md: "don't repeat the same frame". Repeated, it would end each new connection, also for all
+        # other frames.
         with pytest.raises((ConnectionClosed, RequestRefused)):
             await client.send(alice, "x" * 600_000)
     finally:
@@ -237,7 +238,7 @@ async def test_a_user_can_neither_read_nor_acknowledge_the_inbox_of_another(stac
         await raw.next_of("caught_up")
         await raw.ack(top)
         assert (await raw.next_of("error"))["code"] == "bad_ack"
-    # As if all of it was here already, on a device of the same name.
+    # As if all was received already, on a device of the same name.
     async with stack.raw(mallory, after=top) as raw:
         await raw.next_of("caught_up")
         await raw.ack(raw.until)

@@ -1,4 +1,4 @@
-"""The whole way over TLS, by users with the least rights; and what a wrong login, certificate or right says."""
+"""Delivery over TLS, by users with the least rights; and the errors for a wrong login, certificate or right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot work says so at once, in one line."""
+"""Programs that cannot work say so at once, in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
 
 async def run(stack: Stack, command: tuple[str, ...], **settings: object) -> Ended:
-    """Run one of our programs to its end."""
+    """Run one of the project's programs to its end."""
     environment = stack.environment | {f"CHAT_{name.upper()}": str(value) for name, value in settings.items()}
     async with _places:
         process = await asyncio.create_subprocess_exec(
@@ -57,7 +57,7 @@ async def run(stack: Stack, command: tuple[str, ...], **settings: object) -> End
 
 
 async def fails(stack: Stack, command: tuple[str, ...], *texts: str, **settings: object) -> None:
-    """Check that a program ends with one line that has each of the texts, after at most a line of a library."""
+    """Check that a program ends with one line that has each of the texts, after at most one line of a library."""
     ended = await run(stack, command, **settings)
     assert ended.code not in (0, None), ended
     assert ended.lines, ended
@@ -68,7 +68,7 @@ async def fails(stack: Stack, command: tuple[str, ...], *texts: str, **settings:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port nobody listens on, below those that the system gives to connections."""
+    """Return a port nobody listens on, below those that the system gives to outgoing connections."""
     return Layout.free(ROOT / "unused").kafka
 
 
@@ -112,7 +112,7 @@ async def test_a_busy_port(stack: Stack, closed_port: int) -> None:
 
 
 def listening() -> dict[int, str]:
-    """The address that each port is listened on, as the kernel has it."""
+    """Return the address on which each port is listened on, from the kernel's tables."""
     found = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
@@ -128,7 +128,7 @@ async def test_everything_listens_on_loopback_and_no_tables_are_shown(stack: Sta
     for name, running in stack.running.items():
         if name == "dynamodb":
             continue  # DynamoDB Local listens on all interfaces and has no option for it (README, "Every day").
-        # As IPv4, and as Java has it.
+        # As IPv4, and as Java's IPv4-mapped IPv6.
         assert addresses[running.part.port] in ("0100007F", "0000000000000000FFFF00000100007F"), running.part.name
     for name in ("messaging", "notification", "history"):
         for path in ("/table/", "/router/", "/stats/"):
@@ -137,7 +137,7 @@ async def test_everything_listens_on_loopback_and_no_tables_are_shown(stack: Sta
 
 
 async def test_a_gateway_without_redis_waits_and_says_so(stack: Stack, closed_port: int) -> None:
-    """Redis may come later, and a gateway must not die of it; it takes no connections meanwhile."""
+    """Redis may come up later, and a gateway must not end because of it; meanwhile it accepts no connections."""
     gateway = stack.service("gateway", redis=f"redis://{HOST}:{closed_port}")
     gateway.prepare()
     running = start_process(gateway)
@@ -164,7 +164,7 @@ async def test_a_gateway_without_redis_waits_and_says_so(stack: Stack, closed_po
 
 @pytest_asyncio.fixture(scope="module")
 async def empty_kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """A Kafka without topics."""
+    """Start a Kafka without topics."""
     part = Kafka(Layout.free(tmp_path_factory.mktemp("kafka")))
     await asyncio.to_thread(part.prepare)
     running = start_process(part)
@@ -190,7 +190,8 @@ async def test_topics_from_nothing_to_a_new_generation(stack: Stack, empty_kafka
     assert "generation 1 with 8 partitions" in checked.output
     assert "nothing was missing" in again.output
 
-    # Made anew, its offsets begin at 0 again: taken for old positions, new messages would vanish.
+    # The offsets of a recreated topic begin at 0: with the old generation, new messages would be taken for old ones and
+    # lost.
     admin = AIOKafkaAdminClient(bootstrap_servers=empty_kafka)
     await admin.start()
     try:
