@@ -16,7 +16,7 @@ from gateway import protocol
 
 
 class Wire:
-    """A transport that keeps what is written."""
+    """A transport that keeps all bytes written to it."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -39,7 +39,7 @@ def wired(link: L) -> tuple[L, Wire]:
 
 
 def server_frame(text: bytes) -> bytes:
-    """As a WebSocket server sends it: not masked."""
+    """Return a frame as a WebSocket server sends it: not masked."""
     masked = websocket_frame(text)
     head = {126: 4, 127: 10}.get(masked[1] & 0x7F, 2)
     return masked[:1] + bytes([masked[1] & 0x7F]) + masked[2:head] + text

@@ -114,7 +114,7 @@ def messages(after: str, until: str, *positions: str) -> dict[str, Any]:
 
 
 class Inbox:
-    """A callback that keeps what it gets."""
+    """A callback that keeps the messages it gets."""
 
     def __init__(self) -> None:
         self.positions: list[str] = []
@@ -173,7 +173,7 @@ async def test_no_more_in_flight_than_allowed() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome()
         first = await peer.take(3)
-        # A pong proves that the client had the chance to send more, and did not.
+        # The client had the chance to send more before this ping, and did not.
         assert (await peer.next())["type"] == "ping"
         await peer.confirm(*(send["id"] for send in first))
         await peer.say({"type": "pong", "ref": "never asked"})
@@ -199,14 +199,14 @@ async def test_a_failure_sends_all_behind_it_again_in_order_after_the_last_answe
         await peer.confirm(sends["a0"])
         await peer.refuse(sends["a1"], retry=True)
         await peer.say({"type": "pong", "ref": ref})
-        # A message to another recipient passes; one to this recipient waits for the answer about a2 and a3.
+        # A message to another recipient is sent; one to this recipient waits for the answers about a2 and a3.
         assert (await peer.next())["body"] == "b1"
         await peer.confirm(sends["b0"], sends["a2"])
         await peer.refuse(sends["a3"], sends["a4"], retry=True)
         again = await peer.take(4)
         assert [send["body"] for send in again] == ["a1", "a3", "a4", "a5"]
         assert again[0]["id"] == sends["a1"]
-        # It fails once more, as a whole.
+        # They fail once more, all of them.
         await peer.refuse(*(send["id"] for send in again), retry=True)
         assert await peer.take(4) == again
         await peer.confirm(*(send["id"] for send in again))
@@ -221,7 +221,7 @@ async def test_a_failure_sends_all_behind_it_again_in_order_after_the_last_answe
         await client.ping()
         later = [asyncio.create_task(client.send(to, body)) for to, body in (("a", "a5"), ("b", "b1"))]
         assert len(await sending) == 6
-        # b1 has no confirmation in the script; a reconnect would bring it, the end of the test just drops it.
+        # b1 has no confirmation in the script; a reconnect would send it again, so the end of the test cancels it.
         await later[0]
         await client.send("a", "last")
         later[1].cancel()
@@ -282,7 +282,7 @@ async def test_a_send_without_an_answer_times_out_and_frees_its_place() -> None:
         await peer.until_closed()
 
     async with serving(script) as server, Client(server.url, "jwt", "d", in_flight=1) as client:
-        # Neither the welcome nor the second answer has to come so soon.
+        # The short timeout is for the first send only: the welcome and the second answer may take longer.
         patience, client._timeout_s = client._timeout_s, 0.1
         with pytest.raises(TimeoutError, match="lost-one"):
             await client.send("a", 1, id="lost-one")
@@ -544,7 +544,7 @@ async def test_goodbye_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -
 
     async with serving(leaves, lives) as server, Client(server.url, "jwt", "d") as client:
         await client.wait_caught_up()
-        # What was left of ten minutes by then.
+        # The rest of the ten minutes.
         assert any(WITHIN_S < wait <= 600 for wait in waits)
 
 
@@ -629,7 +629,7 @@ async def test_a_closed_client_sends_nothing() -> None:
 
 @given(st.lists(st.sampled_from(["refuse", "confirm", "add", "reconnect"]), max_size=60))
 async def test_however_sends_fail_they_are_accepted_in_order(steps: list[str]) -> None:
-    """Against the gateway's promise: what follows a failed send to the same recipient fails until it comes again."""
+    """The gateway's promise is assumed: after a failed send, all to the same recipient fail until it is sent again."""
     outbox, call = RecipientQueues(), _Call(1_000)
     added: list[str] = []
     wire: list[str] = []
@@ -658,7 +658,7 @@ async def test_however_sends_fail_they_are_accepted_in_order(steps: list[str]) -
             outbox.add(_Send(id_, "a", id_.encode(), 0.0, call, len(added)))
             wire.extend(frame.decode() for frame in outbox.take())
         elif step == "reconnect":
-            # What was on the wire was accepted or not: here it was, and the answer got lost.
+            # A send on the wire was accepted or not: here it was, and the answer was lost.
             if failed is None:
                 accepted.extend(id_ for id_ in wire if id_ not in accepted)
             wire, failed = [], None

@@ -1,4 +1,4 @@
-"""What becomes of a connection to Redis on which something went wrong."""
+"""Errors on a connection to Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tables.redis_cluster import Cluster
 
 
 class Connection:
-    """Stands in for a node with one connection, whose writing fails."""
+    """A stand-in for a node with one connection, whose writes fail."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -69,7 +69,7 @@ async def test_nobody_reads_the_answers_meant_for_another(error: Exception, rais
 async def test_what_redis_does_not_want_now_is_waited_for_and_no_fault_of_the_message(
     monkeypatch: pytest.MonkeyPatch, answer: ResponseError
 ) -> None:
-    """Anything else that is answered makes a dead letter of the record."""
+    """Any other error reply makes a dead letter of the record."""
     cluster = Cluster(Settings())
 
     async def nothing() -> None: ...

@@ -29,7 +29,7 @@ def test_lengths_of_time(ms: int, text: str) -> None:
 
 def test_times() -> None:
     assert utc(1_769_868_120_123) == "2026-01-31T14:02:00.123Z"
-    # What a broken clock may have written is shown, and ends nothing.
+    # A time that a broken clock has written is shown, and does not end the command.
     assert utc(1 << 62) == f"{1 << 62} ms"
 
 

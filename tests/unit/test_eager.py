@@ -1,4 +1,4 @@
-"""A coroutine that is begun at once ends at once, or goes on as a task would have."""
+"""A coroutine that is begun eagerly ends at once, or goes on as a task would have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chat_streams.compat import eager
 
 
 async def turns() -> None:
-    """Let the loop go round until everybody did what they could."""
+    """Let the event loop run until no task can go on."""
     for _ in range(10):
         await asyncio.sleep(0)
 

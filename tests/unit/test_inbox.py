@@ -1,4 +1,4 @@
-"""How what is new in an inbox is cut into what is pushed."""
+"""The division of an inbox's new messages into the pages that are pushed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMER = Position.of(1, 6, 2)
 def test_pages_hold_all_in_order_and_leave_no_gap(sizes: list[int], limit: int) -> None:
     positions = [Position.of(1, 7 + n // 3, n % 3) for n in range(len(sizes))]
     objects = [bytes([65 + n]) * size for n, size in enumerate(sizes)]
-    until = Position.of(1, 99, 0)  # a retry came last
+    until = Position.of(1, 99, 0)  # the last message was dropped as a retry
     pages = list(Appended(FORMER, until, positions, objects, 0, 1).pages(limit))
     assert [o for page in pages for o in page.messages.split(b",")] == objects
     assert [page.after for page in pages] == [FORMER, *(page.until for page in pages[:-1])][: len(pages)]
@@ -27,6 +27,6 @@ def test_pages_hold_all_in_order_and_leave_no_gap(sizes: list[int], limit: int) 
         assert page.count == page.messages.count(b",") + 1
         assert page.first is not None
         assert page.after < page.first <= page.until
-    # No smaller than they must be.
+    # No page is smaller than it must be.
     for page, following in pairwise(pages):
         assert len(page.messages) + 1 + len(following.messages.split(b",")[0]) > limit

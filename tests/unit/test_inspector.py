@@ -1,4 +1,4 @@
-"""The parts of the inspector that need no engine: what is counted, measured, searched for and kept."""
+"""The parts of the inspector that need no engine: counts, measurements, search and history."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_bodies_are_masked_in_what_is_decoded() -> None:
 
 def test_rates_and_totals_survive_a_restart_of_the_service_and_a_reader_that_came_late() -> None:
     series = Series()
-    # It counted before anybody read: that is of the time before.
+    # A count from before the first record that was read is not of this time.
     series.add(said(NOW + HOUR_MS, accepted=1_000_000))
     series.add(said(NOW + HOUR_MS + STEP_MS, accepted=1_000_500))
     assert series.rate("gateway@a:1", "accepted") == 100
@@ -117,7 +117,7 @@ def test_the_hour_is_bounded_whatever_comes() -> None:
 
 
 class Story:
-    """Records of ``service_stats`` every 5 s, and what the panel says of the live sum after each."""
+    """Records of ``service_stats`` every 5 s, and the panel's verdict on the live sum after each."""
 
     def __init__(self) -> None:
         self.series, self.at = Series(), NOW
@@ -140,7 +140,7 @@ def test_the_live_sum_is_red_when_what_was_accepted_is_not_accounted_for() -> No
     assert story.go_on() == "grey", "nothing is known before it was quiet once"
     assert story.go_on(3) == "good"
     for _ in range(10):
-        # What a gateway has said and messaging has not yet is no error.
+        # Messages that a gateway has published and messaging has not yet are no error.
         gateway.update(accepted=1_000)
         assert story.go_on(lag=3) in ("good", "wait")
         messaging.update(appended=990, retries=10)
@@ -181,7 +181,7 @@ def test_the_live_sum_is_amber_when_a_killed_process_took_counts_with_it(killed:
     found = verdict(story.series.ledger)
     assert found["tone"] == "wait"
     assert f"{killed} ended" in found["explained"][0]["text"]
-    # The next audit has the exact sum: what was before it is of no interest any more.
+    # The next audit has the exact sum, so all before it no longer counts.
     story.series.ledger.audited(story.at + 1)
     assert verdict(story.series.ledger)["tone"] == "grey"
     assert story.go_on(4) == "good"
@@ -209,10 +209,10 @@ def test_lag_and_time_to_empty() -> None:
     assert marks.behind("messaging", TP) == 800
     assert marks.rate(TP) == 10
     assert marks.time_to_empty("messaging", TP) == 800 / 20
-    # It falls behind.
+    # The group falls behind.
     marks.look({TP: 9_000}, {"messaging": {TP: 400}}, 20.0)
     assert marks.time_to_empty("messaging", TP) is None
-    # What waits for its commit only is no lag that grows.
+    # Records that only wait for their commit are not a growing lag.
     steady = Watermarks()
     steady.look({TP: 100}, {"history": {TP: 90}}, 0.0)
     steady.look({TP: 200}, {"history": {TP: 190}}, 10.0)
@@ -302,7 +302,7 @@ def test_a_tail_reads_all_there_is_within_its_budget_and_the_newest_of_more() ->
     start = time.monotonic()
     assert budget.left(start + 100) == 4_000
     budget.spend(5_000)
-    # One record may be larger than all there is: then nothing is read for a while.
+    # One record may be larger than the whole budget: then nothing is read for a while.
     assert budget.left(start + 100) == -1_000
     assert budget.left(start + 103) == 2_000
 
@@ -312,7 +312,7 @@ def follower(view: View, at: int | None = None) -> Follower:
 
 
 class Log:
-    """A partition of records of ten messages each, and which of them were read."""
+    """A partition of records of ten messages each, which notes the offsets that were read."""
 
     def __init__(self, end: int) -> None:
         self.end = end
@@ -341,7 +341,7 @@ async def test_all_who_follow_a_topic_share_what_is_read_and_each_has_their_plac
     await feed.look(log, 1_000)  # type: ignore[arg-type]
     assert log.reads == list(range(95, 103)), "who comes back goes on there, and nobody's record is read twice"
     assert [view.counts["things"] for view in views] == [30, 30, 80]
-    # A flood: the newest is read, the rest is counted.
+    # A flood: the newest records are read, the rest are counted.
     log.end = 1_103
     await feed.look(log, 4)  # type: ignore[arg-type]
     assert log.reads[8:] == [1_099, 1_100, 1_101, 1_102]
@@ -391,7 +391,7 @@ def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> No
         b"taken": Connection("watch", 1, 7, 100, NOW, NOW),
         b"gone": Connection("old", 1, 9, 100, NOW, NOW, gone_at=NOW),
     }
-    # Slot 7 is another gateway's by now.
+    # Slot 7 belongs to another gateway by now.
     assert slots_lost(trail, {(3, 100), (7, 101)}) == [5, 7]
 
 

@@ -1,4 +1,4 @@
-"""Whatever logs, it is one line of JSON, or one for people."""
+"""All logs, of the project and of its libraries: one line of JSON each, or one for people."""
 
 from __future__ import annotations
 

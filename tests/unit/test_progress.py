@@ -29,7 +29,7 @@ def apply(progress: Progress[str], offset: int, now: float) -> None:
 
 
 def rewind(progress: Progress[str], now: float) -> int:
-    """Begin again where the loss window began, as a worker does whose Redis may have lost writes."""
+    """Rewind to the start of the loss window, as a worker does whose Redis may have lost writes."""
     offset = progress.rewind_offset("p")
     progress.start("p", Start(offset, Checkpoint()), now)
     return offset
@@ -296,7 +296,7 @@ class Partition(RuleBasedStateMachine):
             assert offset >= self.first
 
     def teardown(self) -> None:
-        # Whatever happened, a broker that behaves brings everything through.
+        # Whatever happened, a broker that works again brings everything through.
         if "p" not in self.progress:
             return
         end = max([self.fetch, self.first, *self.done_at, *(offset for _, offset in self.under_way)]) + 3

@@ -12,7 +12,7 @@ MAX_SESSIONS = 16
 
 
 class Table(MutableMapping[bytes, bytes]):
-    """A dict that, like a Faust table, knows of what is assigned and of nothing else."""
+    """A dict that, like a Faust table, has the rows of assigned partitions and no others."""
 
     def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}

@@ -1,4 +1,4 @@
-"""What records say of sampled messages, what a connection keeps of them, and that nothing is there with traces off."""
+"""Trace headers of sampled messages, the marks that a connection keeps, and the absence of both with traces off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 class Recording(Traces):
-    """Keeps the spans that have ended; there is no collector."""
+    """Traces that keep the spans that have ended; there is no collector."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9/v1/traces", 1.0, "test")
@@ -81,7 +81,7 @@ def test_what_is_acknowledged_was_forwarded_before(traces: Recording) -> None:
     expected = Expected(traces, "phone")
     expected.add(PARENT, at(1))
     expected.add(PARENT, at(2))
-    # The window was closed: it is forwarded with a later page.
+    # The window was closed: the message is forwarded with a later page.
     assert expected.moved(ORIGIN, ORIGIN)
     assert traces.ended == []
     assert expected.moved(at(2), at(1))

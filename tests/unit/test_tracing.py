@@ -70,7 +70,7 @@ def test_what_was_redriven_for_history_is_no_delivery() -> None:
     for_history = copy(9, redrive=Redrive(frozenset({"history"})))
     (found,) = journeys(NAME, [copy(7), for_history], [dead(7, "history")], HOUR)
     assert found.applied == copy(7)
-    # The part of the log that was read begins behind the message itself.
+    # The range of the log that was read begins behind the message itself.
     (found,) = journeys(NAME, [for_history], [], HOUR)
     assert fate(found)[0] == "missing"
 
@@ -83,14 +83,14 @@ def test_the_way_of_a_message() -> None:
     found.add_sessions((connected(),), NOW - 500)
     found.add_connections()
     found.add_outgoing((Delivery("bob", PHONE, 9, PUSH, after, position, position, 1, body),), 2, NOW - 400)
-    # Others' news, and what does not hold it.
+    # Deliveries and announcements of other users, and some that do not hold the message.
     found.add_outgoing((Delivery("bob", PHONE, 9, PUSH, position, Position.of(1, 8, 0), None, 0, b""),), 2, NOW - 300)
     found.add_outgoing((Delivery("eve", LAPTOP, 9, PUSH, after, position, position, 1, body),), 2, NOW - 300)
     found.add_outgoing((InboxAdvanced("bob", PHONE, 9, after),), 2, NOW - 300)
     found.add_requests((Acknowledge("bob", "phone", after), Acknowledge("eve", "phone", position)), NOW - 250)
     found.add_requests((Acknowledge("bob", "phone", position, NOW - 350),), NOW - 200)
     found.add_requests((Acknowledge("bob", "phone", Position.of(1, 8, 0), NOW - 150),), NOW - 100)
-    # A device that acknowledges several deliveries at once says when it was forwarded the last of them.
+    # A device that acknowledges several deliveries at once reports when the last of them was forwarded to it.
     found.add_requests((Acknowledge("bob", "tablet", Position.of(1, 9, 0), NOW - 90),), NOW - 80)
     assert [(hop.what, hop.at - NOW) for hop in found.ordered()] == [
         ("accepted", -1_000),
@@ -132,7 +132,7 @@ def test_a_connection_that_is_not_announced_any_more_is_none() -> None:
     assert f"no connection since T-{3 * RULES.sweep_ms}" in fate(found)[1]
     found.add_sessions((connected(),), NOW - 1)
     assert "bob is connected" in fate(found)[1]
-    # A newer one of the same device takes its place.
+    # A newer connection of the same device replaces it.
     found.add_sessions((connected(LAPTOP, "phone", 2),), NOW - 1)
     assert found.connections[PHONE].gone_at == NOW - 1
 
