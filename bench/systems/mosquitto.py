@@ -89,8 +89,8 @@ class MqttLink(Link):
             if kind == PUBACK:
                 self.confirmed += 1
             elif kind & 0xF0 == PUBLISH:
-                place = start + 2 + (data[start] << 8 | data[start + 1])
-                acks.append(b"\x40\x02" + data[place : place + 2])
+                index = start + 2 + (data[start] << 8 | data[start + 1])
+                acks.append(b"\x40\x02" + data[index : index + 2])
                 self.received += 1
             elif kind == PINGRESP:
                 self.pongs += 1

@@ -119,9 +119,9 @@ def check(sent: dict[str, list[tuple[str, Any]]], got: Sequence[Message]) -> Non
             )
         if unknown := set(ids) - {id_ for id_, _ in expected}:
             raise DemoError(f"message {unknown.pop()} came from {user}, who did not send it")
-        for place, ((id_, content), message) in enumerate(zip(expected, came[user], strict=True)):
+        for index, ((id_, content), message) in enumerate(zip(expected, came[user], strict=True)):
             if message.id != id_:
-                raise DemoError(f"message {place} of {user} is {message.id}, and should be {id_}")
+                raise DemoError(f"message {index} of {user} is {message.id}, and should be {id_}")
             if message.body != content:
                 raise DemoError(f"message {id_} of {user} was changed: {message.body!r}, sent as {content!r}")
 
@@ -235,8 +235,8 @@ class Demo:
         start = time.perf_counter()
         with self._bars() as bars:
 
-            async def write(place: int, user: str) -> None:
-                numbers = range(place, MESSAGES, len(clients))
+            async def write(offset: int, user: str) -> None:
+                numbers = range(offset, MESSAGES, len(clients))
                 bar = bars.add_task(user, total=len(numbers))
                 for first in range(0, len(numbers), CHUNK):
                     bodies = [body(number) for number in numbers[first : first + CHUNK]]
@@ -245,8 +245,8 @@ class Demo:
                     bars.advance(bar, len(bodies))
 
             async with asyncio.TaskGroup() as group:
-                for place, user in enumerate(clients):
-                    group.create_task(write(place, user))
+                for offset, user in enumerate(clients):
+                    group.create_task(write(offset, user))
         seconds = time.perf_counter() - start
         self._fact("Kafka has accepted", f"{MESSAGES:,} messages in {seconds:.2f} s")
         for text in SENTENCES[13:40:6]:
