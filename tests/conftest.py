@@ -23,11 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests into the order in which workers take their files."""
     here = Path(__file__).parent
 
-    def place(item: pytest.Item) -> tuple[int, int]:
+    def rank(item: pytest.Item) -> tuple[int, int]:
         folder, *_ = item.path.relative_to(here).parts
         return (
             FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS),
             FLOODS.index(item.path.name) if item.path.name in FLOODS else -1,
         )
 
-    items.sort(key=place)
+    items.sort(key=rank)

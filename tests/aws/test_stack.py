@@ -121,7 +121,7 @@ def test_kafka_keeps_what_it_acknowledged(resources: Mapping[str, Resource]) -> 
         assert (found["CHAT_REPLICATION"], found["CHAT_MIN_INSYNC"]) == ("3", "2")
 
 
-def test_kafka_wants_tls_and_a_password(resources: Mapping[str, Resource]) -> None:
+def test_kafka_requires_tls_and_a_password(resources: Mapping[str, Resource]) -> None:
     cluster = only(resources, "MSK::Cluster")
     assert cluster["EncryptionInfo"]["EncryptionInTransit"] == {"ClientBroker": "TLS", "InCluster": True}
     assert "DataVolumeKMSKeyId" in cluster["EncryptionInfo"]["EncryptionAtRest"]
@@ -188,7 +188,7 @@ def test_the_table_is_the_one_that_the_code_makes(resources: Mapping[str, Resour
     assert {a["AttributeName"]: a for a in table["AttributeDefinitions"]} == by_name
 
 
-def test_the_table_can_be_had_back(resources: Mapping[str, Resource]) -> None:
+def test_the_table_can_be_restored(resources: Mapping[str, Resource]) -> None:
     table = only(resources, "DynamoDB::Table")
     assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert table["SSESpecification"]["SSEEnabled"] is True
@@ -302,7 +302,7 @@ def test_the_user_is_the_one_of_the_image(resources: Mapping[str, Resource]) -> 
             assert not container.get("Privileged")
 
 
-def test_a_task_has_time_for_its_goodbye(resources: Mapping[str, Resource]) -> None:
+def test_a_task_has_time_to_stop_in_order(resources: Mapping[str, Resource]) -> None:
     drain = gateway_app.DRAIN_SECONDS + gateway_main.SHUTDOWN_SECONDS + Settings().produce_timeout
     for service, containers in tasks(resources).items():
         assert drain < containers[service]["StopTimeout"] <= 120
@@ -332,7 +332,7 @@ def test_no_password_is_in_a_template(resources: Mapping[str, Resource]) -> None
         assert "KmsKeyId" in secret
 
 
-def test_a_log_ends_some_day(resources: Mapping[str, Resource]) -> None:
+def test_a_log_is_kept_for_a_limited_time(resources: Mapping[str, Resource]) -> None:
     for group in of_type(resources, "Logs::LogGroup").values():
         assert group["RetentionInDays"] <= 30
 
@@ -393,7 +393,7 @@ def test_scaling_is_by_connections_and_by_lag(resources: Mapping[str, Resource])
     assert len([p for p in policies if p["PolicyType"] == "StepScaling"]) == 2 * 3
 
 
-def test_the_collector_looks_at_the_service_beside_it(resources: Mapping[str, Resource]) -> None:
+def test_the_collector_scrapes_the_service_beside_it(resources: Mapping[str, Resource]) -> None:
     for service in SERVICES:
         collector = tasks(resources)[service]["collector"]
         assert collector["Essential"] is False

@@ -50,7 +50,7 @@ async def find(page: Page, text: str) -> None:
     await page.keyboard.press("Enter")
 
 
-async def test_nobody_looks_without_a_token_and_the_form_is_the_way_in(
+async def test_a_page_without_a_token_is_refused_and_the_form_takes_one(
     stack: Stack, inspector: Running, visit: Open
 ) -> None:
     async with aiohttp.ClientSession() as session:
@@ -87,7 +87,7 @@ async def test_nobody_looks_without_a_token_and_the_form_is_the_way_in(
     await expect(page.get_by_label("Token")).to_be_visible()
 
 
-async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: Running, visit: Open) -> None:
+async def test_the_search_box_leads_to_a_messages_journey(stack: Stack, inspector: Running, visit: Open) -> None:
     alice, bob, received = user("alice"), user("bob"), Received()
     async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
         await client.wait_caught_up()
@@ -111,7 +111,7 @@ async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: R
     assert (found["journeys"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
 
 
-async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:
+async def test_the_journey_says_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:
     alice, bob = user("alice"), user("bob")
     ids = await stack.send(alice, bob, range(5))
     page = await visit("/", phone=True)
@@ -132,7 +132,7 @@ async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None
     await expect(page.locator("#tail tbody tr")).to_have_count(1)
 
 
-async def test_what_was_searched_where_and_nothing_found(stack: Stack, inspector: Running, visit: Open) -> None:
+async def test_a_search_without_result_says_what_was_searched(stack: Stack, inspector: Running, visit: Open) -> None:
     page = await visit("/message/no-such-id")
     await expect(page.get_by_role("alert")).to_contain_text("records of incoming_messages, partitions and offsets")
     for text, where in (

@@ -81,7 +81,7 @@ async def replicated(tmp_path: Path) -> AsyncIterator[ReplicatedStack]:
 
 
 @pytest.mark.long
-async def test_a_replica_without_the_newest_writes_takes_over_under_load(replicated: ReplicatedStack) -> None:
+async def test_a_failover_to_a_stale_replica_loses_nothing(replicated: ReplicatedStack) -> None:
     stack = replicated
     load = Load(stack, array=5, pause_s=0.1)
     await load.more(50)

@@ -35,7 +35,7 @@ async def cuttable(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cu
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-async def test_nothing_is_lost_swapped_or_repeated(cuttable: CuttableStack, cell: Cell) -> None:
+async def test_a_cell_loses_swaps_and_repeats_nothing(cuttable: CuttableStack, cell: Cell) -> None:
     before = refused(cuttable)
     result = await run_cell(cuttable, cell, SEED, PAUSE_S, print, PATIENT)
     assert result.kept, result
@@ -61,7 +61,7 @@ def device() -> Device:
     return Crowd(cast(Stack, None), [], Phase.LIVE, "seed").devices[0]
 
 
-def test_what_is_in_order_is_well_on_each_connection(device: Device) -> None:
+def test_the_check_accepts_messages_in_order_on_each_connection(device: Device) -> None:
     device.take("one", [message(device, 1, 10), message(device, 1, 11, "carla"), message(device, 2, 12)])
     device.take("two", [message(device, 2, 12), message(device, 3, 13)])
     assert (device.swapped, device.repeated) == (0, 0)
@@ -69,20 +69,20 @@ def test_what_is_in_order_is_well_on_each_connection(device: Device) -> None:
 
 
 @pytest.mark.parametrize(("number", "offset"), [(2, 12), (2, 13), (3, 11)])
-def test_a_message_that_comes_twice_on_one_connection_is_seen(device: Device, number: int, offset: int) -> None:
+def test_the_check_finds_a_message_repeated_on_one_connection(device: Device, number: int, offset: int) -> None:
     device.take("one", [message(device, 1, 10), message(device, 2, 12)])
     device.take("one", [message(device, number, offset)])
     assert (device.swapped, device.repeated) == (0, 1)
 
 
 @pytest.mark.parametrize("connection", ["one", "two"])
-def test_a_message_behind_a_later_one_is_seen(device: Device, connection: str) -> None:
+def test_the_check_finds_a_message_behind_a_later_one(device: Device, connection: str) -> None:
     device.take("one", [message(device, 2, 12)])
     device.take(connection, [message(device, 1, 13)])
     assert (device.swapped, device.repeated) == (1, 0)
 
 
-def test_what_never_comes_is_missing(device: Device) -> None:
+def test_the_check_finds_a_message_that_never_comes(device: Device) -> None:
     crowd = device.crowd
     crowd.confirmed_to[device.user] = {("alice", 1), ("alice", 2)}
     device.take("one", [message(device, 1, 10), message(device, 2, 11, to="somebody else")])

@@ -23,7 +23,7 @@ async def dead_letters(stack: Stack) -> int:
         return sum((await reader.ends(DEAD_LETTERS, [0])).values())
 
 
-async def test_the_newest_writes_are_lost_while_messages_keep_coming(stack: Stack) -> None:
+async def test_a_redis_that_loses_its_newest_writes_loses_no_message(stack: Stack) -> None:
     load = Load(stack, array=5, pause_s=0.1)
     await load.more(100)
     redis = stack.running["redis"]
@@ -39,7 +39,7 @@ async def test_the_newest_writes_are_lost_while_messages_keep_coming(stack: Stac
     await load.drain()
 
 
-async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> None:
+async def test_a_redis_that_loses_everything_loses_no_message(stack: Stack) -> None:
     bob, alice = user("bob"), user("alice")
     received = Received()
     load = Load(stack, array=5, pause_s=0.1)
@@ -63,7 +63,7 @@ async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> No
     await stack.wait_stored(bob, 0)
 
 
-async def test_a_full_redis_is_waited_for_and_emptied_by_those_who_come(stack: Stack) -> None:
+async def test_a_full_redis_is_waited_for_and_drained_by_connecting_users(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     received = Received()
     before = await dead_letters(stack)

@@ -70,8 +70,8 @@ class ThreePrimaries(Stack):
     async def move(self, slot: int) -> int:
         """Move a slot to the next primary as ``redis-cli --cluster reshard`` does; returns the number of its keys."""
         port = (await self.owners(self.nodes[0]))[slot]
-        place = next(n for n, node in enumerate(self.nodes) if node.port == port)
-        source, target = self.nodes[place], self.nodes[(place + 1) % 3]
+        index = next(n for n, node in enumerate(self.nodes) if node.port == port)
+        source, target = self.nodes[index], self.nodes[(index + 1) % 3]
         moved = 0
         async with client(source) as giving, client(target) as taking:
             source_id, target_id = [await command(redis, "CLUSTER", "MYID") for redis in (giving, taking)]
@@ -95,7 +95,7 @@ async def sharded(tmp_path: Path) -> AsyncIterator[ThreePrimaries]:
 
 
 @pytest.mark.long
-async def test_slots_move_under_load(sharded: ThreePrimaries) -> None:
+async def test_slots_moved_under_load_lose_nothing(sharded: ThreePrimaries) -> None:
     stack = sharded
     crowd = Crowd(stack, [stack.url], Phase.LIVE, "resharding")
     slots = sorted({key_slot(keys(user)[0].encode()) for user in crowd.users})[:MOVED]

@@ -228,8 +228,8 @@ def _quick(parts: list[Part]) -> list[Part]:
     # On disk, DynamoDB Local stores a hundred messages a second, which would delay all tests of history.
     for part in parts:
         if isinstance(part, DynamoDB):
-            place = part.command.index("-dbPath")
-            part.command[place : place + 2] = ["-inMemory"]
+            index = part.command.index("-dbPath")
+            part.command[index : index + 2] = ["-inMemory"]
     return parts
 
 

@@ -133,7 +133,7 @@ async def test_a_device_that_was_dropped_by_hand_is_found(stack: Stack) -> None:
     assert ["laptop" in f["problem"] for f in found["findings"]] == [True]
 
 
-async def test_what_the_log_does_not_have_is_found(stack: Stack) -> None:
+async def test_an_entry_that_the_log_does_not_have_is_found(stack: Stack) -> None:
     alice, bob, mallory = user("alice"), user("bob"), user("mallory")
     await stack.send(alice, bob, range(3))
     await stack.wait_stored(bob, 3)
@@ -325,7 +325,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
         ("dynamodb_endpoint", "http://127.0.0.1:1", "DynamoDB"),
     ],
 )
-async def test_an_engine_that_is_away_is_said_in_one_line(stack: Stack, setting: str, value: str, named: str) -> None:
+async def test_an_engine_that_is_away_is_named_in_one_line(stack: Stack, setting: str, value: str, named: str) -> None:
     alice, bob = user("alice"), user("bob")
     await stack.send(alice, bob, [1])
     await stack.wait_stored(bob, 1)

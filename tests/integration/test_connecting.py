@@ -19,7 +19,7 @@ MOMENTS = 200
 COME_AT_ONCE = 400
 
 
-async def test_a_message_sent_in_the_very_moment_of_connecting(stack: Stack) -> None:
+async def test_a_message_sent_while_its_recipient_connects_arrives(stack: Stack) -> None:
     async def meet(number: int) -> None:
         bob, received = user("bob"), Received()
         await asyncio.sleep(number * 0.02)

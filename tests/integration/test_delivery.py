@@ -97,7 +97,7 @@ async def test_a_cursor_kept_by_the_client_stands_in_for_a_lost_ack(stack: Stack
         assert [m["body"] for m in await raw.messages(10)] == list(range(20, 30))
 
 
-async def test_an_inbox_of_100_000(stack: Stack) -> None:
+async def test_an_inbox_of_100_000_messages_is_delivered(stack: Stack) -> None:
     bob, senders, count = user("bob"), [user("alice"), user("carla")], 50_000
     await asyncio.gather(*(stack.send(sender, bob, range(count)) for sender in senders))
     await stack.wait_stored(bob, 2 * count)

@@ -116,7 +116,7 @@ async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> 
         await new.ping()
 
 
-async def test_takeovers_under_fire_lose_nothing(stack: Stack, small: str) -> None:
+async def test_takeovers_under_load_lose_nothing(stack: Stack, small: str) -> None:
     alice, bob, count = user("alice"), user("bob"), 400
     got: list[int] = []
     done = asyncio.Event()
@@ -151,7 +151,7 @@ async def test_takeovers_under_fire_lose_nothing(stack: Stack, small: str) -> No
     await stack.wait_stored(bob, 0)
 
 
-async def test_users_and_devices_with_every_allowed_character(stack: Stack) -> None:
+async def test_names_with_every_allowed_character_work(stack: Stack) -> None:
     alice, bob = user("a._~@:-") + "x" * 100, user("B") + ":@~"
     async with stack.raw(bob, "._~@:-" + "d" * 122) as raw:
         await raw.next_of("caught_up")

@@ -74,7 +74,7 @@ async def eventually_last(client: Client, other: str, body: int) -> None:
     await eventually(is_so, what=f"{body} is the last message with {other}")
 
 
-async def test_history_by_range_of_positions(stack: Stack) -> None:
+async def test_a_range_of_positions_returns_its_messages(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     await stack.send(alice, bob, range(30))
     async with stack.raw(bob) as raw:

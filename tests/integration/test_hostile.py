@@ -41,7 +41,7 @@ async def test_a_client_that_never_reads_fills_its_window_and_no_more(stack: Sta
         assert resident_of(pid) - before < 24 * MIB
 
 
-async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
+async def test_a_client_that_reads_one_byte_a_second_is_disconnected(stack: Stack) -> None:
     bob = user("bob")
     await store(stack, bob, 10)
     gateway = stack.service("gateway", heartbeat=2)
@@ -68,7 +68,7 @@ async def test_a_flood_that_reads_no_answer_is_held_back(stack: Stack) -> None:
         assert resident_of(pid) - before < 96 * MIB
 
 
-async def test_5_000_connections_of_one_user(stack: Stack) -> None:
+async def test_of_5_000_connections_of_one_user_the_newest_stay(stack: Stack) -> None:
     count, most = 5_000, stack.settings.max_devices
     pid = stack.running["gateway"].pid
     before = resident_of(pid)
@@ -79,7 +79,7 @@ async def test_5_000_connections_of_one_user(stack: Stack) -> None:
         assert set(codes) == {None, 4510}
 
 
-async def test_10_000_fuzzed_frames(stack: Stack) -> None:
+async def test_fuzzed_frames_are_answered_with_errors(stack: Stack) -> None:
     loop = asyncio.get_running_loop()
     async with Bystander(stack).running(), stack.raw(user("fuzz")) as raw:
         await raw.next_of("caught_up")

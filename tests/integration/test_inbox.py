@@ -24,8 +24,8 @@ _partitions = itertools.count(1_000)
 MUCH = 1 << 30
 
 
-def at(offset: int, place: int = 0, generation: int = 1) -> Position:
-    return Position.of(generation, offset, place)
+def at(offset: int, index: int = 0, generation: int = 1) -> Position:
+    return Position.of(generation, offset, index)
 
 
 def message(to: str, id_: str, sender: str = "alice", body: Any = None, when: int | None = None) -> Message:
@@ -168,7 +168,7 @@ async def test_past_the_quota_a_gap_takes_the_place_of_the_newest(new_box: NewBo
     assert (page.missed, page.until) == (True, at(6))
 
 
-async def test_the_quota_in_bytes(new_box: NewBox) -> None:
+async def test_messages_past_the_quota_in_bytes_are_missed(new_box: NewBox) -> None:
     box = await new_box(inbox_bytes=10_000)
     large = [(at(n), message(box.user, f"m{n}", body="x" * 3_000)) for n in range(1, 6)]
     assert len((await box.append(*large)).json) == 3
@@ -290,7 +290,7 @@ async def test_what_a_device_acknowledged_late_is_neither_missed_nor_read_again(
     assert (await box.read(again.cursor, device="laptop")).missed
 
 
-async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> None:
+async def test_a_stale_token_appends_nothing(new_box: NewBox, stack: Stack) -> None:
     box = await new_box()
     await box.append((at(1), "a"))
     box.token = "zombie"
@@ -304,7 +304,7 @@ async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> N
     assert await stack.stored(box.user) == 1
 
 
-async def test_adopting_says_whether_the_token_was_kept(new_box: NewBox) -> None:
+async def test_fencing_says_whether_the_token_was_kept(new_box: NewBox) -> None:
     box = await new_box()
     kept = await box.inbox.fence(box.partition, "t", "u")
     lost = await box.inbox.fence(box.partition, "t", "v")

@@ -11,7 +11,7 @@ from tests.integration.commands import call, run
 from tests.integration.support import Stack, eventually, user
 
 
-async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack) -> None:
+async def test_lag_names_the_service_its_messages_and_seconds(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
 
     async def history() -> dict[str, Any]:

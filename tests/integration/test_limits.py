@@ -62,7 +62,7 @@ async def test_the_client_sends_at_the_pace_it_is_told(stack: Stack, strict: str
     assert received.bodies() == list(range(BURST + 5))
 
 
-async def test_what_one_may_not_another_may(stack: Stack, strict: str) -> None:
+async def test_limits_of_one_user_leave_others_alone(stack: Stack, strict: str) -> None:
     alice, carla, bob = user("alice"), user("carla"), user("bob")
     async with stack.raw(alice, url=strict) as noisy, stack.raw(carla, url=strict) as other:
         await noisy.send(*({"type": "send", "id": f"m{n}", "to": bob, "body": n} for n in range(50)))

@@ -21,7 +21,7 @@ async def value(stack: Stack, service: str, name: str) -> float:
     return sum(sample.value for sample in samples if sample.name == f"connect_chat_{name}")
 
 
-async def test_what_a_message_leaves_in_the_metrics(stack: Stack) -> None:
+async def test_a_message_is_counted_by_each_service(stack: Stack) -> None:
     counted = {
         ("gateway", "gateway_messages_accepted_total"): 4,
         ("gateway", "gateway_messages_forwarded_total"): 4,

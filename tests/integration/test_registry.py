@@ -59,7 +59,7 @@ async def test_messages_go_on_after_a_sigkill_of_messaging(stack: Stack) -> None
     assert received[offline].bodies() == list(range(sent))
 
 
-async def test_the_sessions_come_from_the_changelog(stack: Stack, small: str) -> None:
+async def test_a_new_worker_restores_the_sessions_from_the_changelog(stack: Stack, small: str) -> None:
     """Even without an announcement by the gateway, the new worker knows its connections and pushes to them."""
     alice, bobs = user("alice"), [user("bob") for _ in range(USERS)]
     gateway = stack.running[next(name for name, r in stack.running.items() if r.part.url == small)]

@@ -76,18 +76,18 @@ PROGRAMS = pytest.mark.parametrize("command", [GATEWAY, MESSAGING], ids=["gatewa
 
 
 @PROGRAMS
-async def test_a_wrong_partition_count(stack: Stack, command: tuple[str, ...]) -> None:
+async def test_a_wrong_partition_count_ends_the_program(stack: Stack, command: tuple[str, ...]) -> None:
     texts = INCOMING_MESSAGES, "8 partitions", "5 are wanted", "CHAT_PARTITIONS"
     await fails(stack, command, *texts, partitions=5, gateway_port=1)
 
 
 @PROGRAMS
-async def test_no_kafka(stack: Stack, command: tuple[str, ...], closed_port: int) -> None:
+async def test_a_missing_kafka_ends_the_program(stack: Stack, command: tuple[str, ...], closed_port: int) -> None:
     address = f"{HOST}:{closed_port}"
     await fails(stack, command, address, "CHAT_KAFKA", kafka=address, gateway_port=1)
 
 
-async def test_topics_without_kafka_or_database(stack: Stack, closed_port: int) -> None:
+async def test_the_topics_commands_name_a_missing_kafka_or_database(stack: Stack, closed_port: int) -> None:
     address = f"{HOST}:{closed_port}"
     await asyncio.gather(
         fails(stack, (*TOPICS, "check"), address, "CHAT_KAFKA", kafka=address),
@@ -104,7 +104,7 @@ async def test_a_wrong_setting_is_named(stack: Stack) -> None:
     )
 
 
-async def test_a_busy_port(stack: Stack, closed_port: int) -> None:
+async def test_a_busy_port_ends_the_gateway(stack: Stack, closed_port: int) -> None:
     await asyncio.gather(
         fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway}", "CHAT_GATEWAY_PORT", metrics_port=closed_port),
         fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway_metrics}", "CHAT_METRICS_PORT"),
@@ -175,7 +175,7 @@ async def empty_kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
         running.kill()
 
 
-async def test_topics_from_nothing_to_a_new_generation(stack: Stack, empty_kafka: str) -> None:
+async def test_topics_are_created_checked_and_given_a_new_generation(stack: Stack, empty_kafka: str) -> None:
     create, check = (*TOPICS, "create"), (*TOPICS, "check")
     there = {"kafka": empty_kafka, "history_table": "another_history", "gateway_port": 1}
     missing = INCOMING_MESSAGES, "is missing", "topics create"

@@ -23,7 +23,7 @@ def what(found: Trace) -> list[str]:
     return [hop["what"] for hop in found["hops"]]
 
 
-async def test_a_delivered_message_at_each_stage_and_its_retry(stack: Stack) -> None:
+async def test_trace_follows_a_message_through_each_stage_and_its_retry(stack: Stack) -> None:
     alice, bob, received = user("alice"), user("bob"), Received()
     message_id = user("id")
     async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
@@ -56,7 +56,7 @@ async def test_a_delivered_message_at_each_stage_and_its_retry(stack: Stack) -> 
     assert f"acknowledged: {bob}'s device phone acknowledged it at" in table
 
 
-async def test_a_message_that_waits_and_why(stack: Stack) -> None:
+async def test_trace_says_why_a_message_waits(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     _, _, message_id = await stack.send(alice, bob, range(3))
     found = await trace(stack, message_id, "--to", bob)

@@ -30,7 +30,7 @@ async def traced(stack: Stack, tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 @pytest.mark.long
-async def test_one_trace_of_a_message_across_the_services(traced: Stack) -> None:
+async def test_a_sampled_message_leaves_one_trace_across_the_services(traced: Stack) -> None:
     stack = traced
     gateway = stack.service("gateway", trace_sample=1)
     running = await stack.start(gateway)

@@ -36,7 +36,9 @@ def test_readme_has_a_line_to_install_and_two_commands() -> None:
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
-def test_the_lines_of_readme_do_everything(suite: str, tmp_path: Path, tell: Callable[[str], None]) -> None:
+def test_the_commands_of_the_readme_work_on_a_fresh_machine(
+    suite: str, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     install, demo, test = lines_of_readme()
     # Its network is this machine's: with the ports of "make up" it would collide with a stack that runs here.
     settings = variables(Layout.free(tmp_path)) | {"CHAT_LOCAL_DATA": ".local/data"}

@@ -80,7 +80,7 @@ def stand_in(environment: dict[str, str], name: str) -> None:
     buildah(environment, "commit", "--quiet", "--rm", container, name)
 
 
-async def test_a_gateway_of_the_image_takes_a_message(
+async def test_a_gateway_of_the_image_accepts_a_message(
     stack: Stack, environment: dict[str, str], tell: Callable[[str], None]
 ) -> None:
     names = bases()

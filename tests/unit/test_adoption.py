@@ -119,7 +119,7 @@ async def test_a_run_that_began_meanwhile_gets_no_token_of_the_one_before(
     assert not worker.progress.token(FIRST)
 
 
-async def test_who_is_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker: Worker, store: Store) -> None:
+async def test_a_worker_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker: Worker, store: Store) -> None:
     worker.start(100)
 
     async def asked() -> bool:
@@ -134,7 +134,7 @@ async def test_who_is_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker
 
 
 @pytest.mark.parametrize(("is_applied", "applied"), [(True, []), (False, [1, 2])])
-async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
+async def test_the_previous_log_is_applied_before_anything_new(
     fencing: Fencing,
     worker: Worker,
     store: Store,
@@ -145,7 +145,7 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     logs = [Generation(1, "a", 1, 1), Generation(2, "b", 2, 2)]
     found: list[int] = []
 
-    async def former_logs(_: Settings) -> list[Generation]:
+    async def previous_logs(_: Settings) -> list[Generation]:
         return logs
 
     async def look(_: Settings, __: Inbox, log: Generation) -> bool:
@@ -160,7 +160,7 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     async def no_devices(*_: object) -> dict[str, object]:
         return {}
 
-    monkeypatch.setattr("chat_streams.kafka.generations.previous", former_logs)
+    monkeypatch.setattr("chat_streams.kafka.generations.previous", previous_logs)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.is_applied", look)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.apply", apply)
     monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)

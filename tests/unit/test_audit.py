@@ -138,7 +138,7 @@ GONE = stored(head(first=6, floor=4, phone=4))
         ),
     ],
 )
-def test_a_message_is_one_of_what_it_may_be(one: Item, view: View, claims: Claims, fate: Fate) -> None:
+def test_a_message_has_exactly_one_fate(one: Item, view: View, claims: Claims, fate: Fate) -> None:
     assert verdict(one, view, claims) is fate
 
 
@@ -160,7 +160,7 @@ def test_a_message_is_one_of_what_it_may_be(one: Item, view: View, claims: Claim
         pytest.param(item(5, age=7_200_001), GONE, acked(phone=4), False, "nowhere", id="the same id much later"),
     ],
 )
-def test_a_message_that_is_none_or_two_is_a_problem(
+def test_a_message_with_no_fate_or_two_is_a_problem(
     one: Item, view: View, claims: Claims, twice: bool, text: str
 ) -> None:
     found = verdict(one, view, claims)
@@ -241,7 +241,7 @@ def test_a_name_is_not_two_names_joined() -> None:
     assert _ages([message("b", "a"), message("", "ab"), message("ab", "")], bits=3) == [None, None, None]
 
 
-def test_of_more_suspects_than_are_held_the_latest_are_known() -> None:
+def test_of_more_suspects_than_are_held_the_latest_are_kept() -> None:
     messages = [message(str(n)) for n in (*range(10), *range(9, -1, -1))]
     found = _ages(messages, most_recent=4)
     assert found[10:] == [0, 0, 0, 0, None, None, None, None, None, None]
@@ -250,7 +250,7 @@ def test_of_more_suspects_than_are_held_the_latest_are_known() -> None:
 # The whole
 
 
-def test_a_partition_in_two_parts_and_what_it_names() -> None:
+def test_a_partition_audited_in_two_parts_names_its_findings() -> None:
     report, logged = Report(), Logged()
     logged.acknowledged(Acknowledge("bob", "phone", at(2)), NOW)
     part = Partition(3, pack(ORIGIN), logged, report)

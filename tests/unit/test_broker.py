@@ -66,14 +66,14 @@ async def a_bad_one(case: str, folder: Path) -> AsyncIterator[tuple[int, Path]]:
 
 
 @CASES
-async def test_kafka_by_tls(tmp_path: Path, case: str, text: str) -> None:
+async def test_a_kafka_with_a_bad_certificate_is_refused(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         settings = Settings(kafka=f"127.0.0.1:{port}", kafka_tls=True, kafka_ca_file=authority)
         assert text in await explain_failure(settings, KafkaConnectionError())
 
 
 @CASES
-async def test_redis_by_tls(tmp_path: Path, case: str, text: str) -> None:
+async def test_a_redis_with_a_bad_certificate_is_refused(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         cluster = Cluster(Settings(redis=f"rediss://127.0.0.1:{port}", redis_ca_file=authority))
         try:

@@ -149,7 +149,7 @@ def broker(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Broker:
     return found
 
 
-async def test_a_partition_begins_where_it_is_committed(
+async def test_a_partition_begins_at_its_committed_offset(
     consumer: Consumer, progress: Progress[TP], broker: Broker
 ) -> None:
     assert await consumer.seek_to_committed() == {PARTITION: 881} == broker.sought
@@ -157,7 +157,7 @@ async def test_a_partition_begins_where_it_is_committed(
 
 
 @pytest.mark.parametrize("event", ["on_partitions_revoked", "on_partitions_assigned"])
-async def test_what_a_rebalance_overtook_begins_nothing(
+async def test_a_seek_overtaken_by_a_rebalance_begins_nothing(
     consumer: Consumer, progress: Progress[TP], broker: Broker, event: str
 ) -> None:
     # Otherwise 881 would be committed when the partition comes back, even below another worker's later commit.
@@ -178,7 +178,7 @@ async def test_nothing_is_committable_between_a_rebalance_and_the_seek(
     assert progress.committable(PARTITION) is None
 
 
-async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at_first() -> None:
+async def test_records_are_sent_in_order_though_the_first_times_out_at_first() -> None:
     left: list[tuple[int, bytes]] = []
     tries: list[bytes] = []
     encoded: list[bytes] = []
@@ -214,7 +214,7 @@ async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at
     assert left[1:] == [(0, b"large"), (0, b"second"), (0, b"third")]
 
 
-async def test_all_records_of_a_fetch_are_given_out_before_the_agent_begins(consumer: Consumer) -> None:
+async def test_all_records_of_a_fetch_are_queued_before_the_agent_begins(consumer: Consumer) -> None:
     Service.__init__(consumer)
     queue: asyncio.Queue[int] = asyncio.Queue()
     suspended = asyncio.Event()
@@ -231,7 +231,7 @@ async def test_all_records_of_a_fetch_are_given_out_before_the_agent_begins(cons
     assert await batch == 5
 
 
-async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consumer: Consumer) -> None:
+async def test_a_record_for_a_full_queue_waits_until_a_rebalance(consumer: Consumer) -> None:
     Service.__init__(consumer)
     queue: asyncio.Queue[int] = asyncio.Queue(1)
     suspended = asyncio.Event()
@@ -253,7 +253,7 @@ async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consu
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_an_error_of_giving_out_comes_to_who_waits_for_it(consumer: Consumer, waits: bool) -> None:
+async def test_an_error_of_queueing_is_raised_to_the_caller_that_waits(consumer: Consumer, waits: bool) -> None:
     Service.__init__(consumer)
 
     async def give() -> None:
@@ -311,7 +311,7 @@ async def test_a_fetch_is_answered_soon_while_records_wait_for_their_agent(
 
 
 @pytest.mark.parametrize(("active", "asked"), [(set(), []), ({PARTITION}, [SOON_SECONDS])])
-async def test_partitions_whose_queue_was_full_are_asked_for_soon_again(
+async def test_partitions_whose_queue_was_full_are_polled_again_soon(
     consumer: Consumer, active: set[TP], asked: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeouts: list[float] = []

@@ -82,7 +82,7 @@ def test_the_examples_cover_every_type() -> None:
 
 
 @pytest.mark.parametrize(("codec", "record"), EXAMPLES)
-def test_round_trip(codec: Codec[Any], record: Any) -> None:
+def test_a_record_survives_its_bytes(codec: Codec[Any], record: Any) -> None:
     found = codec.decode(codec.encode(record))
     assert found == record
     assert type(found) is type(record)

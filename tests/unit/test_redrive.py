@@ -58,7 +58,7 @@ def test_what_failed_in_history_alone_stays_where_it_was() -> None:
     assert Redrive.of(write.headers) == Redrive(frozenset({"history"}), 1_000, 7)
 
 
-def test_what_failed_in_both_is_done_with_once() -> None:
+def test_a_record_that_failed_in_both_is_redriven_once() -> None:
     assert catalogue(letter("history"), letter()).write(1, letter()).covers == [0, 1]
     # Not the letter of another offset, and not one that has been redriven already.
     assert catalogue(letter("history", offset=8), letter()).write(1, letter()).covers == [1]

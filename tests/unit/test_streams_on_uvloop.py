@@ -59,7 +59,7 @@ def test_a_write_to_a_closed_connection_is_an_os_error() -> None:
     in_uvloop(test)
 
 
-def test_uvloop_still_needs_it() -> None:
+def test_uvloop_still_needs_the_patch() -> None:
     async def test() -> None:
         writer = await closed_writer()
         with pytest.raises(RuntimeError):

@@ -77,7 +77,7 @@ def test_a_span_belongs_to_the_one_that_the_header_names(traces: Recording) -> N
     }
 
 
-def test_what_is_acknowledged_was_forwarded_before(traces: Recording) -> None:
+def test_an_acknowledged_message_was_forwarded_before(traces: Recording) -> None:
     expected = Expected(traces, "phone")
     expected.add(PARENT, at(1))
     expected.add(PARENT, at(2))
@@ -93,7 +93,7 @@ def test_what_is_acknowledged_was_forwarded_before(traces: Recording) -> None:
     assert acknowledge.parent.span_id == forward.context.span_id
 
 
-def test_a_client_that_never_acknowledges_costs_no_more_than_so_much(traces: Recording) -> None:
+def test_a_client_that_never_acknowledges_has_a_bounded_number_of_marks(traces: Recording) -> None:
     expected = Expected(traces, "phone")
     for offset in range(EXPECTED + 50):
         expected.add(PARENT, at(offset))
@@ -102,7 +102,7 @@ def test_a_client_that_never_acknowledges_costs_no_more_than_so_much(traces: Rec
     assert not expected.moved(at(EXPECTED + 50), at(EXPECTED + 50))
 
 
-def test_the_share_of_messages_is_the_one_that_is_set() -> None:
+def test_the_share_of_sampled_messages_is_the_setting() -> None:
     assert Traces.of(Settings(), "test") is None
     for sample in (0, 1):
         found = Traces.of(Settings(traces="http://127.0.0.1:9/v1/traces", trace_sample=sample), "test")
