@@ -1,1 +1,1 @@
-"""Measurements, side by side with peers where there are any."""
+"""Benchmarks of Connect Chat, beside other brokers where there are comparable ones."""

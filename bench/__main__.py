@@ -1,4 +1,4 @@
-"""``python -m bench run``, ``report`` and ``show``: see ``docs/benchmarks.md``."""
+"""The benchmark's command line, ``python -m bench run``, ``report`` and ``show``: see ``docs/benchmarks.md``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(quick: bool, rounds: int | None, systems: str | None, workloads: str | N
         QUICK if quick else Scale(),
         rounds or (1 if quick else 5),
     )
-    # Ten thousand connections: of this process, and of each server, which inherits the limit.
+    # Ten thousand connections need the limit raised, for this process and for each server, which inherits it.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     path = path or RESULTS / ("quick.json" if quick else "full.json")

@@ -1,7 +1,8 @@
 """The memory and time of an audit over many messages: ``python -m bench.audit 10000000``.
 
-The messages go into the log in records of 1,000 by 1,000 users, so that no gateway is measured; a tenth of the users
-then acknowledges all. The chat database is left out: DynamoDB Local takes some hundred messages a second.
+The messages are written to the log directly, so that no gateway is measured: 1,000 in a record, for 1,000 users. Then a
+tenth of the users acknowledges all of theirs. The chat database is left out: DynamoDB Local takes some hundred messages
+a second.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gateway.protocol import at_text, message_tail
 
 USERS = 1_000
 ACKNOWLEDGING = 10
-"""One user in so many."""
+"""One user in this many acknowledges."""
 BODY = b'"' + 106 * b"x" + b'"'
 UNDER_WAY = 64
 APPLIED_S = 3_600.0
@@ -40,7 +41,7 @@ MIB = 1024 * 1024
 
 
 async def fill(stack: Stack, done: int, count: int, progress: Progress) -> None:
-    """Write messages ``[done, count)``, a record for one user after the other, and wait until all are applied."""
+    """Write messages ``[done, count)``, each record for the next user, and wait until all are applied."""
     task = progress.add_task("writing", total=count - done)
     producer = AIOKafkaProducer(
         bootstrap_servers=stack.settings.kafka, acks="all", enable_idempotence=True, max_request_size=MAX_RECORD
@@ -91,7 +92,7 @@ async def _applied(stack: Stack, progress: Progress) -> None:
 
 
 async def acknowledge(stack: Stack, count: int) -> None:
-    """Let one user in ten drain his inbox."""
+    """Let one user in ten drain their inbox."""
     for number in range(0, min(USERS, count // MAX_MESSAGES), ACKNOWLEDGING):
         name = f"user-{number}"
         waiting = await stack.stored(name)
@@ -101,7 +102,7 @@ async def acknowledge(stack: Stack, count: int) -> None:
 
 
 async def run(counts: list[int]) -> list[dict[str, float]]:
-    """Fill to each count and audit."""
+    """Fill the log up to each of the counts, and audit it."""
     results, done = [], 0
     with tempfile.TemporaryDirectory(prefix="chat-audit-", ignore_cleanup_errors=True) as folder:
         async with Stack(Path(folder)) as stack:
@@ -123,7 +124,7 @@ def _audit(stack: Stack) -> dict[str, float]:
     return report | {"seconds": time.perf_counter() - began}
 
 
-# A process of its own, since the peak of all children so far is what the parent could ask for.
+# A process of its own, since the parent can only ask for the peak memory of all its children so far.
 _MEASURED = """
 import json, resource, subprocess, sys
 command = [sys.executable, "-m", "faust", "-A", "chat_streams", "audit", "--json", "--no-history"]
@@ -139,7 +140,7 @@ print(json.dumps({
 @click.command(help=__doc__)
 @click.argument("counts", type=click.IntRange(1_000), nargs=-1, required=True)
 def main(counts: tuple[int, ...]) -> None:
-    """Run and print a line for each count."""
+    """Run the audits and print a line for each count."""
     for result in uvloop.run(run(sorted(counts))):
         click.echo(
             f"{result['messages']:>12,} messages: {result['peak_kib'] / 1024:.1f} MiB at most,"

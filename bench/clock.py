@@ -20,9 +20,9 @@ class _Spec(ctypes.Structure):
 
 
 class Ticks:
-    """Wakes its task each ``interval`` seconds (0.2 ms at least); ticks that were slept through are one.
+    """An iterator that wakes its task each ``interval`` seconds (0.2 ms at least); missed ticks count as one.
 
-    ``began`` is when they began, by ``time.perf_counter``, or a moment before: tick n never comes before
+    ``began`` is the time by ``time.perf_counter``, at or just before the start of the ticks: tick n never comes before
     ``began + n * interval``.
     """
 

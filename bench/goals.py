@@ -1,4 +1,4 @@
-"""The goals of the comparison: what each asks of one run's results, and whether it is reached."""
+"""The goals of the comparison, and the verdict on a run's results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OURS = "connect_chat"
 
 @dataclass(frozen=True)
 class Goal:
-    """What ``figure`` of a workload has to be: by itself, or over the ``peer``'s in its ``peer_workload``."""
+    """A bound on ``figure`` of a workload, or on its ratio to the ``peer``'s figure in ``peer_workload``."""
 
     work: str
     workload: str
@@ -26,21 +26,21 @@ class Goal:
 
     @property
     def text(self) -> str:
-        """Such as ``>= 2 x Mosquitto``."""
+        """The goal as text, such as ``>= 2 x Mosquitto``."""
         sign = ">=" if self.at_least else "<="
         return f"{sign} {self.bound:,g} {self.unit}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A goal with the median of what was measured; ``None`` where it was not."""
+    """A goal with the median of the measured values; ``None`` where nothing was measured."""
 
     goal: Goal
     found: float | None
 
     @property
     def reached(self) -> bool | None:
-        """Whether it is."""
+        """True when the goal is reached; ``None`` where nothing was measured."""
         if self.found is None:
             return None
         return self.found >= self.goal.bound if self.goal.at_least else self.found <= self.goal.bound
@@ -82,7 +82,7 @@ GOALS: Sequence[Goal] = (
 
 
 def judge(results: Results) -> list[Outcome]:
-    """Each goal, with medians; a ratio is one of medians."""
+    """Return the outcome of each goal, from medians; a ratio is one of medians."""
     outcomes = []
     for goal in GOALS:
         ours = figures(results, goal.workload, OURS, goal.figure)

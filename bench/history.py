@@ -1,4 +1,4 @@
-"""How fast the history worker writes to the chat database, and how far behind a message's ``sent`` it is."""
+"""The rate at which the history worker writes to the chat database, and its delay behind a message's ``sent``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.systems.connect_chat import ConnectChat
 from docker.local.layout import HOST
 
 SHARE = 10
-"""So many times fewer messages than other workloads have: DynamoDB Local is slow."""
+"""The divisor of the number of messages that other workloads have: DynamoDB Local is slow."""
 CONVERSATIONS = 10
 SAMPLES = 20
 
@@ -39,14 +39,14 @@ async def run(system: System, scale: Scale) -> dict[str, Any]:
         link = await system.connect(alice, receive=False)
         watch = Watch([link])
         try:
-            # What was sent before is written first, and not measured.
+            # Messages sent earlier are written before this one, and are not measured.
             link.write(link.frame(f"first-{run_id}", 90_000_000, body(0, 108)))
             await until(f"first-{run_id}", 1, 0.1)
             frames = link.frames([(others[n % CONVERSATIONS], n, body(n, 108)) for n in range(count)])
             with Meter(system.processes()) as meter:
                 await pump(link, frames, 1, lambda done: 2_000 - done + watch.confirmed)
-                for place, other in enumerate(others):
-                    await until(other, len(range(place, count, CONVERSATIONS)), 0.1)
+                for index, other in enumerate(others):
+                    await until(other, len(range(index, count, CONVERSATIONS)), 0.1)
             lags = []
             for n in range(SAMPLES):
                 other, confirmed = f"late{n}-{run_id}", watch.confirmed

@@ -1,7 +1,7 @@
-"""What clients that mean no good cost the others and the gateway: ``python -m bench.hostile``.
+"""The cost of hostile clients for the others and for the gateway: ``python -m bench.hostile``.
 
-A bystander gets a message of his own every 20 ms, 5 s alone and then 5 s beside each hostile client, through the same
-gateway. Prints his latencies in both times, and how much the gateway's memory grew.
+A bystander gets a message every 20 ms, for 5 s alone and then for 5 s beside each hostile client, through the same
+gateway. Prints the bystander's latencies in both times, and the growth of the gateway's memory.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def reads_slowly(stack: Stack) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def acks_ahead(stack: Stack) -> AsyncIterator[None]:
-    """Acknowledge, again and again, what was never sent."""
+    """Acknowledge, again and again, messages that were never sent."""
     async with stack.raw(user("bob")) as raw:
 
         async def run() -> None:
@@ -105,7 +105,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 async def measure(stack: Stack, attack: Attack) -> dict[str, float]:
-    """Latencies in ms and memory in bytes."""
+    """Return latencies in ms and memory in bytes, with and without the attack."""
     pid = stack.running["gateway"].pid
     async with Bystander(stack).running() as bystander:
         await asyncio.sleep(SECONDS)
@@ -124,7 +124,7 @@ async def measure(stack: Stack, attack: Attack) -> dict[str, float]:
 
 
 async def run() -> dict[str, dict[str, float]]:
-    """Each on the same stack."""
+    """Measure each attack, all on the same stack."""
     results = {}
     with tempfile.TemporaryDirectory(prefix="chat-hostile-", ignore_cleanup_errors=True) as folder:
         async with Stack(Path(folder)) as stack:
@@ -137,7 +137,7 @@ async def run() -> dict[str, dict[str, float]]:
 @click.command(help=__doc__)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(as_json: bool) -> None:
-    """Run all and print."""
+    """Run all attacks and print their cost."""
     results = uvloop.run(run())
     if as_json:
         click.echo(json.dumps(results, indent=1))

@@ -1,10 +1,10 @@
-"""What the inspector costs the path: ``python -m bench.inspector``.
+"""The cost of the inspector for the delivery of messages: ``python -m bench.inspector``.
 
-In turn, in another order in each round, with the inspector stopped, running with nobody looking, and with somebody who
-looks at the streams and at a tail of ``incoming_messages``: messages stored for an offline user, messages to one who is
-there, and a rest in which nothing happens. Prints rates and the CPU time of a message over all processes, their ratios
-to those of the same round without it, and of all CPU time (of the machine, in the rest) the share of the inspector and
-of Kafka.
+Each round has three states, in random order: the inspector stopped; running with no viewer; and running with a viewer
+of the streams and of a tail of ``incoming_messages``. In each state it stores messages for an offline user, sends
+messages to one who is online, and rests while nothing happens. Prints rates and the CPU time of a message over all
+processes, the ratios of both to the same round without the inspector, and the shares of the inspector and of Kafka in
+all CPU time (in the rest: in the machine's).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from chat_streams.runtime.tokens import mint
 
 ROUNDS = 7
 MESSAGES = 250_000
-"""So that a workload takes seconds: what a tail may read at once is long used up then."""
+"""Messages of a workload. It then takes seconds, and the tail's initial reading budget is used up early on."""
 REST_S = 8.0
 LOOKED_AT = {
     "stopped": None,
@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 async def rest(system: ConnectChat, scale: Scale) -> dict[str, Any]:
-    """Nothing: shares are of what all processors could do."""
+    """Measure a rest; shares of CPU time are then of what all processors could do."""
     with Meter(system.processes()) as meter:
         await asyncio.sleep(REST_S)
     cpu = meter.cpu | {"unused": meter.seconds * len(os.sched_getaffinity(0)) - sum(meter.cpu.values())}
@@ -69,7 +69,7 @@ WORKLOADS: dict[str, Callable[[ConnectChat, Scale], Awaitable[dict[str, Any]]]] 
 
 @contextlib.asynccontextmanager
 async def looking(system: ConnectChat, paths: tuple[str, ...] | None) -> AsyncIterator[None]:
-    """Run the inspector, with somebody looking at its live pages; with ``None``, don't."""
+    """Run the inspector with a viewer of these live pages, of none with an empty tuple; do nothing with ``None``."""
     if paths is None:
         yield
         return
@@ -91,7 +91,7 @@ async def looking(system: ConnectChat, paths: tuple[str, ...] | None) -> AsyncIt
             async with asyncio.timeout(30):
                 for event in seen.values():
                     await event.wait()
-            # It has read its hour by then.
+            # The inspector has read its last hour of statistics by then.
             await asyncio.sleep(2)
             yield
             for task in tasks:
@@ -106,7 +106,7 @@ async def looking(system: ConnectChat, paths: tuple[str, ...] | None) -> AsyncIt
 
 
 async def run(rounds: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Results by workload and state, in the order of the rounds."""
+    """Return the results by workload and state, in the order of the rounds."""
     folder = HERE / "data" / "inspector"
     shutil.rmtree(folder, ignore_errors=True)
     results: dict[tuple[str, str], list[dict[str, Any]]] = {(w, s): [] for w in WORKLOADS for s in LOOKED_AT}
@@ -117,12 +117,12 @@ async def run(rounds: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
         await online(system, Scale())
         for number in range(rounds):
             click.echo(f"round {number + 1} of {rounds}", err=True)
-            # What runs right after the others' messages were deleted must not always be the same.
+            # Random, so that no state always runs right after the previous state's messages were deleted.
             for state, paths in random.sample(list(LOOKED_AT.items()), len(LOOKED_AT)):
                 async with looking(system, paths):
                     for name, workload in WORKLOADS.items():
                         results[name, state].append(await workload(system, Scale(messages=MESSAGES)))
-                # Of users that nobody writes to again.
+                # These belong to users that nobody writes to again.
                 async for key in system.redis.scan_iter(match="{u:*", count=10_000):
                     await system.redis.unlink(key)
     finally:
@@ -134,7 +134,7 @@ async def run(rounds: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
 @click.command(help=__doc__)
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
 def main(rounds: int) -> None:
-    """Run and print a table."""
+    """Run all rounds and print a table."""
     table = Table(*COLUMNS)
     results = uvloop.run(run(rounds))
     for (name, state), found in results.items():
@@ -154,7 +154,7 @@ def main(rounds: int) -> None:
 
 
 def _beside(values: list[float], others: list[float]) -> tuple[str, str]:
-    """The median, and that of the ratios with the range of the middle half of them."""
+    """Return as texts the median of ``values``, and the median ratio to ``others`` with its interquartile range."""
     ratios = sorted(a / b for a, b in zip(values, others, strict=True))
     quarter = len(ratios) // 4
     low, high = ratios[quarter], ratios[len(ratios) - quarter - 1]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Mosquitto and ejabberd from Debian, without starting them; nats-server from source into .local/bench/bin. And the
-# allocator which Debian's Redis has, for ours.
+# Installs the peers: Mosquitto and ejabberd from Debian, without starting them, and nats-server from source into
+# .local/bench/bin. Also the allocator that Debian's Redis uses, for the stack's own Redis.
 set -eu
 NATS_VERSION=v2.15.2
 

@@ -1,9 +1,9 @@
-"""That cost grows linearly: ``python -m bench.linear``.
+"""A check that cost grows linearly: ``python -m bench.linear``.
 
-Connect Chat alone, with messages, users, inbox sizes, devices and connections doubled three times. What is compared is
-the CPU time of all servers for one of them (memory for a connection), which other work on the machine moves less than
-seconds. And one read of an inbox, as the notification service makes it: Redis' own time for it, by the size of the
-inbox. Writes ``bench/results/linear.json`` and ``docs/performance/linear.svg``.
+Connect Chat alone, with messages, users, inbox sizes, devices and connections doubled three times. It compares the CPU
+time of all servers for one of them (memory for a connection), which other work on the machine disturbs less than
+seconds. It also measures one read of an inbox, as the notification service makes it: Redis's own time for it, by the
+size of the inbox. Writes ``bench/results/linear.json`` and ``docs/performance/linear.svg``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ READ_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 STORED = READ_SIZES[-1]
 PAGE = 100
 PRIME = 7919
-"""Leads from one place to another far from it."""
+"""The step from one index to the next, which is far away and shares no factor with the sizes."""
 Sized = Callable[[ConnectChat, int], Awaitable[float]]
 
 
@@ -61,7 +61,7 @@ async def _inbox(system: ConnectChat, count: int) -> float:
 
 
 async def _devices(system: ConnectChat, count: int) -> float:
-    """CPU time of a message brought to one device; all of them come at once."""
+    """Return the CPU time of a message brought to one device; all devices connect at once."""
     messages = 10_000
     bob = fresh("bob")
     await fill(system, {bob: messages})
@@ -78,7 +78,10 @@ async def _devices(system: ConnectChat, count: int) -> float:
 
 
 async def _connections(system: ConnectChat, count: int) -> float:
-    """Memory of the gateway: that of Kafka's heap does not depend on them, and moves by more than they take."""
+    """Return the gateway's memory for a connection.
+
+    Kafka's heap is left out: it does not depend on connections, and changes by more than they take.
+    """
     return float((await idle(system, replace(Scale(), idle=count)))["kib"]["gateway"])
 
 
@@ -91,18 +94,19 @@ DIMENSIONS: dict[str, tuple[Sized, int, str]] = {
     CONNECTIONS: (_connections, 500, "KiB of the gateway each"),
 }
 NO_PARTITION = 99
-"""The worker of a partition that exists would take it back."""
+"""A partition that does not exist, since the worker of an existing one would fence this program off."""
 HOLDER = "linear"
 
 
 async def reads(system: ConnectChat) -> dict[int, float]:
-    """Redis' microseconds for a page of 100 messages, of inboxes of some sizes, from somewhere in their first half.
+    """Return Redis's microseconds for a page of 100 messages, by the size of the inbox.
 
-    Of each size there are as many inboxes as hold a million messages together: a page of the only inbox of 100 would
-    be read from the processor's cache, as no page of a system in use is.
+    Pages start in the first half of an inbox. For each size there are as many inboxes as hold a million messages
+    together: a page of the only inbox of 100 would be read from the processor's cache, as no page of a system in use
+    is.
     """
     for name in SERVICES:
-        # What is in Redis is thrown away between two sizes, their leases and marks with it.
+        # Redis is emptied between two sizes, which would also remove the services' leases and fencing tokens.
         system.stop_service(name)
     cluster = Cluster(Settings(redis=f"redis://127.0.0.1:{system.layout.redis}"))
     inbox = Inbox(cluster, Settings(inbox_messages=2 * STORED, inbox_bytes=2**34))
@@ -139,7 +143,7 @@ def _batch(user: str, start: int, count: int) -> Batch:
 
 
 async def measure(rounds: int, folder: Path, screen: Console) -> dict[str, Any]:
-    """Every dimension at every size, and the reads."""
+    """Measure every dimension at every size, and the reads."""
     system = ConnectChat(folder)
     found: dict[str, dict[int, list[float]]] = {name: {} for name in DIMENSIONS}
     try:
@@ -149,7 +153,8 @@ async def measure(rounds: int, folder: Path, screen: Console) -> dict[str, Any]:
             for name, (work, first, unit) in DIMENSIONS.items():
                 for step in STEPS:
                     if name == CONNECTIONS:
-                        # What a process was given by the kernel and has free again would hide what they take.
+                        # Memory that the process has freed and not returned to the kernel would hide what the
+                        # connections take.
                         await system.stop()
                         shutil.rmtree(folder, ignore_errors=True)
                         system = ConnectChat(folder)
@@ -173,7 +178,7 @@ async def measure(rounds: int, folder: Path, screen: Console) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """For the terminal: the medians, and the reads."""
+    """Return tables for the terminal: the medians, and the reads."""
     costs = Table("doubled", "unit", *(f"x {step}" for step in STEPS))
     for name, of in results["dimensions"].items():
         values = [f"{statistics.median(values):.1f}" for _, values in of["values"]]
@@ -185,7 +190,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """One panel for each dimension, from zero: a flat line is linear growth."""
+    """Draw one panel for each dimension, with the y axis from zero: a flat line is linear growth."""
     import matplotlib as mpl
 
     mpl.use("Agg")

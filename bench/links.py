@@ -1,7 +1,8 @@
-"""A connection of a bare client, and the loops that drive one or many: what all systems have in common.
+"""The connection of a bare client, and the loops that drive one or many; shared by all systems.
 
 Bodies are JSON text without anything to escape in JSON or XML. Each holds ``^`` once, which nothing else on a text
-protocol's wire holds: messages are counted by that byte, wherever TCP cuts. Its number stands between two ``#``.
+protocol's wire holds: messages are counted by that byte, wherever TCP cuts the stream. The number of a body stands
+between two ``#``.
 """
 
 from __future__ import annotations
@@ -16,35 +17,35 @@ MARK = b"^"
 HEAD = 13
 """Bytes of a body that its quotes, mark and number take."""
 OUTSTANDING = 10_000
-"""Messages written and not confirmed, over all senders of a workload."""
+"""The largest number of messages written and not yet confirmed, over all senders of a workload."""
 CHUNK_BYTES = 64 * 1024
 BATCH = 200
 _number = re.compile(rb"#(\d{8})#")
 
 
 class LinkError(Exception):
-    """The server refused something or hung up; the text says what."""
+    """An error for a request that the server refused, or for a closed connection; the text says which."""
 
 
 def body(number: int, size: int) -> bytes:
-    """A JSON string of ``size`` bytes (16 or more), quotes included."""
+    """Return a JSON string of ``size`` bytes (16 or more), quotes included."""
     return b'"^#%08d#%s"' % (number, b"x" * (size - HEAD))
 
 
 class Numbers:
-    """Finds the numbers of bodies in a stream, wherever it is cut."""
+    """A parser that finds the numbers of bodies in a stream, however it is cut into pieces."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def __call__(self, data: bytes) -> list[int]:
-        """The numbers that are complete now."""
+        """Return the numbers that this piece completes."""
         data = self._rest + data
         found, end = [], 0
         for match in _number.finditer(data):
             found.append(int(match[1]))
             end = match.end()
-        # What is cut off is shorter than a number with its two marks.
+        # A number that is cut off is shorter than a whole one with its two marks.
         self._rest = data[max(end, len(data) - 9) :]
         return found
 
@@ -52,7 +53,7 @@ class Numbers:
 class Link(asyncio.Protocol, abc.ABC):
     """One connection: counts confirmations of what it sent and the messages it got, and acknowledges those.
 
-    ``tap`` is given each piece of data as it comes.
+    ``tap`` is called with each piece of data as it arrives.
     """
 
     def __init__(self) -> None:
@@ -73,7 +74,7 @@ class Link(asyncio.Protocol, abc.ABC):
         await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
 
     async def expect(self, pattern: bytes, seconds: float = 30.0) -> re.Match[bytes]:
-        """Wait for an answer of the handshake; what comes behind it is kept for the next one. Raises ``LinkError``."""
+        """Wait for an answer of the handshake; bytes behind it are kept for the next one. Raises ``LinkError``."""
         assert self._handshake is not None
         try:
             async with asyncio.timeout(seconds):
@@ -102,25 +103,25 @@ class Link(asyncio.Protocol, abc.ABC):
 
     @abc.abstractmethod
     def frame(self, to: str, number: int, content: bytes) -> bytes:
-        """A message ready to be written here; the numbers of one connection's frames are distinct, below 10^8."""
+        """Return a message ready for ``write``; the numbers of one connection's frames are distinct, below 10^8."""
 
     def frames(self, messages: Sequence[tuple[str, int, bytes]], array: int = 1) -> list[bytes]:
-        """Many of them, ``array`` to a frame where the system has arrays."""
+        """Return the frames of several messages, ``array`` to a frame where the system has arrays."""
         assert array == 1, "this system has no arrays"
         return [self.frame(*message) for message in messages]
 
     def write(self, data: bytes) -> None:
-        """Send bytes."""
+        """Send bytes; raises the ``LinkError`` of a failed connection."""
         if self.failure is not None:
             raise self.failure
         self.transport.write(data)
 
     async def flow(self) -> None:
-        """Wait while much is written and not yet taken by the socket."""
+        """Wait while the transport's buffer of unsent bytes is full."""
         await self._writable.wait()
 
     def close(self) -> None:
-        """Hang up."""
+        """Abort the connection."""
         self._closing = True
         self.transport.abort()
 
@@ -133,7 +134,7 @@ class Link(asyncio.Protocol, abc.ABC):
         self.transport.set_write_buffer_limits(1024 * 1024)
 
     def data_received(self, data: bytes) -> None:
-        """Hand it to the handshake or to ``feed``."""
+        """Pass the data to the handshake or to ``feed``."""
         if self._handshake is not None:
             self._handshake.put_nowait(data)
             return
@@ -148,16 +149,16 @@ class Link(asyncio.Protocol, abc.ABC):
             self.watch.note(self.confirmed - confirmed, self.received - received)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note an end that nobody here wanted."""
+        """Record a failure, unless ``close`` was called."""
         if not self._closing:
             self._fail(LinkError(f"the server hung up: {exc or 'no reason given'}"))
 
     def pause_writing(self) -> None:
-        """Wait in ``flow``."""
+        """Make ``flow`` wait."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Go on in ``flow``."""
+        """Let ``flow`` return."""
         self._writable.set()
 
     def _fail(self, error: LinkError) -> None:
@@ -170,7 +171,7 @@ class Link(asyncio.Protocol, abc.ABC):
 
 
 class Watch:
-    """The sums over some links, and a wait for them; a link belongs to one watch at a time."""
+    """Sums over several links, with a wait for a condition on them; a link belongs to one watch at a time."""
 
     def __init__(self, links: Iterable[Link]) -> None:
         self.confirmed = 0
@@ -181,25 +182,25 @@ class Watch:
             self.add(link)
 
     def add(self, link: Link) -> None:
-        """Count another link, from zero."""
+        """Include another link and what it has counted so far."""
         link.watch = self
         self.note(link.confirmed, link.received)
         if link.failure is not None:
             self.fail(link.failure)
 
     def note(self, confirmed: int, received: int) -> None:
-        """Count more."""
+        """Add to the sums."""
         self.confirmed += confirmed
         self.received += received
         self._changed.set()
 
     def fail(self, failure: LinkError) -> None:
-        """End all waits."""
+        """End all waits with this failure."""
         self._failure = failure
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until it holds; raises the ``LinkError`` of a link that failed."""
+        """Wait until the condition holds; raises the ``LinkError`` of a link that failed."""
         while not condition():
             if self._failure is not None:
                 raise self._failure
@@ -210,7 +211,7 @@ class Watch:
 async def pump(link: Link, frames: Sequence[bytes], per_frame: int, room: Callable[[int], int]) -> None:
     """Write all frames, of ``per_frame`` messages each, in large pieces.
 
-    ``room`` says how many messages more may be under way, given how many were written here.
+    ``room`` returns how many more messages may be unconfirmed, given the number written here.
     """
     assert link.watch is not None
     written, total = 0, len(frames)
@@ -232,8 +233,8 @@ async def in_turn(actions: Sequence[Callable[[], Any]], at_once: int) -> list[An
     queue = iter(enumerate(actions))
 
     async def work() -> None:
-        for place, action in queue:
-            results[place] = await action()
+        for index, action in queue:
+            results[index] = await action()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(at_once, len(actions))):

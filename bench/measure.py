@@ -1,4 +1,4 @@
-"""What a piece of work took: seconds, and CPU time and memory of each process, from ``/proc``."""
+"""Measurement of a piece of work: its seconds, and the CPU time and memory of each process, from ``/proc``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CLIENT = "client"
 
 
 def cpu_of(stat: str) -> float:
-    """Seconds of CPU of a process, from the text of its ``/proc/<pid>/stat``."""
-    # The name, in parentheses, may hold anything.
+    """Return the seconds of CPU time of a process, from the text of its ``/proc/<pid>/stat``."""
+    # The process name, in parentheses, may contain spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def cpu(processes: Mapping[str, int]) -> dict[str, float]:
-    """Seconds of CPU so far, by name; a process that is gone is left out."""
+    """Return the seconds of CPU time so far, by name; a process that is gone is left out."""
     found = {}
     for name, pid in processes.items():
         with suppress(OSError):
@@ -33,7 +33,7 @@ def cpu(processes: Mapping[str, int]) -> dict[str, float]:
 
 
 def resident(processes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes of resident memory, by name."""
+    """Return the bytes of resident memory, by name; a process that is gone is left out."""
     found = {}
     for name, pid in processes.items():
         with suppress(OSError):
@@ -42,12 +42,12 @@ def resident(processes: Mapping[str, int]) -> dict[str, float]:
 
 
 def resident_of(pid: int) -> int:
-    """Bytes of resident memory of one process; raises ``OSError`` when it is gone."""
+    """Return the bytes of resident memory of one process; raises ``OSError`` when it is gone."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Meter:
-    """Measures between ``__enter__`` and ``__exit__``; ``lap`` reads the clock in between."""
+    """A measurement between ``__enter__`` and ``__exit__``; ``lap`` reads the clock in between."""
 
     def __init__(self, processes: Mapping[str, int]) -> None:
         self._processes = {**processes, CLIENT: os.getpid()}
@@ -62,7 +62,7 @@ class Meter:
         return self
 
     def lap(self) -> float:
-        """Seconds so far."""
+        """Return the seconds so far."""
         return time.perf_counter() - self._began
 
     def __exit__(self, *_: object) -> None:
@@ -72,7 +72,7 @@ class Meter:
         gc.enable()
 
     def result(self, messages: int) -> dict[str, Any]:
-        """Seconds, messages, CPU seconds by process, and microseconds a message over all servers."""
+        """Return seconds, messages, CPU seconds by process, and microseconds a message over all servers."""
         servers = sum(used for name, used in self.cpu.items() if name != CLIENT)
         return {
             "seconds": self.seconds,
@@ -84,12 +84,12 @@ class Meter:
 
 
 def summary(rounds: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
+    """Return the median, the smallest and the largest."""
     return {"median": statistics.median(rounds), "min": min(rounds), "max": max(rounds)}
 
 
 def machine() -> dict[str, Any]:
-    """What the run ran on."""
+    """Return the description of the machine the run was on."""
     model = "unknown"
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

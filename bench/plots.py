@@ -35,7 +35,7 @@ STYLE = {
     "grid.color": "#e5e5e5",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    # The same results make the same file.
+    # A fixed salt: the same results make the same file.
     "svg.hashsalt": "connect-chat",
     "svg.fonttype": "path",
 }
@@ -66,12 +66,12 @@ def _rates(results: Results) -> Any:
     systems = list(results["versions"])
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.75 * len(workloads)))
     height = 0.8 / len(systems)
-    for place, system in enumerate(systems):
+    for index, system in enumerate(systems):
         for row, workload in enumerate(workloads):
             values = [value / 1000 for value in figures(results, workload, system)]
             if not values:
                 continue
-            middle, y = statistics.median(values), row + (place - (len(systems) - 1) / 2) * height
+            middle, y = statistics.median(values), row + (index - (len(systems) - 1) / 2) * height
             axes.barh(y, middle, height * 0.92, color=COLORS[system])
             axes.plot([min(values), max(values)], [y, y], color="black", linewidth=0.8)
             axes.annotate(f" {middle:.3g}", (max(values), y), va="center", fontsize=7)
@@ -143,7 +143,7 @@ def _cpu(results: Results) -> Any:
         for row, system in enumerate(systems):
             left = 0.0
             for process, used in cpu_by_process(results, workload, system).items():
-                # A peer is one process, in the color of the system.
+                # A peer is one process, drawn in the color of its system.
                 color = PROCESSES.get(process, COLORS[system])
                 axes.barh(row, used, 0.8, left=left, color=color)
                 if used > 0.02 * left:

@@ -1,4 +1,4 @@
-"""From the results of a run: the tables of ``docs/benchmarks.md``, between its marks, and the plots beside it."""
+"""The report of a run: the tables of ``docs/benchmarks.md``, between the page's marks, and the plots beside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(path: Path, page: Path = PAGE) -> list[Path]:
 
 
 def insert(page: str, text: str) -> str:
-    """The page with ``text`` between its marks; raises ``ValueError`` where they are missing."""
+    """Return the page with ``text`` between its marks; raises ``ValueError`` where they are missing."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -35,14 +35,14 @@ def insert(page: str, text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits or whole: 12,345; 123; 12.3; 0.123."""
+    """Return a number with three significant digits, or whole from 100 on: 12,345; 123; 12.3; 0.123."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, and smallest and largest where there is more than one."""
+    """Return the median, with the smallest and largest where there is more than one value."""
     if not values:
         return "-"
     middle = number(statistics.median(values))
@@ -50,14 +50,14 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
+    """Return a Markdown table; all columns but the first are numbers."""
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def goals(outcomes: Sequence[Outcome]) -> str:
-    """Each goal with what was measured."""
+    """Return a table of the goals with the measured values."""
     words = {True: "reached", False: "**not reached**", None: "not measured"}
     peers = {None: "", "mosquitto": " Mosquitto", "nats": " NATS", "ejabberd": " ejabberd"}
     return table(
@@ -75,7 +75,7 @@ def goals(outcomes: Sequence[Outcome]) -> str:
 
 
 def sections(results: Results) -> str:
-    """All that is generated."""
+    """Return the generated part of the page."""
     machine, scale = results["machine"], results["scale"]
     rounds = max((len(c["rounds"]) for found in results["cells"].values() for c in found.values()), default=0)
     versions = ", ".join(f"{results['titles'][name]} {version}" for name, version in results["versions"].items())
@@ -118,7 +118,7 @@ def _rates(results: Results) -> str:
             continue
         values = {name: figures(results, workload, name) for name in systems}
         row = [about["title"], *(spread(values[name]) for name in systems)]
-        # Who has no arrays is compared by its single messages.
+        # A system without arrays is compared by its single messages.
         for peer in peers:
             theirs = values[peer] or (figures(results, "store", peer) if workload == "store_arrays" else [])
             ours = values.get(OURS, [])

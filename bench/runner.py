@@ -1,9 +1,9 @@
 """One run: rounds over systems over workloads, into one JSON object that is saved after each figure.
 
-The servers of one system run at a time, started on an empty folder in each round: an idle Connect Chat (a JVM and
-three polling workers) or an idle broker would take CPU and cache from whoever is measured on a small machine. In each
+Only one system's servers run at a time, started on an empty folder in each round: an idle Connect Chat (a JVM and three
+polling workers) or an idle broker would take CPU and cache from the system that is measured on a small machine. In each
 round the systems come in another order. A workload that fails or hangs is one cell with its reason; its system is
-started anew for the rest.
+restarted for the rest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ screen = Console(stderr=True, highlight=False)
 
 
 def installed(names: Sequence[str]) -> dict[str, str]:
-    """The versions of those systems that are installed; says what is missing, and goes on without it."""
+    """Return the versions of those systems that are installed; a missing one is reported and left out."""
     versions = {}
     for name in names:
         try:
@@ -54,7 +54,7 @@ def installed(names: Sequence[str]) -> dict[str, str]:
 
 
 class Run:
-    """The rounds and what came of them."""
+    """The rounds of a run and their results."""
 
     def __init__(self, systems: Sequence[str], workloads: Sequence[Workload], scale: Scale, rounds: int) -> None:
         self.versions = installed(systems)
@@ -66,7 +66,7 @@ class Run:
         self._began = datetime.now(UTC)
 
     def report(self) -> dict[str, Any]:
-        """Everything so far, ready for JSON."""
+        """Return all results so far, ready for JSON."""
         return {
             "began": self._began.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,7 +86,7 @@ class Run:
         }
 
     async def play(self, path: Path) -> None:
-        """Run everything and save it to ``path`` as it grows."""
+        """Run everything, saving the results to ``path`` after each figure."""
         path.parent.mkdir(parents=True, exist_ok=True)
         task = asyncio.current_task()
         assert task is not None
@@ -122,7 +122,7 @@ class Run:
 
 
 class _Turn:
-    """One system in one round; after a failure it is started anew, after one at its start no more."""
+    """One system in one round; it is restarted after a failed workload, and left out after a failed start."""
 
     def __init__(self, kind: type[System], folder: Path, scale: Scale) -> None:
         self._kind = kind
@@ -132,7 +132,7 @@ class _Turn:
         self._broken = ""
 
     async def measure(self, workload: Workload) -> dict[str, Any]:
-        """Figures, or ``error`` or ``skipped`` with the reason."""
+        """Return the figures of a workload, or ``error`` or ``skipped`` with the reason."""
         if self._broken:
             return {"error": self._broken}
         if workload.cold:
@@ -161,7 +161,7 @@ class _Turn:
         try:
             async with asyncio.timeout(START_LIMIT):
                 await system.start()
-                # A JVM's first thousands of messages, and records, are interpreted; nobody's first ones count.
+                # A JVM interprets its first thousands of messages and records: no system is measured on its first ones.
                 for workload in (store, drain, online, latency(WARM_PER_SECOND)) if warm else ():
                     await workload(system, Scale(messages=self._kind.warm, seconds=WARM_SECONDS))
         except BaseException:

@@ -1,8 +1,8 @@
-"""``python -m bench.scaling``: what more workers and gateways cost and how evenly they share, on this machine.
+"""The cost of more workers and gateways, and how evenly they share: ``python -m bench.scaling``, on this machine.
 
-For each shape a stack of its own is started. Rates of a machine with a few cores say nothing of how a cluster scales:
-all processes take them from each other. Processor time a message does: where it stays flat while workers are added,
-work is divided and not added. Prints both; the results go to ``bench/results/scaling.json``.
+Each shape gets a stack of its own. On a machine with a few cores the rates say nothing about how a cluster scales,
+since all processes compete for the cores. The processor time of a message does: where it stays flat while workers are
+added, the work is divided and no work is added. Prints both, and writes them to ``bench/results/scaling.json``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ASSIGNED: Final = re.compile(r"incoming_messages/(\d+):")
 
 
 class Shape(NamedTuple):
-    """How many of each there are: messaging and notification alike."""
+    """The number of instances of each service; messaging and notification have the same."""
 
     workers: int
     gateways: int
@@ -67,7 +67,7 @@ class Scaled(ConnectChat):
         self._turn = count()
 
     async def start(self) -> None:
-        """Start it, then the further instances."""
+        """Start the stack, then the further instances."""
         await super().start()
         for name, wanted in (
             ("messaging", self.shape.workers),
@@ -89,7 +89,7 @@ class Scaled(ConnectChat):
         return self.layout.model_copy(update=moved)
 
     def partitions(self) -> dict[str, list[int]]:
-        """The partitions of each messaging worker, as it was given them last."""
+        """Return the partitions of each messaging worker, by its last assignment."""
         found = {}
         for name, running in self.running.items():
             if name.partition("-")[0] == "messaging":
@@ -98,7 +98,7 @@ class Scaled(ConnectChat):
         return found
 
     def log_bytes(self) -> dict[str, int]:
-        """Bytes of each topic's segments on disk."""
+        """Return the bytes of each topic's segments on disk."""
         found: dict[str, int] = {}
         for segment in self.running["kafka"].part.folder.glob("storage/*/*.log"):
             topic = segment.parent.name.rpartition("-")[0]
@@ -117,7 +117,7 @@ class Scaled(ConnectChat):
 
 
 async def live(system: Scaled) -> dict[str, Any]:
-    """Messages between connected users at a rate that leaves the processors room."""
+    """Send messages between connected users, at a rate that leaves the processors room."""
     links = await crowd(system, USERS)
     users, connections = list(links), list(links.values())
     Watch(connections)
@@ -139,7 +139,7 @@ def _send(connections: list[Any], frames: list[bytes], number: int) -> None:
 
 
 async def measure(shape: Shape) -> dict[str, Any]:
-    """All figures of one shape."""
+    """Return all figures of one shape."""
     folder = HERE / "scaling"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -192,7 +192,7 @@ def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(shapes: list[dict[str, Any]]) -> Table:
-    """A row for each shape."""
+    """Return a table with a row for each shape."""
     title = f"CPU us a message, live at {RATE:,}/s between {USERS} users | stored for {STORED.users:,} users"
     names = ("gateway", "messaging", "notification", "redis", "kafka")
     found = Table("workers", "gateways", *names, "all", "busiest/mean", "stored: all", "per s (noisy)", title=title)
@@ -210,7 +210,7 @@ def table(shapes: list[dict[str, Any]]) -> Table:
 
 
 async def play() -> None:
-    """Measure all shapes, saving as it grows."""
+    """Measure all shapes, saving the results after each."""
     out = Console(width=160)
     report: dict[str, Any] = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
     report |= {"version": ConnectChat.version(), "rate": RATE, "users": USERS, "shapes": []}

@@ -1,4 +1,4 @@
-"""What is measured, the same for each system: each workload returns its figures, with ``value`` first among them."""
+"""The workloads, the same for each system; each returns its figures, among them ``value``, the one that is compared."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ SUSTAINED_MS = 50.0
 
 
 class Skipped(Exception):
-    """A system can't do this; the text says why."""
+    """A workload that a system cannot run; the text says why."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """``limit`` is in seconds, of one round with one system; ``only`` names the one system that has it.
+    """A workload with its unit and limits.
 
-    With ``rounds`` it is in the first so many only: what takes minutes and is in no comparison's goal.
+    ``limit`` is the number of seconds one round with one system may take. ``only`` names the one system that has this
+    workload. With ``rounds`` it runs in that many first rounds only: it takes minutes and is in no comparison's goal.
 
-    With ``cold`` the system is started for it alone, without a warm-up: memory that earlier work gave back to the
-    process, not to the kernel, would hide what this takes.
+    With ``cold`` the system is started for this workload alone, without a warm-up: memory that earlier work has freed
+    and the process has not returned to the kernel would hide what this workload takes.
     """
 
     name: str
@@ -53,22 +54,22 @@ class Workload:
 
 
 def fresh(name: str) -> str:
-    """A user nobody has written to yet."""
+    """Return the name of a user nobody has written to yet."""
     return f"{name}-{secrets.token_hex(4)}"
 
 
 def bounded(system: System, count: int) -> int:
-    """So many messages, or fewer for a system that stores slowly."""
+    """Return ``count``, or fewer for a system that stores slowly."""
     return count * system.most // 50_000
 
 
 def to_one(link: Link, to: str, count: int, size: int = SIZE, array: int = 1) -> list[bytes]:
-    """Frames of messages 0 to ``count`` - 1 for one user."""
+    """Return the frames of messages 0 to ``count`` - 1 for one user."""
     return link.frames([(to, number, body(number, size)) for number in range(count)], array)
 
 
 async def write_all(link: Link, frames: Sequence[bytes], count: int, array: int = 1) -> None:
-    """Send with bounded outstanding, and wait for the last confirmation."""
+    """Write all frames, with a bounded number unconfirmed, and wait for the last confirmation."""
     watch = Watch([link])
     start = watch.confirmed
     await pump(link, frames, array, lambda done: OUTSTANDING - done + watch.confirmed - start)
@@ -76,7 +77,7 @@ async def write_all(link: Link, frames: Sequence[bytes], count: int, array: int 
 
 
 async def fill(system: System, counts: dict[str, int]) -> None:
-    """Store messages for offline users, not measured."""
+    """Store messages for offline users; this is not measured."""
     await system.prepare(list(counts))
     recipients = [user for user, count in counts.items() for _ in range(count)]
     messages = [(user, number, body(number, SIZE)) for number, user in enumerate(recipients)]
@@ -87,12 +88,12 @@ async def fill(system: System, counts: dict[str, int]) -> None:
 
 
 def rate(meter: Meter, count: int, **more: Any) -> Result:
-    """Messages a second as the value."""
+    """Return the figures of a measurement, with messages a second as the value."""
     return {"value": count / meter.seconds, **meter.result(count), **more}
 
 
 async def store(system: System, scale: Scale, array: int = 1) -> Result:
-    """For one offline user, until all are in the inbox; ``accepted_per_s`` until all were confirmed."""
+    """Store messages for one offline user, until all are in the inbox; ``accepted_per_s``: until all are confirmed."""
     count = bounded(system, scale.messages) // array * array
     bob = fresh("bob")
     await system.prepare([bob])
@@ -107,14 +108,14 @@ async def store(system: System, scale: Scale, array: int = 1) -> Result:
 
 
 async def store_arrays(system: System, scale: Scale) -> Result:
-    """The same in arrays of 50."""
+    """Store the same messages in arrays of 50."""
     if system.array == 1:
         raise Skipped("has no arrays: compare its single messages, which are written in pieces of many, too")
     return await store(system, scale, array=system.array)
 
 
 async def store_many(system: System, scale: Scale) -> Result:
-    """From one sender, for many offline users in random order."""
+    """Store messages of one sender for many offline users, in random order."""
     count = bounded(system, scale.messages)
     users = [fresh("many") for _ in range(min(scale.users, count // 5))]
     each = count // len(users)
@@ -132,7 +133,7 @@ async def store_many(system: System, scale: Scale) -> Result:
 
 
 async def drain(system: System, scale: Scale, count: int | None = None) -> Result:
-    """From before connecting until the inbox is empty, everything acknowledged."""
+    """Drain an inbox: from before connecting until it is empty, everything acknowledged."""
     if count is None:
         count = bounded(system, scale.messages)
     elif count > 2 * system.most and system.most < 50_000:
@@ -150,7 +151,7 @@ async def drain(system: System, scale: Scale, count: int | None = None) -> Resul
 
 
 def inbox(count: int) -> Callable[[System, Scale], Awaitable[Result]]:
-    """Seconds until an inbox of ``count`` messages is empty."""
+    """Return a workload that measures the seconds until an inbox of ``count`` messages is empty."""
 
     async def run(system: System, scale: Scale) -> Result:
         found = await drain(system, scale, count)
@@ -160,7 +161,7 @@ def inbox(count: int) -> Callable[[System, Scale], Awaitable[Result]]:
 
 
 async def storm(system: System, scale: Scale) -> Result:
-    """Many users with 50 messages each connect at once; until all inboxes are empty."""
+    """Connect many users with 50 messages each at once, until all inboxes are empty."""
     users = [fresh("storm") for _ in range(bounded(system, 50 * scale.storm_users) // 50)]
     count = 50 * len(users)
     await fill(system, dict.fromkeys(users, 50))
@@ -182,12 +183,12 @@ async def storm(system: System, scale: Scale) -> Result:
 
 
 async def pair(system: System) -> tuple[str, Link, Link]:
-    """A user who receives, ready, and a sender."""
+    """Return a user, their link that is ready to receive, and the link of a sender."""
     bob = fresh("bob")
     await system.prepare([bob])
     receiver = await system.connect(bob, receive=True)
     sender = await system.connect(fresh("alice"), receive=False)
-    # The first message shows that the receiver is known everywhere.
+    # Once this first message has come, every server knows that the receiver is connected.
     sender.write(sender.frame(bob, 99_999_999, body(99_999_999, SIZE)))
     watch = Watch([receiver])
     await watch.until(lambda: watch.received >= 1)
@@ -195,13 +196,13 @@ async def pair(system: System) -> tuple[str, Link, Link]:
 
 
 async def online(system: System, scale: Scale, size: int = SIZE) -> Result:
-    """One user to another one who is there; until the last has arrived."""
+    """Send from one user to another who is online, until the last message has arrived."""
     count = max(200, min(scale.messages, 24 * 2**20 // size))
     bob, receiver, sender = await pair(system)
     frames = to_one(sender, bob, count, size)
     watch, arrived = Watch([sender]), Watch([receiver])
     start, got = watch.confirmed, arrived.received
-    # Behind the confirmations, the receiver may be behind as well: neither queue grows without limit.
+    # Confirmations may come before the receiver has read the messages: this bounds that backlog, too.
     most = min(OUTSTANDING, max(50, 4 * 2**20 // size))
     with Meter(system.processes()) as meter:
         await pump(sender, frames, 1, lambda done: most - done + watch.confirmed - start)
@@ -212,17 +213,17 @@ async def online(system: System, scale: Scale, size: int = SIZE) -> Result:
 
 
 def sized(size: int) -> Callable[[System, Scale], Awaitable[Result]]:
-    """Online with bodies of ``size`` bytes."""
+    """Return the online workload with bodies of ``size`` bytes."""
     return lambda system, scale: online(system, scale, size)
 
 
 async def paced(
     system: System, seconds: float, per_second: float, send: Callable[[int], None], receivers: Sequence[Link]
 ) -> Result:
-    """Latencies, in ms, from when each message was due until its body arrived, at a constant rate.
+    """Send at a constant rate and return latencies in ms, from when a message was due until its body arrived.
 
-    That a late message is measured from its due time is the correction for coordinated omission. The first fifth
-    warms up and is not counted.
+    Measuring a late message from its due time corrects for coordinated omission. The first fifth warms up and is not
+    counted.
     """
     total = int(seconds * per_second)
     warm = total // 5
@@ -244,7 +245,7 @@ async def paced(
     for link in receivers:
         link.tap = partial(tap, Numbers())
     with Meter(system.processes()) as meter, Ticks(1 / per_second) as ticks:
-        # Were it later, each tick might come just before a message is due, and all would be sent a tick late.
+        # With a later start, each tick might come just before a message is due, and all would be sent a tick late.
         began = ticks.began
         sent = 0
         async for _ in ticks:
@@ -264,7 +265,7 @@ async def paced(
 
 
 def latency(per_second: int) -> Callable[[System, Scale], Awaitable[Result]]:
-    """One user to another at a rate, each message in its own frame; the value is p99 in ms."""
+    """Return a workload that sends from one user to another at a rate, a message to a frame; the value is p99 in ms."""
 
     async def run(system: System, scale: Scale) -> Result:
         bob, receiver, sender = await pair(system)
@@ -280,7 +281,7 @@ def latency(per_second: int) -> Callable[[System, Scale], Awaitable[Result]]:
 
 
 async def crowd(system: System, count: int) -> dict[str, Link]:
-    """Users who are connected and reached."""
+    """Connect users, and return their links once each has received a message."""
     users = [fresh("user") for _ in range(count)]
     await system.prepare(users)
     links = await in_turn([lambda user=user: system.connect(user, receive=True) for user in users], 50)  # type: ignore[misc]
@@ -292,14 +293,14 @@ async def crowd(system: System, count: int) -> dict[str, Link]:
 
 
 async def isolated(system: System, scale: Scale) -> Result:
-    """Each message from another connection to a random recipient: the highest rate of a ladder with p99 <= 50 ms.
+    """Send each message from another connection to a random user; the value is the highest rate with p99 <= 50 ms.
 
-    The ladder ends after two rates that are not sustained: one may be a hiccup of the machine.
+    The rates are tried in rising order until two are not sustained: one may be a hiccup of the machine.
     """
     links = await crowd(system, scale.senders)
     users, connections = list(links), list(links.values())
     Watch(connections)
-    # What a thousand new connections leave to be done is not a part of it.
+    # Work that a thousand new connections leave behind is not to be measured.
     await asyncio.sleep(scale.settle)
     best: Result = {"rate": 0.0, "server_cpu_us": 0.0}
     steps: list[Result] = []
@@ -307,7 +308,7 @@ async def isolated(system: System, scale: Scale) -> Result:
     try:
         for per_second in (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000, 12_500, 15_000, 20_000, 25_000, 30_000):
             total = int(scale.seconds / 2 * per_second)
-            # Ids must not come again: the frame's number goes on, the body's starts anew.
+            # Ids must not repeat: the frame's number counts on over all rates, the body's starts again with each.
             order = random.sample(connections, len(connections))
             frames = [
                 order[n % len(order)].frame(random.choice(users), number + n, body(n, SIZE)) for n in range(total)
@@ -336,7 +337,7 @@ async def isolated(system: System, scale: Scale) -> Result:
 
 
 async def mixed(system: System, scale: Scale) -> Result:
-    """Nine of ten users connected, one of ten offline; messages from connected users to random ones of all."""
+    """Send from connected users to random ones of all; nine of ten users are connected, one of ten is offline."""
     links = await crowd(system, scale.senders * 9 // 10)
     away = [fresh("away") for _ in range(scale.senders // 10)]
     await system.prepare(away)
@@ -355,9 +356,9 @@ async def mixed(system: System, scale: Scale) -> Result:
             least = min(100, count - written)
             await watch.until(lambda: OUTSTANDING - written + watch.confirmed - confirmed >= least)  # noqa: B023
             end = min(count, written + OUTSTANDING - written + watch.confirmed - confirmed)
-            for place in range(written, end):
-                senders[place % len(senders)].write(frames[place])
-                if place % 100 == 0:
+            for index in range(written, end):
+                senders[index % len(senders)].write(frames[index])
+                if index % 100 == 0:
                     await asyncio.sleep(0)
             written = end
         await watch.until(lambda: watch.confirmed >= watch_to and watch.received - received >= there)
@@ -368,9 +369,10 @@ async def mixed(system: System, scale: Scale) -> Result:
 
 
 async def idle(system: System, scale: Scale) -> Result:
-    """KiB of memory of all servers for a connected user; connections a second until all are there."""
+    """Measure the KiB of memory of all servers for a connected user, and connections a second until all are open."""
     users = [fresh("idle") for _ in range(scale.idle)]
-    # What a system keeps of a user without a connection is a part of it: Mosquitto's sessions, NATS' consumers.
+    # Taken before the users are created: what a system keeps of a user without a connection is included, such as
+    # Mosquitto's sessions and NATS's consumers.
     before = resident(system.processes())
     await system.prepare(users)
     with Meter(system.processes()) as meter:

@@ -1,1 +1,1 @@
-"""How Connect Chat is installed and run."""
+"""Installation and operation of Connect Chat: on one machine, in containers, and on AWS."""

@@ -21,14 +21,15 @@ STOP_SECONDS = 10.0
 
 
 class NotInstalled(Exception):
-    """A peer is missing on this machine; the text says how to install it."""
+    """An error for a peer that is missing on this machine; the text says how to install it."""
 
 
 class System(abc.ABC):
     """One system, from its start on an empty folder to its end.
 
-    ``most`` bounds the messages of a workload of 50,000 for a system that would need minutes for more, ``warm`` is how
-    many it gets before anything is measured; ``array`` is how many a frame may carry (1: it has no such thing).
+    ``most`` replaces the 50,000 messages of a workload for a system that would need minutes for them. ``warm`` is the
+    number of messages it gets before anything is measured. ``array`` is the number of messages a frame may carry (1:
+    the system has no arrays).
     """
 
     name: ClassVar[str]
@@ -45,20 +46,20 @@ class System(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def version(cls) -> str:
-        """What is installed; raises ``NotInstalled``."""
+        """Return the installed version; raises ``NotInstalled``."""
 
     @abc.abstractmethod
     async def start(self) -> None:
         """Start all servers, with their data in ``folder``; returns when they answer."""
 
     async def stop(self) -> None:
-        """End all servers."""
+        """Stop all servers."""
         for child in self.children.values():
             await asyncio.to_thread(_end, child)
         self.children.clear()
 
     def processes(self) -> dict[str, int]:
-        """The pid of each server process, by name."""
+        """Return the pid of each server process, by name."""
         return {name: child.pid for name, child in self.children.items()}
 
     @abc.abstractmethod
@@ -66,17 +67,17 @@ class System(abc.ABC):
         """Connect and log in a user; with ``receive``, messages come and are acknowledged."""
 
     async def prepare(self, users: Sequence[str]) -> None:  # noqa: B027 - not all systems need it
-        """Make users known who will get messages before they first connect to receive."""
+        """Create users who will be sent messages before they first connect to receive."""
 
     async def stored(self, counts: dict[str, int]) -> None:  # noqa: B027 - for most, confirmed is stored
-        """Wait until offline users' inboxes hold so many messages."""
+        """Wait until the inboxes of offline users hold these numbers of messages."""
 
     @abc.abstractmethod
     async def emptied(self, links: dict[str, Link]) -> None:
         """Wait until the inboxes of connected users who have received and acknowledged all are empty."""
 
     async def inspect(self, user: str) -> dict[str, float]:
-        """Further figures of a filled inbox."""
+        """Return further figures of a filled inbox."""
         return {}
 
     def spawn(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -116,5 +117,5 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def output(command: Sequence[str]) -> str:
-    """What a short command prints."""
+    """Return the output of a short command."""
     return subprocess.run(command, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL).stdout

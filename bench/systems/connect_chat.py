@@ -33,11 +33,11 @@ SETTINGS = {
         for name in ("SEND_RATE", "SEND_BURST", "SEND_BYTES_RATE", "SEND_BYTES_BURST", "CONNECT_RATE", "CONNECT_BURST")
     },
 }
-"""Quotas and what a user may do in a second out of the way; everything else as ``make up`` has it."""
+"""Settings that lift the quotas and the rate limits of a user; everything else is as in ``make up``."""
 
 
 def websocket_frame(content: bytes, opcode: int = 1) -> bytes:
-    """A frame of a client, masked with zero: it is on the wire as it is here."""
+    """Return a client's frame, masked with zero: its payload is the same on the wire as here."""
     size = len(content)
     if size < 126:
         head = bytes([0x80 | opcode, 0x80 | size])
@@ -49,12 +49,12 @@ def websocket_frame(content: bytes, opcode: int = 1) -> bytes:
 
 
 def send_object(to: str, number: int, content: bytes) -> bytes:
-    """A ``send``; its id holds a ``~``, by which confirmations are counted."""
+    """Return a ``send``; its id holds a ``~``, by which confirmations are counted."""
     return b'{"type":"send","id":"~%d","to":"%b","body":%b}' % (number, to.encode(), content)
 
 
 class ChatLink(Link):
-    """A connection after its welcome; ``messages`` are acknowledged a frame at a time."""
+    """A connection after its welcome; it acknowledges ``messages`` once for each piece of data that it reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class ChatLink(Link):
         self._have = self._need = 0
 
     def frame(self, to: str, number: int, content: bytes) -> bytes:
-        """A text frame with one ``send``."""
+        """Return a text frame with one ``send``."""
         return websocket_frame(send_object(to, number, content))
 
     def frames(self, messages: Sequence[tuple[str, int, bytes]], array: int = 1) -> list[bytes]:
-        """Text frames with one ``send`` each, or with arrays of them."""
+        """Return text frames with one ``send`` each, or with arrays of them."""
         if array == 1:
             return [self.frame(*message) for message in messages]
         return [
@@ -75,7 +75,7 @@ class ChatLink(Link):
         ]
 
     def feed(self, data: bytes) -> None:
-        """Take the whole frames that are there now."""
+        """Handle the frames that are complete."""
         self._pieces.append(data)
         self._have += len(data)
         if self._have < self._need:
@@ -98,7 +98,7 @@ class ChatLink(Link):
             at, self._need = start + size, 2
         self._pieces, self._have = [data[at:]], end - at
         if acks:
-            # Cumulative: the last one of a piece stands for all.
+            # Acknowledgements are cumulative: the last one of a piece stands for all.
             self.transport.write(websocket_frame(b'{"type":"ack","pos":"%b"}' % acks[-1]))
 
     def _take(self, opcode: int, content: bytes) -> bytes | None:
@@ -119,7 +119,7 @@ class ChatLink(Link):
 
 
 class ConnectChat(System):
-    """Kafka, Redis and the services as plain processes; the history worker and DynamoDB only when asked for."""
+    """Kafka, Redis and the services as plain processes; the history worker only when a workload starts it."""
 
     name: ClassVar[str] = "connect_chat"
     title: ClassVar[str] = "Connect Chat"
@@ -140,7 +140,7 @@ class ConnectChat(System):
 
     @classmethod
     def version(cls) -> str:
-        """The commit."""
+        """Return the commit."""
         return output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]).strip() or "unknown"
 
     async def start(self) -> None:
@@ -159,7 +159,7 @@ class ConnectChat(System):
         await self._start(service)
 
     def stop_service(self, name: str) -> None:
-        """End one service."""
+        """Kill one service."""
         self.running.pop(name).kill()
 
     async def _start(self, part: Part) -> None:
@@ -168,7 +168,7 @@ class ConnectChat(System):
         await running.wait_ready()
 
     async def stop(self) -> None:
-        """End everything; the data is thrown away, so nothing needs time to put it in order."""
+        """Kill everything; the data is thrown away, so nothing needs time for an orderly end."""
         if hasattr(self, "redis"):
             await self.redis.aclose()
         for running in self.running.values():
@@ -176,7 +176,7 @@ class ConnectChat(System):
         self.running.clear()
 
     def processes(self) -> dict[str, int]:
-        """All engines and services."""
+        """Return the pids of all engines and services."""
         return {name: running.pid for name, running in self.running.items() if running.alive}
 
     def _token(self, user: str) -> str:
@@ -185,12 +185,12 @@ class ConnectChat(System):
         return self._tokens[user]
 
     async def prepare(self, users: Sequence[str]) -> None:
-        """Their tokens: whoever makes them is not part of what is measured."""
+        """Make the users' tokens now: their making is not part of what is measured."""
         for user in users:
             self._token(user)
 
     async def connect(self, user: str, *, receive: bool, device: str = DEVICE) -> ChatLink:
-        """A WebSocket up to its welcome; the server sends what the inbox holds by itself."""
+        """Connect a WebSocket up to its welcome; the server then sends what the inbox holds by itself."""
         link = ChatLink()
         await link.dial(self.layout.gateway)
         key = base64.b64encode(os.urandom(16)).decode()
@@ -208,15 +208,16 @@ class ConnectChat(System):
         return link
 
     async def stored(self, counts: dict[str, int]) -> None:
-        """Look at the inboxes in Redis itself."""
+        """Wait until the inboxes hold these numbers of messages, reading their lengths from Redis itself."""
         await self._lengths(list(counts), lambda user, found: found >= counts[user])
 
     async def emptied(self, links: dict[str, Link]) -> None:
-        """Likewise."""
+        """Wait until the inboxes are empty, reading their lengths from Redis itself."""
         await self._lengths(list(links), lambda _, found: found == 0)
 
     async def _lengths(self, users: list[str], fits: Callable[[str, int], bool]) -> None:
-        # Asking costs Redis and us time that is measured: one user is asked again and again, the others once or twice.
+        # Asking costs Redis and this process time that is measured: one user is polled, the others are asked once or
+        # twice.
         while users:
             while not fits(users[0], await self.redis.xlen(keys(users[0])[0])):
                 await asyncio.sleep(POLL)
@@ -228,7 +229,7 @@ class ConnectChat(System):
             users = [user for user, count in zip(asked, found, strict=True) if not fits(user, count)] + rest
 
     async def inspect(self, user: str) -> dict[str, float]:
-        """Bytes of Redis a message: of the inbox's stream, and of all keys of the user; and those of its JSON."""
+        """Return a message's bytes in Redis: in the inbox's stream, over all keys of the user, and of its JSON."""
         inbox, devices = keys(user)
         count = await self.redis.xlen(inbox)
         stream: Any = await self.redis.memory_usage(inbox, samples=0)
@@ -251,11 +252,11 @@ def _for_the_bench(parts: list[Part]) -> list[Part]:
     for part in parts:
         if part.name == "dynamodb":
             # On disk, DynamoDB Local stores a hundred messages a second.
-            place = part.command.index("-dbPath")
-            part.command[place : place + 2] = ["-inMemory"]
+            index = part.command.index("-dbPath")
+            part.command[index : index + 2] = ["-inMemory"]
         elif part.name == "kafka":
-            # A heap that has its size from the start, as a broker's in production. One that grows, mostly by what is
-            # garbage already, would count as memory of whatever connects meanwhile.
-            place = next(n for n, option in enumerate(part.command) if option.startswith("-Xmx"))
-            part.command[place:place] = [part.command[place].replace("-Xmx", "-Xms"), "-XX:+AlwaysPreTouch"]
+            # The heap has its full size from the start, as a production broker's. One that grows, mostly by garbage,
+            # would count as memory of the connections opened meanwhile.
+            index = next(n for n, option in enumerate(part.command) if option.startswith("-Xmx"))
+            part.command[index:index] = [part.command[index].replace("-Xmx", "-Xms"), "-XX:+AlwaysPreTouch"]
     return parts

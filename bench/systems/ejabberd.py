@@ -56,7 +56,7 @@ modules:
 
 
 def message(to: str, number: int, content: bytes, *, ask: bool) -> bytes:
-    """A chat message, with or without the request for an acknowledgement behind it."""
+    """Return a chat message, with or without the request for an acknowledgement behind it."""
     return b"<message to='%b@%b' type='chat' id='m%d'><body>%b</body></message>%b" % (
         to.encode(),
         DOMAIN.encode(),
@@ -78,26 +78,27 @@ class XmppLink(Link):
         self._tail = b""
 
     def frame(self, to: str, number: int, content: bytes) -> bytes:
-        """A message that asks for its acknowledgement."""
+        """Return a message that asks for its acknowledgement."""
         return message(to, number, content, ask=True)
 
     def frames(self, messages: Sequence[tuple[str, int, bytes]], array: int = 1) -> list[bytes]:
-        """Messages, each 50th and the last of which asks for acknowledgement."""
+        """Return messages, of which each 50th and the last ask for an acknowledgement."""
         last = len(messages) - 1
         return [
-            message(*found, ask=place % ASK_EVERY == ASK_EVERY - 1 or place == last)
-            for place, found in enumerate(messages)
+            message(*found, ask=index % ASK_EVERY == ASK_EVERY - 1 or index == last)
+            for index, found in enumerate(messages)
         ]
 
     def start(self, stanzas: int) -> None:
-        """What was sent after stream management was enabled, and is no message."""
+        """Set the number of stanzas sent since stream management was enabled that are no messages."""
         self._base = stanzas
 
     def feed(self, data: bytes) -> None:
-        """Count messages by their mark, take the newest acknowledgement, answer requests for ours."""
+        """Count messages by their mark, take the newest acknowledgement, and answer requests for one."""
         new = data.count(MARK)
         self.received += new
-        # Names of elements may be cut anywhere: the last bytes, too few for a whole one, are looked at again.
+        # Element names may be cut anywhere: the last bytes, too few for a whole element, are read again with the next
+        # piece.
         whole = self._tail + data
         self._tail = whole[-64:]
         fresh = whole[max(0, len(whole) - len(data) - 64) :]
@@ -124,7 +125,7 @@ class Ejabberd(System):
 
     @classmethod
     def version(cls) -> str:
-        """The package's."""
+        """Return the version of the package."""
         if shutil.which("ejabberdctl", path="/usr/sbin:/usr/bin") is None or shutil.which("erl") is None:
             raise NotInstalled("ejabberd is not installed: make bench-peers (sudo apt install ejabberd)")
         return output(["dpkg-query", "-W", "-f", "${Version}", "ejabberd"]).strip() or "unknown"
@@ -134,7 +135,7 @@ class Ejabberd(System):
         self._known: set[str] = set()
 
     async def start(self) -> None:
-        """Start the node without distribution: no epmd, no port but the two of the configuration."""
+        """Start the node without distribution: no epmd, no ports but the two of the configuration."""
         self.port, self.web = free_port(), free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "ejabberd.yml"
@@ -156,7 +157,7 @@ class Ejabberd(System):
         await self.listening(self.web)
 
     async def prepare(self, users: Sequence[str]) -> None:
-        """Register accounts: a message to nobody is an error."""
+        """Register the accounts: a message to an unknown user is an error."""
         url = f"http://127.0.0.1:{self.web}/api/register"
         async with aiohttp.ClientSession() as session:
 
@@ -194,7 +195,7 @@ class Ejabberd(System):
         return link
 
     async def emptied(self, links: dict[str, Link]) -> None:
-        """Acknowledge all, and wait for an answer behind that."""
+        """Acknowledge all, and wait for the answer to a ping sent after that."""
         for link in links.values():
             assert isinstance(link, XmppLink)
             before = link.pongs

@@ -18,7 +18,7 @@ IDS = 65_535
 
 
 def length(count: int) -> bytes:
-    """The remaining length of a packet, as MQTT writes it."""
+    """Return the encoded remaining length of a packet."""
     out = bytearray()
     while True:
         count, digit = divmod(count, 128)
@@ -28,28 +28,28 @@ def length(count: int) -> bytes:
 
 
 def text(value: str) -> bytes:
-    """A string with its length before it."""
+    """Return a string with its length before it."""
     data = value.encode()
     return len(data).to_bytes(2, "big") + data
 
 
 def packet(kind: int, content: bytes) -> bytes:
-    """A control packet."""
+    """Return a control packet."""
     return bytes([kind]) + length(len(content)) + content
 
 
 def connect_packet(client: str) -> bytes:
-    """CONNECT with a session that lasts, and no keep-alive."""
+    """Return CONNECT with a session that is kept, and no keep-alive."""
     return packet(0x10, text("MQTT") + b"\x04\x00\x00\x00" + text(client))
 
 
 def subscribe_packet(topic: str) -> bytes:
-    """SUBSCRIBE to one topic with QoS 1."""
+    """Return SUBSCRIBE to one topic with QoS 1."""
     return packet(0x82, b"\x00\x01" + text(topic) + b"\x01")
 
 
 def publish_packet(topic: str, number: int, content: bytes) -> bytes:
-    """PUBLISH with QoS 1; the packet id is made of the message's number."""
+    """Return PUBLISH with QoS 1; the packet id is made from the message's number."""
     return packet(0x32, text(topic) + (number % IDS + 1).to_bytes(2, "big") + content)
 
 
@@ -62,7 +62,7 @@ class MqttLink(Link):
         self._rest = b""
 
     def frame(self, to: str, number: int, content: bytes) -> bytes:
-        """A PUBLISH."""
+        """Return a PUBLISH."""
         return publish_packet(f"u/{to}", number, content)
 
     def feed(self, data: bytes) -> None:
@@ -89,8 +89,8 @@ class MqttLink(Link):
             if kind == PUBACK:
                 self.confirmed += 1
             elif kind & 0xF0 == PUBLISH:
-                place = start + 2 + (data[start] << 8 | data[start + 1])
-                acks.append(b"\x40\x02" + data[place : place + 2])
+                index = start + 2 + (data[start] << 8 | data[start + 1])
+                acks.append(b"\x40\x02" + data[index : index + 2])
                 self.received += 1
             elif kind == PINGRESP:
                 self.pongs += 1
@@ -115,14 +115,14 @@ class Mosquitto(System):
 
     @classmethod
     def version(cls) -> str:
-        """The broker's own."""
+        """Return the version that the broker prints."""
         if shutil.which("mosquitto", path=PATH) is None:
             raise NotInstalled("mosquitto is not installed: make bench-peers (sudo apt install mosquitto)")
         found = re.search(r"version (\S+)", output([_binary(), "-h"]))
         return found[1] if found else "unknown"
 
     async def start(self) -> None:
-        """Start it with persistence and without limits on queues."""
+        """Start the broker with persistence and without limits on queues."""
         self.port = free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "mosquitto.conf"
@@ -143,7 +143,7 @@ class Mosquitto(System):
         await self.listening(self.port)
 
     async def connect(self, user: str, *, receive: bool) -> MqttLink:
-        """CONNECT, and SUBSCRIBE to receive: where the session is kept, that changes nothing."""
+        """Send CONNECT, and SUBSCRIBE to receive; where the session is kept, subscribing again changes nothing."""
         link = MqttLink()
         await link.dial(self.port)
         link.write(connect_packet(user))
@@ -156,7 +156,7 @@ class Mosquitto(System):
         return link
 
     async def prepare(self, users: Sequence[str]) -> None:
-        """Each connects once: a session is there from then on."""
+        """Connect each user once: from then on their session exists."""
 
         async def visit(user: str) -> None:
             link = await self.connect(user, receive=True)
@@ -168,7 +168,7 @@ class Mosquitto(System):
         await in_turn([lambda user=user: visit(user) for user in users], 50)  # type: ignore[misc]
 
     async def emptied(self, links: dict[str, Link]) -> None:
-        """Wait for an answer behind the last acknowledgement."""
+        """Wait for the answer to a ping sent after the last acknowledgement."""
         for link in links.values():
             assert isinstance(link, MqttLink)
             before = link.pongs

@@ -23,12 +23,12 @@ _numbers = itertools.count()
 
 
 def pub(subject: str, content: bytes, reply: str = "") -> bytes:
-    """PUB, with or without a subject for the answer."""
+    """Return PUB, with or without a subject for the answer."""
     return b"PUB %b %b%d\r\n%b\r\n" % (subject.encode(), f"{reply} ".encode() if reply else b"", len(content), content)
 
 
 def create(user: str, reply: str) -> bytes:
-    """The request for a user's consumer; where it exists already, that changes nothing."""
+    """Return the request that creates a user's consumer; it changes nothing where that exists already."""
     config = {
         "durable_name": user,
         "name": user,
@@ -42,7 +42,7 @@ def create(user: str, reply: str) -> bytes:
 
 
 def last_whole(data: bytes) -> tuple[bytes | None, int]:
-    """The subject that acknowledges the last message that is whole, and from where on data is needed again."""
+    """Return the subject that acknowledges the last complete message, and the index of the first byte still needed."""
     start, cut = len(data), max(0, len(data) - len(ACK) + 1)
     for _ in range(2):
         start = data.rfind(ACK, 0, start)
@@ -60,8 +60,8 @@ def last_whole(data: bytes) -> tuple[bytes | None, int]:
 class NatsLink(Link):
     """A connection after its first PONG.
 
-    Answers of the stream to what was published hold one ``{`` each, and messages one ``^``: both are counted in the
-    raw stream. A pull request asks for the next 2,000 when half of them have come; the last message of a piece is
+    The stream's answers to what was published hold one ``{`` each, and messages one ``^``: both are counted in the raw
+    stream. A pull request asks for the next 2,000 messages when half of them have come; the last message of a piece is
     acknowledged, for all before it.
     """
 
@@ -73,16 +73,16 @@ class NatsLink(Link):
         self._rest = b""
 
     def frame(self, to: str, number: int, content: bytes) -> bytes:
-        """A PUB whose answer comes to this connection."""
+        """Return a PUB whose answer comes to this connection."""
         return pub(f"inbox.{to}", content, self.confirmations)
 
     def ask(self) -> None:
-        """Pull more."""
+        """Send a pull request for more messages."""
         self.transport.write(self.pull)
         self._left += PULL
 
     def feed(self, data: bytes) -> None:
-        """Count, acknowledge, pull."""
+        """Count answers and messages, acknowledge, and pull more."""
         if b"-ERR" in data or b'"error"' in data:
             raise LinkError(data[:300].decode(errors="replace"))
         self.confirmed += data.count(b"{")
@@ -112,13 +112,13 @@ class Nats(System):
 
     @classmethod
     def version(cls) -> str:
-        """The server's own."""
+        """Return the version that the server prints."""
         if not BINARY.exists():
             raise NotInstalled("nats-server is not installed: make bench-peers (needs Go)")
         return output([str(BINARY), "--version"]).rpartition(" v")[2].strip()
 
     async def start(self) -> None:
-        """Start it, and create the stream."""
+        """Start the server, and create the stream."""
         self.port = free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "nats.conf"
@@ -155,7 +155,7 @@ class Nats(System):
         return await self._answer(self._control)
 
     async def connect(self, user: str, *, receive: bool) -> NatsLink:
-        """CONNECT; to receive, the user's consumer is asked for messages."""
+        """Send CONNECT; to receive, also ask the user's consumer for messages."""
         link = await self._dial()
         link.write(f"SUB r.{user} 1\r\nSUB {link.confirmations} 2\r\n".encode())
         if receive:
@@ -169,7 +169,7 @@ class Nats(System):
         return link
 
     async def prepare(self, users: Sequence[str]) -> None:
-        """Create their consumers."""
+        """Create the users' consumers."""
         for start in range(0, len(users), AT_ONCE):
             some = users[start : start + AT_ONCE]
             self._control.write(b"".join(create(user, "ctl") for user in some))
@@ -178,7 +178,7 @@ class Nats(System):
         self._known |= set(users)
 
     async def emptied(self, links: dict[str, Link]) -> None:
-        """Ask each consumer."""
+        """Ask each consumer until nothing is pending."""
         users = list(links)
         while users:
             asked, rest = users[:AT_ONCE], users[AT_ONCE:]

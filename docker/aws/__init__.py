@@ -1,1 +1,1 @@
-"""The stack for AWS, in the CDK: ``docs/aws.md``."""
+"""The AWS stack, written with the CDK: see ``docs/aws.md``."""

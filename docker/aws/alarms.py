@@ -1,4 +1,4 @@
-"""What wakes somebody: alarms on a topic of SNS. What each means and what to do is for the runbook to say."""
+"""CloudWatch alarms, sent to one SNS topic. The runbook says what each means and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BROKERS = ("1", "2", "3")
 
 
 class Alarms(Construct):
-    """All alarms, and the topic they go to."""
+    """All alarms and the SNS topic they are sent to."""
 
     def __init__(self, scope: Construct, plan: Plan, engines: Engines, services: Services) -> None:
         super().__init__(scope, "Alarms")
@@ -46,7 +46,8 @@ class Alarms(Construct):
 
     def _add_services(self, services: Services) -> None:
         for part in WORKERS:
-            # No lag is told while the inspector or its metrics are away: that is one, too.
+            # Lag is not reported while the inspector or its metrics collector is down, so missing data raises the
+            # alarm, too.
             lag = metrics.metric(metrics.LAG, part.name, "Maximum")
             self._alarm(
                 f"{part.name.capitalize()}Lag", lag, 60, minutes=5, silence=cloudwatch.TreatMissingData.BREACHING

@@ -1,4 +1,4 @@
-"""``python -m docker.aws.app``: what the CDK runs to get the stacks (``docs/aws.md``)."""
+"""The CDK app: ``python -m docker.aws.app`` writes the stacks' templates (``docs/aws.md``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from docker.aws.services import OPERATOR, Services, Tasks
 
 
 class EnginesStack(cdk.Stack):
-    """Network, engines, and the task that makes the topics, which the services need to start."""
+    """The network, the engines, and the task that creates the topics, which the services need before they start."""
 
     def __init__(self, scope: Construct, plan: Plan, **options: Any) -> None:
         super().__init__(scope, "connect-chat-engines", **options)
@@ -38,7 +38,7 @@ class EnginesStack(cdk.Stack):
 
 
 class ServicesStack(cdk.Stack):
-    """Services, balancers, alarms."""
+    """The services, their load balancers and the alarms."""
 
     def __init__(self, scope: Construct, plan: Plan, engines: EnginesStack, **options: Any) -> None:
         super().__init__(scope, "connect-chat-services", **options)
@@ -50,14 +50,14 @@ class ServicesStack(cdk.Stack):
 
 
 def build(app: cdk.App) -> tuple[EnginesStack, ServicesStack]:
-    """The stacks, by the app's context; raises ``PlanError``. They name no account and no region."""
+    """Build both stacks from the app's context. They name no account and no region. Raises ``PlanError``."""
     plan = plan_of({name: app.node.try_get_context(name) for name in Plan.model_fields})
     engines = EnginesStack(app, plan)
     return engines, ServicesStack(app, plan, engines)
 
 
 def main() -> None:
-    """Write the templates to where the CDK wants them; exit code 1 with one line on stderr for a wrong context."""
+    """Write the templates where the CDK expects them; a wrong context ends with one line on stderr and exit code 1."""
     app = cdk.App()
     try:
         build(app)

@@ -1,7 +1,8 @@
-"""``python -m docker.aws.capacity``: what so many users need, from what a message was measured to cost.
+"""Capacity planning, ``python -m docker.aws.capacity``: the resources a number of users needs.
 
-The arithmetic of docs/capacity.md: ``needs`` is pure. Measured bytes come from ``bench/results/scaling.json``, what is
-assumed of people and machines stands in ``Habits`` and ``Room``, each to be replaced by what is known better.
+This is the arithmetic of docs/capacity.md, from the measured cost of a message; ``needs`` is pure. Measured bytes come
+from ``bench/results/scaling.json``. Assumptions about users are in ``Habits``, those about machines in ``Room``:
+replace each with a measured figure once you have one.
 """
 
 from __future__ import annotations
@@ -25,63 +26,64 @@ USERS: Final = (10_000, 1_000_000, 50_000_000)
 
 @dataclass(frozen=True)
 class Cost:
-    """What one live message costs: processor time in us by service, bytes in the log and in an inbox.
+    """The cost of one live message: processor time in us by service, bytes in the log and in an inbox.
 
     The times are those of isolated senders at 2,000 a second (docs/performance.md): each message comes from another
-    connection, to a random recipient, on 8 partitions. From one user to another it is half of it, in bulk a twentieth.
+    connection, to a random recipient, on 8 partitions. A message between one sender and one recipient costs half of it,
+    one of many sent in bulk a twentieth.
     """
 
     message_bytes: float
-    """Of ``incoming_messages``, before replication."""
+    """Bytes in ``incoming_messages``, before replication."""
     event_bytes: float
-    """Of ``session_events`` and ``inbox_requests``, likewise."""
+    """Bytes in ``session_events`` and ``inbox_requests``, before replication."""
     outgoing_bytes: float
     inbox_bytes: float
-    """Of Redis, for a message that waits."""
+    """Bytes in Redis of a message that waits in an inbox."""
     gateway_us: float = 254.0
     messaging_us: float = 206.0
     notification_us: float = 59.0
     redis_us: float = 99.0
     kafka_us: float = 170.0
     history_us: float = 300.0
-    """Assumed: the AWS SDK's time for one item of a batch of 25, not measured by ``bench.scaling``."""
+    """An assumption, not measured by ``bench.scaling``: the AWS SDK's time for one item of a batch of 25."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """What is assumed of people."""
+    """The assumptions about users."""
 
     messages_a_day: float = 40.0
-    """Sent by a user."""
+    """Messages that a user sends in a day."""
     peak: float = 3.0
-    """The busiest seconds over the day's average."""
+    """The rate of the busiest seconds divided by the day's average rate."""
     connected: float = 0.2
-    """Of all users, at the peak."""
+    """The share of all users who are connected at the peak."""
     pending: float = 20.0
-    """Messages in the inbox of a user, on average over all."""
+    """The number of messages in a user's inbox, averaged over all users."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """What is assumed of machines, and how full they may be at the peak."""
+    """The assumptions about machines, and the load they may carry at the peak."""
 
     busy: float = 0.5
-    """Of a core: what is left absorbs a lost zone, a rebalance, a replay."""
+    """The share of a core in use at the peak; the rest absorbs a lost zone, a rebalance or a replay."""
     gateway_connections: int = TARGET_CONNECTIONS
-    """A task's, to which the stack for AWS scales; the limit (``CHAT_MAX_CONNECTIONS``) is 20,000."""
+    """Connections of a gateway to which the AWS stack scales; the limit is 20,000 (``CHAT_MAX_CONNECTIONS``)."""
     user_bytes: float = 1_000.0
-    """Of Redis, for a user without messages: cursors, and the retry window's digests."""
+    """Bytes in Redis of a user without messages: cursors, and the digests of the retry window."""
     shard_bytes: float = 12 * GIB
-    """A primary's data, half of a node of 26 GiB: a rewrite or a full sync needs the rest."""
+    """Data of one primary, half of a node of 26 GiB: an append-only file rewrite or a full sync needs the rest."""
     replicas: int = 3
-    """Of Kafka's topics."""
+    """Replicas of each Kafka topic."""
     retention_days: int = 30
     least_tasks: int = 3
-    """Of each service: one for each zone."""
+    """The smallest number of tasks of each service: one in each zone."""
 
 
 class Needs(NamedTuple):
-    """What has to be there; rates at the peak, a second."""
+    """The resources needed for a number of users; rates are per second, at the peak."""
 
     users: int
     messages_per_s: float
@@ -101,7 +103,7 @@ class Needs(NamedTuple):
 
 
 def needs(users: int, cost: Cost, habits: Habits, room: Room) -> Needs:
-    """What so many users need."""
+    """Return the resources that ``users`` need."""
     average = users * habits.messages_a_day / DAY
     peak = average * habits.peak
     connections = math.ceil(users * habits.connected)
@@ -123,20 +125,20 @@ def needs(users: int, cost: Cost, habits: Habits, room: Room) -> Needs:
         messaging=workers[0],
         notification=workers[1],
         history=workers[2],
-        # Room to double the workers before the next repartition.
+        # This leaves room to double the workers before the next repartition.
         partitions=max(8, 2 ** math.ceil(math.log2(2 * max(workers)))),
         redis_bytes=redis_bytes,
         redis_shards=max(tasks(cost.redis_us, room.least_tasks), math.ceil(redis_bytes / room.shard_bytes)),
         kafka_bytes_per_s=peak * (log_bytes + cost.outgoing_bytes) * room.replicas,
         kafka_disk=room.replicas * average * (log_bytes * room.retention_days * DAY + cost.outgoing_bytes * 3600),
         kafka_cores=peak * cost.kafka_us / 1e6 / room.busy * room.replicas,
-        # The item, and the same in the index by recipient and position: one unit each up to 1 KB.
+        # The item, and its copy in the index by recipient and position: one write unit each up to 1 KB.
         dynamodb_writes_per_s=2 * peak,
     )
 
 
 def measured(report: dict[str, Any]) -> Cost:
-    """The bytes of the smallest shape of a run of ``bench.scaling``."""
+    """Return the default processor times, with the bytes measured for the smallest shape of a ``bench.scaling`` run."""
     shape = report["shapes"][0]
     log = shape["log_bytes"]
     return Cost(
@@ -148,7 +150,7 @@ def measured(report: dict[str, Any]) -> Cost:
 
 
 def table(all_needs: list[Needs]) -> Table:
-    """A column for each number of users."""
+    """Return a table with a column for each number of users."""
     found = Table("at the peak", *(f"{n.users:,} users" for n in all_needs))
     for column in found.columns[1:]:
         column.justify = "right"
@@ -173,7 +175,7 @@ def table(all_needs: list[Needs]) -> Table:
 
 
 def main() -> None:
-    """Print the table from the last run of ``bench.scaling``."""
+    """Print the table, computed from the results of the last ``bench.scaling`` run."""
     if not MEASURED.exists():
         raise SystemExit(f"{MEASURED} is missing: run 'python -m bench.scaling'")
     cost = measured(msgspec.json.decode(MEASURED.read_bytes()))

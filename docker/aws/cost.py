@@ -1,7 +1,7 @@
-"""``python -m docker.aws.cost``: what AWS would charge a month, as the table of ``docs/aws.md``, with its arithmetic.
+"""A cost model, ``python -m docker.aws.cost``: the monthly price of a deployment, as tabled in ``docs/aws.md``.
 
-A model, not a bill: list prices by heart of us-east-1. How many tasks there are, and what is assumed of people, is
-``docker/aws/capacity.py``'s; each other number that goes in is named here.
+It is an estimate, not a bill: list prices of us-east-1, from memory. The numbers of tasks and the assumptions about
+users come from ``docker/aws/capacity.py``; every other number that goes in is named here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from docker.aws.capacity import Cost, Habits, Room, needs
 from docker.aws.plan import REPLICATION
 
 HOURS: Final = 730
-"""In a month."""
+"""Hours in a month."""
 DAYS: Final = 30
 GIB: Final = 2**30
 
 PRICED_ON: Final = "November 2026"
-"""When these list prices (us-east-1, USD, on demand) were written down, from memory of AWS's pages: check each."""
+"""The date of these list prices (us-east-1, USD, on demand), which are from memory of AWS's pages: check each."""
 VCPU_HOUR: Final = 0.04048
 TASK_GB_HOUR: Final = 0.004445
 BROKER_HOUR: Final = {"kafka.m7g.large": 0.204, "kafka.m7g.xlarge": 0.408, "kafka.m7g.4xlarge": 1.632}
@@ -34,38 +34,38 @@ BALANCER_HOUR: Final = 0.0225
 LCU_HOUR: Final = 0.008
 NAT_HOUR: Final = 0.045
 ZONE_GB: Final = 0.02
-"""Between two zones: 0.01 to send, 0.01 to receive. MSK's replication is free."""
+"""Price of a GB between two zones: 0.01 to send, 0.01 to receive. MSK's replication is free."""
 OUT_GB: Final = ((10_000, 0.09), (40_000, 0.085), (100_000, 0.07), (math.inf, 0.05))
-"""To the Internet: GB at a price, from the first on."""
+"""Price tiers of traffic to the Internet: each pair is a number of GB and the price of a GB, applied in order."""
 LOG_GB: Final = 0.50
 METRIC: Final = 0.30
 ALARM: Final = 0.10
 
-# Habits of users, assumed.
+# Assumed habits of users.
 HABITS: Final = Habits()
 CONNECTS_A_DAY: Final = 10
 BODY: Final = 108
-"""Bytes, as in bench/."""
+"""Bytes of a message body, as in bench/."""
 PAGES_A_DAY: Final = 2
-"""Of history that a user looks at, of 50 messages each."""
+"""Pages of history that a user opens in a day, 50 messages each."""
 TABLE_MONTHS: Final = 12
-"""The table keeps all: this is what it holds after a year."""
+"""Months of messages in the table. It keeps them all: this is its size after a year."""
 
 # Bytes of a message with such a body, ids of 15 characters and a UUID.
 ITEM: Final = 547
-"""In the table: keys, names of attributes, JSON, and the 100 bytes that DynamoDB adds. A write is charged by the KB."""
+"""Bytes in the table: keys, attribute names, JSON, and DynamoDB's own 100 bytes. A write is charged by the KB."""
 INDEX_ITEM: Final = 526
 RECORD: Final = 390
-"""Alone in a record of Kafka's."""
+"""Bytes in Kafka of a message that is alone in its record."""
 FRAMES: Final = 560
-"""Out of the gateway: the recipient's frame and the sender's answer, with TLS and TCP."""
+"""Bytes that leave the gateway for a message: the recipient's frame and the sender's answer, with TLS and TCP."""
 INBOX_ENTRY: Final = 300
 INBOX: Final = 400
-"""Of a user in Redis without messages: devices, cursors, keys."""
+"""Bytes in Redis of a user without messages: devices, cursors, keys."""
 
 ROOM: Final = Room(user_bytes=INBOX)
 BROKER_DISK: Final = 0.6
-"""Of a broker's disk in use. In Redis the same of a node's memory, 25 % being reserved by ElastiCache."""
+"""The share of a broker's disk, or of a Redis node's memory, that is used. ElastiCache reserves 25 % of that memory."""
 
 
 class Line(NamedTuple):
@@ -78,7 +78,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Deployment:
-    """The engines' sizes for a number of users; how many of each follows from the load."""
+    """Engine sizes for a number of users; the number of each engine follows from the load."""
 
     users: int
     broker: str
@@ -94,7 +94,7 @@ DEPLOYMENTS: Final = (
 
 
 def tiered(gb: float) -> float:
-    """The price of so many GB to the Internet."""
+    """Return the price of ``gb`` GB sent to the Internet in a month."""
     dollars, left = 0.0, gb
     for size, price in OUT_GB:
         step = min(left, size)
@@ -103,10 +103,10 @@ def tiered(gb: float) -> float:
 
 
 def month(deployment: Deployment) -> list[Line]:
-    """What each part costs in a month of 30 days."""
+    """Return the cost of each part in a month of 30 days."""
 
     def gib(size: float) -> float:
-        """So many bytes a message, in a month."""
+        """Return the GiB of a month's messages at ``size`` bytes each."""
         return messages * size / GIB
 
     users = deployment.users
@@ -114,7 +114,7 @@ def month(deployment: Deployment) -> list[Line]:
     messages = users * HABITS.messages_a_day * DAYS
     connects = users * CONNECTS_A_DAY / 86_400 * HABITS.peak
     tasks = load.gateways + load.messaging + load.notification + load.history + 1
-    # The log keeps a month. Session events and acknowledgements are taken to be as much as the messages.
+    # The log keeps a month. Session events and acknowledgements are assumed to take as much as the messages.
     log_gib = gib(RECORD) * 2 * REPLICATION
     disk = math.ceil(log_gib / BROKER_DISK / deployment.brokers) * deployment.brokers
     inboxes = load.redis_bytes / GIB
@@ -172,7 +172,7 @@ def month(deployment: Deployment) -> list[Line]:
 
 
 def table() -> str:
-    """The tables of ``docs/aws.md``, in Markdown."""
+    """Return the tables of ``docs/aws.md`` as Markdown."""
     found = []
     for deployment in DEPLOYMENTS:
         lines = month(deployment)

@@ -1,4 +1,4 @@
-"""The engines: Kafka (MSK), Redis (ElastiCache for Valkey), DynamoDB, and the secrets to get in."""
+"""The engines: Kafka (MSK), Redis (ElastiCache for Valkey), DynamoDB, and the secrets with their credentials."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ REDIS_ACCESS: Final = (
     "on ~* -@all +@read +@write +@connection -@dangerous -function"
     " +fcall +fcall_ro +eval +eval_ro +function|load +cluster|slots +cluster|shards +cluster|nodes +command +info"
 )
-"""What ``tables/`` and the functions of ``tables/lua/`` call, in the language of Redis's ACL SETUSER."""
+"""The commands that ``tables/`` and the functions of ``tables/lua/`` call, as rules of Redis's ACL SETUSER."""
 KAFKA_PROPERTIES: Final = {
-    # The topics are made by "topics create", which looks at each of these again for its own.
+    # "topics create" makes the topics, and checks each of these settings again for its own.
     "auto.create.topics.enable": "false",
     "default.replication.factor": str(REPLICATION),
     "min.insync.replicas": str(MIN_INSYNC),
     "unclean.leader.election.enable": "false",
     "log.retention.hours": str(30 * 24),
-    # As on a developer's machine: a dead letter holds a whole record.
+    # The same as on a developer's machine: a dead letter holds a whole record.
     "message.max.bytes": str(4 * 1024 * 1024),
     "replica.fetch.max.bytes": str(4 * 1024 * 1024),
-    # CHAT_SESSION_TIMEOUT.
+    # CHAT_SESSION_TIMEOUT must not be below this.
     "group.min.session.timeout.ms": "6000",
 }
 LOG_RETENTION: Final = logs.RetentionDays.ONE_MONTH
 
 
 class Engines(Construct):
-    """What holds data. All of it is encrypted with one key, and stays when the stack is deleted, but for Redis."""
+    """The data stores, encrypted with one key. All but Redis are kept when the stack is deleted."""
 
     def __init__(self, scope: Construct, plan: Plan, network: Network) -> None:
         super().__init__(scope, "Engines")
@@ -57,7 +57,7 @@ class Engines(Construct):
             removal_policy=cdk.RemovalPolicy.RETAIN,
         )
         self.jwt_secret = self._secret("JwtSecret", "signs the tokens of users (HS256)", length=64)
-        # MSK takes only secrets whose names begin like this.
+        # MSK accepts only secrets whose names begin like this.
         self.kafka_login = self._login("KafkaLogin", "SASL/SCRAM user of Kafka", "AmazonMSK_connect-chat")
         self.redis_login = self._login("RedisLogin", "user of Redis")
         self.kafka = self._kafka(plan, network)
@@ -111,8 +111,8 @@ class Engines(Construct):
                 ),
             ),
             client_authentication=msk.CfnCluster.ClientAuthenticationProperty(
-                # Not IAM: aiokafka 0.14 cannot authenticate anew on a connection (aiokafka issue 1105), so each would
-                # be cut when its token expires.
+                # Not IAM: aiokafka 0.14 cannot authenticate again on an open connection (aiokafka issue 1105), so each
+                # connection would be cut when its token expires.
                 sasl=msk.CfnCluster.SaslProperty(scram=msk.CfnCluster.ScramProperty(enabled=True)),
                 unauthenticated=msk.CfnCluster.UnauthenticatedProperty(enabled=False),
             ),
@@ -146,7 +146,7 @@ class Engines(Construct):
         return cluster
 
     def _bootstrap(self) -> str:
-        # CloudFormation does not tell it.
+        # CloudFormation does not return the bootstrap servers, so the AWS API is asked.
         look = custom_resources.AwsSdkCall(
             service="kafka",
             action="GetBootstrapBrokers",
@@ -174,7 +174,7 @@ class Engines(Construct):
             access_string=REDIS_ACCESS,
             authentication_mode={
                 "Type": "password",
-                # CloudFormation reads it when it deploys: the template holds only the secret's name.
+                # CloudFormation resolves it at deployment: the template holds only the secret's name.
                 "Passwords": [self.redis_login.secret_value_from_json("password").unsafe_unwrap()],
             },
         )
@@ -190,10 +190,10 @@ class Engines(Construct):
             "RedisParameters",
             cache_parameter_group_family="valkey8",
             description="Connect Chat",
-            # ElastiCache's default evicts what has an expiry: all inboxes have one.
+            # ElastiCache's default policy evicts keys that have an expiry, as all inboxes have.
             properties={"cluster-enabled": "yes", "maxmemory-policy": "noeviction"},
         )
-        # No snapshots: what Redis lost, the log restores, and more recent than they would be.
+        # No snapshots: what Redis loses is restored from the log, which is more recent than a snapshot.
         return elasticache.CfnReplicationGroup(
             self,
             "Redis",
@@ -219,7 +219,7 @@ class Engines(Construct):
         )
 
     def _table(self) -> dynamodb.Table:
-        # The same as in tables/chat_history.py, which makes it on a developer's machine.
+        # The same schema as in tables/chat_history.py, which creates the table on a developer's machine.
         def attribute(name: str) -> dynamodb.Attribute:
             return dynamodb.Attribute(name=name, type=dynamodb.AttributeType.STRING)
 

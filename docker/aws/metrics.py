@@ -1,7 +1,7 @@
-"""From a service's ``/metrics`` to CloudWatch: the configuration of the collector beside it, and the metrics' names.
+"""Metrics from a service's ``/metrics`` to CloudWatch: the configuration of its collector, and the metrics' names.
 
-The collector is the AWS Distro for OpenTelemetry. It writes log lines in CloudWatch's embedded metric format, of which
-CloudWatch makes metrics; its exporter is ``awsemf`` of opentelemetry-collector-contrib.
+The collector is the AWS Distro for OpenTelemetry. It writes log lines in CloudWatch's embedded metric format, which
+CloudWatch turns into metrics; its exporter is ``awsemf`` of opentelemetry-collector-contrib.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LAG: Final = "connect_chat_lag_seconds"
 AUDIT_CLEAN: Final = "connect_chat_audit_clean"
 
 _DIMENSION: Final = {CONNECTIONS: "service", DEAD_LETTERS: "service", LAG: "group", AUDIT_CLEAN: "service"}
-"""Few: each value of a dimension is a metric that costs."""
+"""The only dimension of each metric. There are few values, since each one is a metric that costs money."""
 
 
 def collector(service: str, port: int, log_group: str, region: str) -> dict[str, Any]:
-    """The configuration of the collector in a task of a service; ``log_group`` is a name."""
+    """Return the configuration of the collector in a service's task; ``log_group`` is the name of a log group."""
     return {
         "receivers": {
             "prometheus": {
@@ -51,10 +51,11 @@ def collector(service: str, port: int, log_group: str, region: str) -> dict[str,
                 "log_group_name": log_group,
                 "log_stream_name": service,
                 "dimension_rollup_option": "NoDimensionRollup",
-                # A counter becomes its increase since the last look; what the first look finds counts, too.
+                # A counter is exported as its increase since the last scrape; the value of the first scrape counts,
+                # too.
                 "retain_initial_value_of_delta_metric": True,
                 "metric_declarations": [
-                    # No "$" at the end: the collector takes it for a variable.
+                    # No "$" at the end: the collector would expand it as a variable.
                     {"dimensions": [[dimension]], "metric_name_selectors": [f"^{name}"]}
                     for name, dimension in _DIMENSION.items()
                 ],
@@ -67,7 +68,7 @@ def collector(service: str, port: int, log_group: str, region: str) -> dict[str,
 
 
 def metric(name: str, value: str, statistic: str, minutes: int = 1) -> cloudwatch.Metric:
-    """One of the metrics above, for a value of its dimension."""
+    """Return one of the metrics above for one ``value`` of its dimension."""
     return cloudwatch.Metric(
         namespace=NAMESPACE,
         metric_name=name,

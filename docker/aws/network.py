@@ -1,4 +1,4 @@
-"""The network: three zones, who may speak to whom."""
+"""The network: three zones, and the security groups that say which part may connect to which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from constructs import Construct
 from docker.aws.plan import VPC, Plan
 
 KAFKA_PORT: Final = 9096
-"""MSK's listener for SASL/SCRAM over TLS."""
+"""The port of MSK's listener for SASL/SCRAM over TLS."""
 REDIS_PORT: Final = 6379
 HTTPS: Final = 443
 USERS_OF_KAFKA: Final = ("gateway", "messaging", "notification", "history", "inspector", "operator")
@@ -23,7 +23,7 @@ DATA: Final = ec2.SubnetSelection(subnet_group_name="data")
 
 
 class Network(Construct):
-    """Public subnets for the balancer, private ones for tasks, and ones without a way out for data."""
+    """Public subnets for the load balancer, private ones for the tasks, and isolated ones for the data stores."""
 
     def __init__(self, scope: Construct, plan: Plan) -> None:
         super().__init__(scope, "Network")
@@ -32,7 +32,7 @@ class Network(Construct):
             "Vpc",
             ip_addresses=ec2.IpAddresses.cidr(VPC),
             availability_zones=plan.zones or [cdk.Fn.select(zone, cdk.Fn.get_azs()) for zone in range(3)],
-            # One in each zone: without its zone's, no task starts there when another zone is away.
+            # One in each zone: with fewer, tasks of one zone could not start while another zone is down.
             nat_gateways=3,
             subnet_configuration=[
                 ec2.SubnetConfiguration(
@@ -41,7 +41,7 @@ class Network(Construct):
                 ec2.SubnetConfiguration(name="tasks", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=20),
                 ec2.SubnetConfiguration(name="data", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=24),
             ],
-            # These cost nothing, and messages on their way to DynamoDB pay no NAT gateway.
+            # Gateway endpoints cost nothing, and traffic to DynamoDB then pays no NAT gateway.
             gateway_endpoints={
                 "DynamoDb": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.DYNAMODB),
                 "S3": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.S3),

@@ -1,4 +1,4 @@
-"""The services: tasks on Fargate, what each may do, how many there are."""
+"""The services: Fargate tasks, their permissions and their numbers."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from tables.chat_history import INDEX
 
 PORT: Final = 8080
 METRICS_PORT: Final = 8085
-"""Of a gateway, for its metrics alone: CHAT_METRICS_PORT."""
+"""The gateway's port for metrics only: CHAT_METRICS_PORT."""
 USER: Final = "10001"
-"""Of docker/Dockerfile."""
+"""The user id that docker/Dockerfile sets."""
 STOP: Final = cdk.Duration.seconds(60)
-"""A gateway says goodbye and writes what it took, a worker finishes its batch; then the task is killed."""
+"""The time after which a stopping task is killed: a gateway closes connections and flushes, a worker ends its batch."""
 IDLE: Final = cdk.Duration.seconds(300)
-"""The balancer closes a connection that is silent for so long; a gateway pings each CHAT_HEARTBEAT."""
+"""The silence after which the load balancer closes a connection; a gateway pings once per CHAT_HEARTBEAT."""
 FEWEST: Final = 3
-"""Of each service that has more than one: one in each zone."""
+"""The smallest number of tasks of each service that runs more than one: one in each zone."""
 SCRATCH: Final = "/dev/shm"  # noqa: S108 - in a task nobody else is there
-"""The only folder of a task that can be written to: memory, where Faust makes the empty folders it wants."""
+"""The only folder that a task can write to. It is in memory; Faust creates the empty folders it needs there."""
 WORKER: Final = "-l info --web-bind 127.0.0.1 --web-port 8080"
 ALIVE: Final = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{PORT}/healthz', timeout=4)"
-"""Not /readyz: who waits for an engine, or for its partitions, is not to be killed for it."""
+"""The liveness check. It does not ask /readyz: a task that waits for an engine or for partitions must not be killed."""
 READ: Final = ("dynamodb:Query", "dynamodb:BatchGetItem")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of task: its command, vCPUs in 1/1024, memory in MiB, and what it may do to the table."""
+    """A kind of task: its command, vCPUs in 1/1024, memory in MiB, and its permissions on the table."""
 
     name: str
     command: str
@@ -53,7 +53,7 @@ class Part:
     memory: int = 2048
     table: Sequence[str] = ()
     tokens: bool = False
-    """Whether it checks tokens of users."""
+    """True for a part that verifies users' tokens."""
 
 
 GATEWAY: Final = Part("gateway", "python -m gateway", table=("dynamodb:Query",), tokens=True)
@@ -72,7 +72,7 @@ OPERATOR: Final = Part("operator", "faust -A chat_streams topics create", table=
 
 
 class Tasks(Construct):
-    """The ECS cluster, the repository of the image, and how a task of each part is made."""
+    """The ECS cluster, the repository of the image, and the task definition of each part."""
 
     def __init__(self, scope: Construct, plan: Plan, network: Network, engines: Engines) -> None:
         super().__init__(scope, "Tasks")
@@ -88,7 +88,7 @@ class Tasks(Construct):
         self._plan, self._engines = plan, engines
 
     def definition(self, scope: Construct, part: Part, service: bool = True) -> ecs.FargateTaskDefinition:
-        """The task definition of a part; of a service, with a collector of its metrics beside it."""
+        """Return the task definition of a part; a service gets a metrics collector beside it."""
         task = ecs.FargateTaskDefinition(scope, "Task", cpu=part.cpu, memory_limit_mib=part.memory)
         log_group = logs.LogGroup(scope, "Logs", retention=LOG_RETENTION)
         container = self._container(
@@ -120,7 +120,7 @@ class Tasks(Construct):
             readonly_root_filesystem=True,
             user=USER,
             linux_parameters=hardened,
-            # A service must not stand still because its log is not taken.
+            # A service must not block because its log is not accepted.
             logging=ecs.LogDrivers.aws_logs(
                 stream_prefix=name,
                 log_group=log_group,
@@ -154,7 +154,8 @@ class Tasks(Construct):
             wanted["Redis"] = engines.redis_login
         if part.tokens:
             wanted["Jwt"] = engines.jwt_secret
-        # By its ARN: CDK would name the role in the policy of the key, and each stack would need the other first.
+        # The role is imported by its ARN: with the role itself, the CDK would name it in the key's policy, and each
+        # stack would need the other first.
         known = {
             name: secrets.Secret.from_secret_complete_arn(scope, name, secret.secret_arn)
             for name, secret in wanted.items()
@@ -185,7 +186,7 @@ class Tasks(Construct):
             log_group,
             image=ecs.ContainerImage.from_registry(metrics.COLLECTOR),
             environment={"AOT_CONFIG_CONTENT": stack.to_json_string(config)},
-            # Without metrics a service does its work.
+            # A service does its work without metrics.
             essential=False,
             cpu=64,
             memory_limit_mib=256,
@@ -196,20 +197,20 @@ class Tasks(Construct):
         )
 
     def _let(self, role: iam.IRole, actions: Sequence[str]) -> None:
-        """Let a task do these to the table and nothing else; of the index, only Query is known."""
+        """Allow a role these actions on the table and nothing else; on its index, only Query."""
         if not actions:
             return
         arn = self._engines.table.table_arn
         resources = [arn, f"{arn}/index/{INDEX}"] if "dynamodb:Query" in actions else [arn]
         role.add_to_principal_policy(iam.PolicyStatement(actions=list(actions), resources=resources))
-        # DynamoDB asks for it in the caller's name.
+        # DynamoDB uses the key in the caller's name.
         writing = (
             ("kms:Encrypt", "kms:ReEncrypt*", "kms:GenerateDataKey*") if "dynamodb:BatchWriteItem" in actions else ()
         )
         role.add_to_principal_policy(self._use_of_key("dynamodb", "kms:Decrypt", "kms:DescribeKey", *writing))
 
     def _use_of_key(self, service: str, *actions: str) -> iam.PolicyStatement:
-        """What a role may do with the key by way of a service of AWS."""
+        """Return the statement that allows a role to use the key through one AWS service."""
         via = f"{service}.{cdk.Stack.of(self).region}.amazonaws.com"
         return iam.PolicyStatement(
             actions=list(actions),
@@ -219,7 +220,7 @@ class Tasks(Construct):
 
 
 class Services(Construct):
-    """Gateways behind a public balancer, workers, and the inspector behind one that is not public."""
+    """Gateways behind a public load balancer, workers, and the inspector behind an internal load balancer."""
 
     def __init__(self, scope: Construct, plan: Plan, network: Network, tasks: Tasks) -> None:
         super().__init__(scope, "Services")
@@ -229,12 +230,12 @@ class Services(Construct):
         self._scale_gateways()
         for part in WORKERS:
             self._scale_worker(self._service(part, healthy=(100, 150)), part.name)
-        # Never two: each of them would tell the same lag.
+        # Never two: each of them would report the same lag.
         self.inspector = self._service(INSPECTOR, healthy=(0, 100), count=1)
         self.inner_balancer = self._inspector_balancer()
 
     def _service(self, part: Part, healthy: tuple[int, int], count: int | None = None) -> ecs.FargateService:
-        """A service; without a ``count`` it is scaled, and a deploy leaves it at as many tasks as there are."""
+        """Return a service. Without a ``count`` it is scaled, and a deploy keeps its current number of tasks."""
         scope = Construct(self, part.name.capitalize())
         task = self._tasks.definition(scope, part)
         assert task.default_container is not None
@@ -252,7 +253,7 @@ class Services(Construct):
             vpc_subnets=TASKS,
             security_groups=[self._network.tasks[part.name]],
             assign_public_ip=False,
-            # A start waits for Kafka, Redis and a slot.
+            # A starting gateway waits for Kafka, Redis and a slot.
             health_check_grace_period=cdk.Duration.minutes(2) if behind_balancer else None,
         )
 
@@ -297,8 +298,9 @@ class Services(Construct):
                 # /readyz asks Redis, and answers within twice CHAT_ENGINE_TIMEOUT.
                 timeout=cdk.Duration.seconds(12),
                 healthy_threshold_count=2,
-                # ECS replaces what the balancer calls unhealthy. An engine that is away makes all gateways unready, and
-                # to end them would only add a storm of connections: five minutes are for that to pass.
+                # ECS replaces each task that the load balancer calls unhealthy. An engine that is down makes all
+                # gateways unready, and stopping them would only add a reconnect storm: this allows five minutes for the
+                # failure to pass.
                 unhealthy_threshold_count=10,
             ),
             **options,
@@ -312,10 +314,10 @@ class Services(Construct):
             self.gateway,
             # A connection counts as a request: the gateway with the fewest gets the next.
             load_balancing_algorithm_type=elb.TargetGroupLoadBalancingAlgorithmType.LEAST_OUTSTANDING_REQUESTS,
-            # No WebSocket ends by itself: to wait longer would only put off the end.
+            # No WebSocket ends by itself: a longer wait would only delay the end.
             deregistration_delay=cdk.Duration.seconds(10),
         )
-        # Nothing but the WebSocket is public: not /metrics, for one.
+        # Nothing but the WebSocket is public; /metrics, for example, is not.
         listener = self._listener(balancer, elb.ListenerAction.fixed_response(404))
         listener.add_action(
             "WebSocket",
@@ -340,12 +342,12 @@ class Services(Construct):
             metric=metrics.metric(metrics.CONNECTIONS, GATEWAY.name, cloudwatch.Stats.AVERAGE),
             target_value=TARGET_CONNECTIONS,
             scale_out_cooldown=cdk.Duration.minutes(1),
-            # Each gateway that goes sends its clients to the others.
+            # Each gateway that is removed sends its clients to the others.
             scale_in_cooldown=cdk.Duration.minutes(15),
         )
 
     def _scale_worker(self, service: ecs.FargateService, group: str) -> None:
-        # What is above the partitions would be given none.
+        # Tasks beyond the number of partitions would be assigned none.
         most = self._plan.partitions
         count = service.auto_scale_task_count(min_capacity=min(FEWEST, most), max_capacity=most)
         count.scale_on_metric(
@@ -358,6 +360,6 @@ class Services(Construct):
                 scaling.ScalingInterval(lower=60, change=3),
             ],
             evaluation_periods=3,
-            # Each change is a rebalance, during which the partitions that move stand still.
+            # Each change is a rebalance, during which the partitions that move are not processed.
             cooldown=cdk.Duration.minutes(5),
         )

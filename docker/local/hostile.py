@@ -1,4 +1,4 @@
-"""Clients that mean no good, each until told to stop; what they do to others is for the caller to look at."""
+"""Hostile clients, each active until it is told to stop; the caller checks their effect on others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ESTABLISHED = "01"
 
 
 class Bystander:
-    """Somebody who gets a message of his own every 20 ms, through the gateway that others attack."""
+    """A client that sends itself a message every 20 ms, through the gateway that others attack."""
 
     def __init__(self, stack: Stack, url: str | None = None) -> None:
         self.name = user("bystander")
@@ -63,13 +63,13 @@ class Bystander:
             await asyncio.sleep(max(0.0, STEP_S - took))
 
     def mark(self) -> list[float]:
-        """Return the latencies so far, and begin anew."""
+        """Return the latencies since the last call."""
         found, self.latencies = self.latencies, []
         return found
 
 
 async def store(stack: Stack, to: str, mebibytes: int) -> None:
-    """Send somebody who is away 40 KB messages of so many MiB in all, and wait until they are in the inbox."""
+    """Send 40 KB messages of ``mebibytes`` MiB in all to an offline user, and wait until they are in the inbox."""
     count = mebibytes * 1024 * 1024 // len(BODY)
     await stack.send(user("alice"), to, [BODY] * count)
     await stack.wait_stored(to, count)
@@ -82,7 +82,7 @@ async def one_byte_a_second(stack: Stack, name: str, url: str | None = None) -> 
     assert port is not None
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
     client_port = writer.get_extra_info("sockname")[1]
-    # Before it says anything that the gateway may give up on.
+    # Wait for this first: after the hello, the gateway may close the connection at any time.
     await eventually(lambda: is_held(port, client_port), "the kernel knows the connection")
     hello = json.dumps({"type": "hello", "token": stack.token(name), "device": "slow"}).encode()
     request = (
@@ -108,7 +108,7 @@ async def one_byte_a_second(stack: Stack, name: str, url: str | None = None) -> 
 
 
 def is_held(server_port: int, client_port: int) -> bool:
-    """Return whether the server has not closed its end of a connection of 127.0.0.1."""
+    """Return True while the server has not closed its end of a connection of 127.0.0.1."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, state = line.split()[:4]
         if (local.endswith(f":{server_port:04X}"), remote.endswith(f":{client_port:04X}")) == (True, True):
@@ -118,7 +118,7 @@ def is_held(server_port: int, client_port: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def connections(stack: Stack, name: str, count: int, url: str | None = None) -> AsyncIterator[list[int | None]]:
-    """Open connections of one user, each of another device, and read what comes; yields the close code of each."""
+    """Open connections of one user, each of another device, and read from them; yields the close code of each."""
     codes: list[int | None] = [None] * count
     token = stack.token(name)
     places = asyncio.Semaphore(AT_ONCE)
@@ -149,7 +149,7 @@ async def connections(stack: Stack, name: str, count: int, url: str | None = Non
 
 @contextlib.asynccontextmanager
 async def flood(stack: Stack, name: str, to: str, url: str | None = None) -> AsyncIterator[asyncio.Task[None]]:
-    """Send to somebody who is away as fast as the socket takes it, and never read an answer."""
+    """Send to an offline user as fast as the socket takes it, and never read an answer."""
     async with stack.raw(name, device="flood", url=url) as raw:
 
         async def send() -> None:
@@ -181,11 +181,11 @@ objects = (
     )
     | _values
 )
-"""What might come as an object of a frame."""
+"""Values that might come as an object of a frame."""
 
 
 def bad(fuzzed: list[object]) -> Iterator[object]:
-    """Leave out what is a frame by chance."""
+    """Yield the values that are not valid frames by chance."""
     for value in fuzzed:
         (found,) = protocol.parse(json.dumps([value]), 1)
         if isinstance(found, protocol.Bad):

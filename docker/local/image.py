@@ -1,7 +1,7 @@
-"""``make image``: builds the container image and starts a gateway from it, which serves a client on the local stack.
+"""``make image``: builds the container image and runs a gateway from it, which serves a client on the local stack.
 
-Docker is taken where an engine answers, else Podman or Buildah. Certificates, mirrors and proxies that this machine's
-package managers are set up with are passed in as build secrets: nothing of them is in the image.
+Docker is used where its engine answers, else Podman or Buildah. The certificates, mirrors and proxies that this
+machine's package managers are configured with are passed as build secrets: none of them ends up in the image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from docker.local.part import get_status
 IMAGE: Final = "connect-chat:local"
 DOCKERFILE: Final = ROOT / "docker" / "Dockerfile"
 CERTIFICATES: Final = "/run/secrets/certificates"
-"""Where the Dockerfile has the certificates mounted."""
+"""The path at which the Dockerfile mounts the certificates."""
 BUILD_S: Final = 1800
 START_S: Final = 90
 STOP_S: Final = 30
@@ -41,7 +41,7 @@ _OF_NPM: Final = ("registry", "proxy", "https-proxy")
 
 
 def find_engine() -> str:
-    """Return what builds and runs images here; raises ``StackError`` where nothing does."""
+    """Return the program that builds and runs images here; raises ``StackError`` if there is none."""
     if shutil.which("docker") is not None and _output("docker", "info", "--format", "{{.ServerVersion}}"):
         return "docker"
     for name in ("podman", "buildah"):
@@ -51,7 +51,7 @@ def find_engine() -> str:
 
 
 def _output(*command: str) -> str:
-    """Return what a command prints, nothing where it fails or is missing."""
+    """Return the output of a command, or an empty text where it fails or is missing."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
@@ -62,13 +62,13 @@ def _output(*command: str) -> str:
 
 
 def _certificates() -> Path | None:
-    """Return the certificates that this machine trusts, as one file."""
+    """Return the file with the certificates that this machine trusts, if there is one."""
     named = [os.environ.get(name) for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
     return next((path for path in map(Path, filter(None, (*named, *_BUNDLES))) if path.is_file()), None)
 
 
 def _pip_settings() -> str:
-    """Return a pip.conf with this machine's settings that count in a container, too."""
+    """Return a pip.conf with those settings of this machine that are needed in a container, too."""
     listed = dict(
         line.split("=", 1)
         for line in _output(sys.executable, "-m", "pip", "config", "list").splitlines()
@@ -76,7 +76,7 @@ def _pip_settings() -> str:
     )
     lines = ["[global]"]
     for name in _OF_PIP:
-        # "global.timeout='60'" is of a file, ":env:.timeout='60'" of a variable.
+        # "global.timeout='60'" comes from a file, ":env:.timeout='60'" from a variable.
         value = listed.get(f":env:.{name}", listed.get(f"global.{name}"))
         if value is not None:
             lines.append(f"{name} = {value.strip(chr(39))}")
@@ -84,13 +84,13 @@ def _pip_settings() -> str:
 
 
 def _npm_settings() -> str:
-    """Return an .npmrc with this machine's settings that count in a container, too."""
+    """Return an .npmrc with those settings of this machine that are needed in a container, too."""
     values = {name: _output("npm", "config", "get", name) for name in _OF_NPM}
     return "\n".join(f"{name}={value}" for name, value in values.items() if value not in ("", "null", "undefined"))
 
 
 def build(engine: str) -> None:
-    """Build the image; raises ``StackError`` where that fails."""
+    """Build the image; raises ``StackError`` if that fails."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"pip": _pip_settings(), "npm": _npm_settings()}
         if (bundle := _certificates()) is not None:
@@ -105,7 +105,7 @@ def build(engine: str) -> None:
         proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "no_proxy")]
         options += [part for name in proxies for part in ("--build-arg", name)]
         if engine != "docker":
-            # The format that has a health check.
+            # The image format that has a health check.
             options += ["--format", "docker"]
         command = [engine, "build", "--pull=false", "--tag", IMAGE, "--file", str(DOCKERFILE), *options, str(ROOT)]
         try:
@@ -161,7 +161,7 @@ class Container:
             raise StackError(f"{self._engine} {arguments[0]} failed: {done.stderr.strip()}")
 
     async def serve_a_client(self) -> str:
-        """Wait until it is ready, and send a message through it; return its time. Raises ``StackError``."""
+        """Send a message through the gateway once it is ready; return the message's time. Raises ``StackError``."""
         for _ in range(START_S * 10):
             if await get_status(self.port, "/readyz") == 200:
                 break
@@ -179,7 +179,7 @@ class Container:
             raise StackError(f"the gateway of the image takes no message: {error}") from error
 
     def stop(self) -> int:
-        """End it in order; return its status."""
+        """Stop the gateway in order; return its exit status."""
         if self._engine == "buildah":
             # Told to end, Buildah kills what it runs.
             os.kill(_innermost(self.process.pid), signal.SIGTERM)
@@ -191,7 +191,7 @@ class Container:
             raise StackError(f"the gateway of the image has not ended {STOP_S} s after it was told to") from None
 
     def remove(self) -> None:
-        """Take away what is left."""
+        """Remove the container, even one that still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -216,7 +216,7 @@ def _free_ports(number: int) -> list[int]:
 
 
 def show(layout: Layout) -> str:
-    """Build the image, start a gateway from it and end it; return what it did. Raises ``StackError``."""
+    """Build the image, run a gateway from it and stop it; return a report. Raises ``StackError``."""
     engine = find_engine()
     build(engine)
     container = Container(engine, layout)
@@ -231,7 +231,7 @@ def show(layout: Layout) -> str:
 
 
 def main() -> None:
-    """Build the image, and show that it works."""
+    """Build the image and show that a gateway runs from it."""
     try:
         print(show(Layout.from_settings()))  # noqa: T201 - for who typed make
     except StackError as error:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the machine lacks, with apt, as root or where sudo asks for no password; elsewhere says the command to run.
-# "install-prerequisites.sh test" and "... faults" look for what the tests need, too. PYTHON names the interpreter.
+# Installs missing packages with apt, as root or where sudo asks for no password; otherwise prints the command to run.
+# "install-prerequisites.sh test" and "... faults" also look for what those tests need. PYTHON names the interpreter.
 set -u
 PYTHON=${PYTHON:-python3}
 level=${1:-}
@@ -58,7 +58,7 @@ look_for_chromium() {
     fi
 }
 
-# Sets $packages, Debian's names of what is missing, and $problems, a line for each thing that no package mends.
+# Sets $packages, the Debian packages that are missing, and $problems, a line for each problem that no package solves.
 look() {
     packages='' problems=''
     look_for_python
@@ -67,7 +67,7 @@ look() {
     has npm || need npm
     if [ "$level" = test ] || [ "$level" = faults ]; then
         look_for_chromium
-        # For TLS, which the server of the Python package has not.
+        # For TLS, which the server of the Python package is built without.
         has valkey-server || has redis-server || need redis-server
         has promtool || need prometheus
     fi
@@ -78,10 +78,10 @@ look() {
     fi
 }
 
-# Installs $packages; its output is shown only where it fails.
+# Installs $packages; apt's output is shown only if it fails.
 install() {
     log=$(mktemp) || return 1
-    # Another apt, as the one that updates a new machine by itself, is waited for.
+    # Wait for another apt, such as the automatic update of a new machine.
     # In run level 1 the scripts of a package do not start its service.
     if { $as_root apt-get -o DPkg::Lock::Timeout=300 update -qq &&
         $as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
@@ -92,7 +92,7 @@ install() {
         rm -f "$log"
         return 1
     fi
-    # systemd starts services in spite of the run level, and again at each boot: the tests start their own.
+    # systemd starts the services despite the run level, and again at each boot; the tests start their own.
     if [ -d /run/systemd/system ]; then
         for service in redis-server prometheus; do
             case " $packages " in *" $service "*) $as_root systemctl disable --now --quiet "$service" ;; esac

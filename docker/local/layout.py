@@ -1,4 +1,4 @@
-"""Where the local stack is: its data folder, its ports, and the environment its processes get."""
+"""The layout of the local stack: its data folder, its ports, and the environment of its processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 PREFIX = "CHAT_LOCAL_"
 INSTANCE_STEP = 10
-"""Instance n of a service has the port of the first one plus n - 1 times this."""
+"""The distance between the ports of two instances: instance n has the first one's port plus n - 1 times this."""
 
 _BLOCK = 50
-# In a block of ports: room for three Redis nodes, five services and three instances of each service.
+# Offsets within a block of ports, with room for three Redis nodes, five services and three instances of each service.
 _OFFSETS = {
     "kafka": 1,
     "kafka_controller": 2,
@@ -35,14 +35,14 @@ _OFFSETS = {
     "inspector": 14,
     "gateway_metrics": 15,
 }
-# Bound for the life of the process: whoever holds the first port of a block of ports owns the block.
+# Kept open for the life of the process: the process that binds the first port of a block owns the block.
 _owned_blocks: list[socket.socket] = []
 
 Port = Annotated[int, Field(ge=1024, le=65_535)]
 
 
 class StackError(Exception):
-    """Something the user has to know; its text is complete and needs no traceback."""
+    """An error for the user; its text is complete and needs no traceback."""
 
 
 class Layout(BaseSettings):
@@ -51,11 +51,11 @@ class Layout(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     data: Path = Path(".local/data")
-    """Relative to the repository; absolute once the layout is made."""
+    """The data folder. A relative path starts at the repository's root; it is absolute once the layout exists."""
     kafka: Port = 9092
     kafka_controller: Port = 9093
     kafka_heap: str = "1g"
-    """As Java's -Xmx takes it."""
+    """The heap of Kafka, as the value of Java's -Xmx."""
     redis: Port = 7000
     redis_bus: Port = 17000
     dynamodb: Port = 8000
@@ -81,9 +81,9 @@ class Layout(BaseSettings):
 
     @classmethod
     def from_settings(cls) -> Self:
-        """Return the layout of ``make up``: defaults, each changed by its variable.
+        """Return the layout of ``make up``: the defaults, each replaced by its variable where that is set.
 
-        Raises ``StackError`` naming each variable whose value is none.
+        Raises ``StackError`` naming each variable with an invalid value.
         """
         try:
             return cls()
@@ -93,7 +93,7 @@ class Layout(BaseSettings):
 
     @classmethod
     def free(cls, data: Path) -> Self:
-        """Return a layout of free ports for one run of the tests, which keeps them from other runs until it exits.
+        """Return a layout of free ports for one test run, reserved until this process exits.
 
         The ports are below the ephemeral range, so no outgoing connection can take one while a part is restarting.
         Raises ``StackError`` when no block of free ports is found.
@@ -121,7 +121,7 @@ class Layout(BaseSettings):
 
     @property
     def secret_file(self) -> Path:
-        """The file which holds the key that signs tokens (64 hex digits)."""
+        """The file with the key that signs tokens (64 hex digits)."""
         return self.data / "jwt-secret"
 
 
@@ -131,9 +131,9 @@ def variable(field: str) -> str:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of 127.0.0.1 now."""
+    """Return whether a server could listen on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
-        # As servers do: without it, connections in TIME_WAIT make the port of a stopped server look busy.
+        # Servers set it, too: without it, connections in TIME_WAIT make the port of a stopped server look busy.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -143,7 +143,7 @@ def is_free(port: int) -> bool:
 
 
 def base_environment() -> dict[str, str]:
-    """Return this process's environment without what would lead a client away from the loopback interface."""
+    """Return this process's environment without the variables that would lead a client off the loopback interface."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -162,7 +162,7 @@ def service_environment(layout: Layout) -> dict[str, str]:
         "CHAT_METRICS_HOST": HOST,
         "CHAT_METRICS_PORT": str(layout.gateway_metrics),
         "CHAT_JWT_SECRET_FILE": str(layout.secret_file),
-        # DynamoDB Local takes any credentials; the user's own files must not be looked at.
+        # DynamoDB Local takes any credentials; the user's own credential files must not be read.
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
         "AWS_REGION": "eu-central-1",
@@ -177,7 +177,7 @@ def service_environment(layout: Layout) -> dict[str, str]:
 
 
 def create_secret(layout: Layout) -> None:
-    """Create the key that signs tokens, readable by this user only; an existing one stays."""
+    """Create the key that signs tokens, readable by this user only; an existing one is kept."""
     if layout.secret_file.exists():
         return
     layout.data.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What all parts of the local stack share: a process with a log, and a question that tells whether it is ready."""
+"""The base of all parts of the local stack: a process with a log and a readiness check."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LAST_LINES = 15
 
 
 class Part(abc.ABC):
-    """One process of the stack: killable and pausable by its pid, since no shell stands in front of it."""
+    """One process of the stack. It has no shell above it, so its pid can be killed and paused."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
-    """Added to ``base_environment``; to be changed before ``start`` only."""
+    """The variables added to ``base_environment``. Change them before ``start`` only."""
     ports: dict[str, int]
-    """The field of ``Layout`` and the port, for each port this part listens on, the main one first."""
+    """The port for each field of ``Layout`` this part listens on, the main one first."""
     url_format: str
     ready_seconds = 30.0
     stop_seconds = 15
@@ -41,7 +41,7 @@ class Part(abc.ABC):
 
     @property
     def url(self) -> str:
-        """Where a client connects to."""
+        """The URL that clients connect to."""
         return self.url_format.format(f"{HOST}:{self.port}")
 
     @property
@@ -51,7 +51,7 @@ class Part(abc.ABC):
 
     @property
     def folder(self) -> Path:
-        """The part's own data."""
+        """The part's own data folder."""
         return self.layout.data / self.name
 
     def last_lines(self) -> str:
@@ -60,15 +60,15 @@ class Part(abc.ABC):
         return "\n".join(f"    {line}" for line in lines) or "    (the log is empty)"
 
     def prepare(self) -> None:
-        """Create the folders and files the process needs; done again, it changes nothing but the configuration.
+        """Create the folders and files the process needs; repeated, it changes nothing but the configuration.
 
-        Raises ``StackError`` when something to run is not installed.
+        Raises ``StackError`` when a program it needs is not installed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> Running:
-        """Start the process as a child of this one, appending to its log; to be called after ``prepare``."""
+        """Start the process as a child of this one, appending to its log. Call ``prepare`` first."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 self.command,
@@ -83,12 +83,12 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     async def is_ready(self) -> bool:
-        """Ask the process once whether it can do its work; it answers or this gives up after about 2 s."""
+        """Ask the process once whether it can do its work; returns False when there is no answer within about 2 s."""
 
     async def wait_ready(self, seconds: float | None = None, alive: Callable[[], bool] = lambda: True) -> None:
         """Wait until the part can do its work, for ``seconds`` at most (the part's own limit when None).
 
-        ``alive`` tells whether the process is there. Raises ``StackError`` with the end of the log when it is not, or
+        ``alive`` tells whether the process exists. Raises ``StackError`` with the end of the log when it does not, or
         when the time is up.
         """
         limit = self.ready_seconds if seconds is None else seconds
@@ -107,7 +107,7 @@ class Part(abc.ABC):
 
 
 class Running:
-    """A process that ``Part.start`` started, and what a test does to it; on a dead one all of it is harmless."""
+    """A process that ``Part.start`` started, and the actions of a test on it; on a dead process they do nothing."""
 
     def __init__(self, part: Part, process: subprocess.Popen[bytes]) -> None:
         self.part = part
@@ -115,33 +115,33 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """The process id, which is the part's own: it has no shell or launcher above it."""
+        """The id of the part's own process: it has no shell or launcher above it."""
         return self.process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there, be it paused."""
+        """True while the process exists, even if it is paused."""
         return self.process.poll() is None
 
     async def wait_ready(self, seconds: float | None = None) -> None:
-        """Wait until the part can do its work; raises ``StackError`` as ``Part.wait_ready`` does, at once on death."""
+        """Wait until the part can do its work; raises ``StackError`` like ``Part.wait_ready``, at once if it dies."""
         await self.part.wait_ready(seconds, lambda: self.alive)
 
     def pause(self) -> None:
-        """Stop the process where it is (SIGSTOP): its connections stay open and nothing answers."""
+        """Pause the process (SIGSTOP): its connections stay open and nothing answers."""
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused process go on (SIGCONT)."""
+        """Resume a paused process (SIGCONT)."""
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End the process without a chance to say anything (SIGKILL); returns when it is gone."""
+        """Kill the process without a chance to clean up (SIGKILL); returns when it is gone."""
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> None:
-        """End the process in order (SIGTERM); one still there after the part's ``stop_seconds`` is killed."""
+        """Stop the process in order (SIGTERM); it is killed if it still runs after the part's ``stop_seconds``."""
         self.process.terminate()
         self.resume()
         try:

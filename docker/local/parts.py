@@ -1,4 +1,4 @@
-"""The parts of the local stack: the engines and, once they are ready and have their topics, the services.
+"""The parts of the local stack: the engines and, once those are ready and have their topics, the services.
 
 ``make up`` runs them under supervisord (see ``stack.py``), the tests as plain subprocesses (``Part.start``).
 """
@@ -51,7 +51,7 @@ class Service(Part):
 
     @property
     def folder(self) -> Path:
-        """The worker's tables."""
+        """The folder of the worker's tables."""
         return self.layout.data / "faust" / self.name
 
     def prepare(self) -> None:
@@ -60,12 +60,12 @@ class Service(Part):
         create_secret(self.layout)
 
     async def is_ready(self) -> bool:
-        """Whether ``/readyz`` answers 200."""
+        """Return whether ``/readyz`` answers 200."""
         return await get_status(self.port, "/readyz") == 200
 
 
 def engines(layout: Layout) -> list[Part]:
-    """Return Kafka, Redis and DynamoDB, independent of each other."""
+    """Return Kafka, Redis and DynamoDB, which can start in any order."""
     return [Kafka(layout), RedisNode(layout), DynamoDB(layout)]
 
 
@@ -75,7 +75,7 @@ def services(layout: Layout) -> list[Part]:
 
 
 def create_topics(layout: Layout, seconds: float = 60.0) -> None:
-    """Create the Kafka topics and the DynamoDB table; the engines must be ready. What exists already stays.
+    """Create the Kafka topics and the DynamoDB table, keeping what exists; the engines must be ready.
 
     Raises ``StackError`` with the last lines of the output when that fails or takes longer than ``seconds``.
     """

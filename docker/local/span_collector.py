@@ -1,4 +1,4 @@
-"""What takes spans by OTLP over HTTP, as a collector of OpenTelemetry does."""
+"""A stand-in for an OpenTelemetry collector, which takes spans by OTLP over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Taken(NamedTuple):
 
 
 class Collector:
-    """Keeps all spans it is sent."""
+    """A server that keeps all spans it is sent."""
 
     def __init__(self) -> None:
         self.spans: list[Taken] = []
@@ -44,7 +44,7 @@ class Collector:
         self.url = f"http://{HOST}:{self._runner.addresses[0][1]}{PATH}"
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         await self._runner.cleanup()
 
     async def _take(self, request: web.Request) -> web.Response:

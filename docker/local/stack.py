@@ -39,7 +39,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class State:
-    """A part and how it is: ``ready``, ``starting``, ``restarting``, ``not ready``, ``failed`` or ``stopped``."""
+    """A part and its state: ``ready``, ``starting``, ``restarting``, ``not ready``, ``failed`` or ``stopped``."""
 
     part: Part
     state: str
@@ -57,7 +57,7 @@ class Stack:
         self.supervisor = Supervisor(layout, {"engines": self.engines, "services": self.services})
 
     async def states(self) -> list[State]:
-        """Ask supervisord and every running part how they are."""
+        """Return the state of every part, from supervisord and the running parts."""
         processes = self.supervisor.processes() if self.supervisor.is_running() else {}
         return list(await asyncio.gather(*(self._state(part, processes.get(part.name)) for part in self.parts)))
 
@@ -71,9 +71,10 @@ class Stack:
         return State(part, {"BACKOFF": "restarting", "FATAL": "failed"}.get(process["statename"], "stopped"), None)
 
     async def up(self) -> None:
-        """Start what is not running, wait until all is ready, and print where it is.
+        """Start what is not running, wait until all is ready, and print the addresses.
 
-        Raises ``StackError`` when a port is busy or a part does not become ready; what has started stays up.
+        Raises ``StackError`` when a port is busy or a part does not become ready; the parts that have started keep
+        running.
         """
         create_secret(self.layout)
         with self._alone():
@@ -108,7 +109,7 @@ class Stack:
         console.print(f"inspector: {url}, with a token from 'make token USER=me ROLE=operator'", soft_wrap=True)
 
     def down(self) -> None:
-        """Stop the services, then the engines, then supervisord; also what a dead supervisord left behind."""
+        """Stop the services, the engines and supervisord, and the parts that a dead supervisord left behind."""
         if not self.layout.data.exists():
             console.print("nothing is running")
             return
@@ -127,7 +128,7 @@ class Stack:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep a second ``up`` or ``down`` of the same data folder waiting."""
+        """Hold the lock of the data folder: a second ``up`` or ``down`` waits until it is released."""
         with (self.layout.data / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,7 +184,7 @@ def _print_table(states: list[State]) -> None:
 
 
 async def _follow(part: Part, width: int) -> None:
-    """Print the end of a part's log and all that comes, each line after the part's name."""
+    """Print the end of a part's log and each new line, after the part's name."""
     process = await asyncio.create_subprocess_exec(
         *("tail", f"--pid={os.getpid()}", "-n", "10", "-F", str(part.log)),
         stdout=asyncio.subprocess.PIPE,
@@ -203,7 +204,7 @@ async def _follow_all(parts: list[Part]) -> None:
 @click.group()
 def main() -> None:
     """Run Connect Chat on this machine. Ports and the data folder are CHAT_LOCAL_* variables."""
-    # What a client library says of an engine that isn't up yet.
+    # Client libraries log that an engine that isn't up yet cannot be reached.
     logging.disable(logging.CRITICAL)
 
 
@@ -222,7 +223,7 @@ def down() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="A list of objects: part, state, pid, url, log.")
 def status(as_json: bool) -> None:
-    """Show how every part is."""
+    """Show the state of every part."""
     stack = Stack(Layout.from_settings())
     states = asyncio.run(stack.states())
     if any(s.pid for s in states) and stack.supervisor.has_other_settings():

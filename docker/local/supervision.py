@@ -1,4 +1,4 @@
-"""The local stack's supervisord: its configuration, its life, and what it says about each part."""
+"""The local stack's supervisord: its configuration, start and stop, and its report on each part."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from docker.local.layout import ROOT, Layout, StackError, base_environment, serv
 from docker.local.part import Part
 
 RESTARTS = 100
-"""Tries before supervisord gives a part up; the pause before try n is n seconds."""
+"""Restarts after which supervisord gives a part up; the pause before restart n is n seconds."""
 STEADY_SECONDS = 10
-"""A part that dies younger than that is restarted after a pause, an older one at once."""
+"""A part that ran for less than this is restarted after a pause, one that ran longer immediately."""
 SOCKET_PATH_BYTES = 90
-"""Linux takes 107, and supervisord adds its pid while it creates the socket."""
+"""The longest path of a socket. Linux allows 107, and supervisord appends its pid while it creates the socket."""
 
 
 class Supervisor:
-    """The supervisord of one data folder, through its socket in there."""
+    """The supervisord of one data folder, reached through its socket in that folder."""
 
     def __init__(self, layout: Layout, groups: dict[str, Sequence[Part]]) -> None:
         self.layout = layout
@@ -42,11 +42,11 @@ class Supervisor:
 
     @property
     def _rpc(self) -> Any:
-        # A new one each time: one that could not connect fails for good.
+        # A new proxy each time: one that failed to connect fails for good.
         return getRPCInterface({"SUPERVISOR_SERVER_URL": self._url}).supervisor
 
     def is_running(self) -> bool:
-        """Whether supervisord answers."""
+        """Return whether supervisord answers."""
         try:
             self._rpc.getState()
         except OSError:
@@ -78,22 +78,22 @@ class Supervisor:
         raise StackError(f"supervisord did not start, see {self.log}: {done.stdout}{done.stderr}".strip())
 
     def has_other_settings(self) -> bool:
-        """Whether the running supervisord was started with other settings, or by another version of this."""
+        """Return whether the running supervisord was started with other settings or by another version of this code."""
         return self.configuration.read_text() != self._expected_configuration()
 
     def shutdown(self) -> None:
-        """End supervisord, and every part it still runs; returns when it is gone."""
+        """Stop supervisord, and every part it still runs; returns when it is gone."""
         pid = self._rpc.getPID()
         self._rpc.shutdown()
         while _is_alive(pid):
             time.sleep(0.05)
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """Return what supervisord says of each part, by name: ``statename``, ``pid`` (0 for none) and more."""
+        """Return supervisord's information on each part, by name: ``statename``, ``pid`` (0 for none) and more."""
         return {str(process["name"]): process for process in self._rpc.getAllProcessInfo()}
 
     def start_part(self, part: Part) -> None:
-        """Have a part started which is not running; one that waits for its next try is tried now."""
+        """Start a part that is not running; one that waits for its next restart is started now."""
         group = next(group for group, parts in self.groups.items() if part in parts)
         name = f"{group}:{part.name}"
         if self.processes()[part.name]["statename"] == "BACKOFF":
@@ -104,7 +104,7 @@ class Supervisor:
             raise StackError(f"{part.name} cannot be started: {error.faultString}, see {self.log}") from error
 
     def stop_group(self, group: str) -> list[str]:
-        """Tell all running parts of a group to stop, without waiting, and return the names of those not stopped yet."""
+        """Stop all running parts of a group, without waiting, and return the names of those not stopped yet."""
         self._rpc.stopProcessGroup(group, False)
         processes = self.processes()
         return [part.name for part in self.groups[group] if processes[part.name]["pid"]]
@@ -135,7 +135,7 @@ class Supervisor:
         return len(pids)
 
     def _environment(self) -> dict[str, str]:
-        """Return what supervisord hands on to every part."""
+        """Return the environment that supervisord passes to every part."""
         return base_environment() | service_environment(self.layout)
 
     def _expected_configuration(self) -> str:
@@ -154,7 +154,8 @@ class Supervisor:
                 "pidfile": self.layout.data / "supervisord.pid",
                 "directory": ROOT,
             },
-            # Nothing to supervisord. So changed settings of the services are noticed; they may hold a secret.
+            # supervisord ignores this section. By it ``has_other_settings`` notices changed settings of the services;
+            # only their hash is written, since they may hold a secret.
             "settings": {"sha256": hashlib.sha256(repr(settings).encode()).hexdigest()},
         }
         for group, parts in self.groups.items():

@@ -1,4 +1,4 @@
-"""The stack of one test run, and what the tests talk to it with."""
+"""The stack of one test run, and the clients and helpers with which tests use it."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ GENEROUS = {
     f"CHAT_{name}": str(10**9)
     for name in ("SEND_RATE", "SEND_BURST", "SEND_BYTES_RATE", "SEND_BYTES_BURST", "CONNECT_RATE", "CONNECT_BURST")
 }
-"""What a user may do is for the tests of just that."""
+"""Rate limits that no test reaches; those of limits have their own."""
 PATIENT = {"CHAT_HEARTBEAT": "600", "CHAT_HELLO_TIMEOUT": "600", "CHAT_LEASE": "60"}
 """On one busy core a bare WebSocket may be read late, and a gateway may be late to renew its lease."""
 
 
 def start_process(part: Part) -> Running:
-    """Start a part that is gone when this process is, also after Ctrl-C, when pytest finalizes nothing."""
+    """Start a part that ends with this process, even after Ctrl-C, when pytest finalizes nothing."""
     running = part.start()
     atexit.register(running.kill)
     return running
 
 
 async def stop(running: Running) -> None:
-    """End a process in order (SIGTERM) and wait until it is gone, however long its goodbye takes."""
+    """Stop a process in order (SIGTERM) and wait until it is gone, however long its shutdown takes."""
     running.process.terminate()
     await eventually(lambda: not running.alive, f"{running.part.name} ends")
 
 
 def _quick(parts: list[Part]) -> list[Part]:
-    # On disk, DynamoDB Local stores a hundred messages a second, and whatever waits for history waits for that.
+    # On disk, DynamoDB Local stores a hundred messages a second, which would delay all tests of history.
     for part in parts:
         if isinstance(part, DynamoDB):
-            place = part.command.index("-dbPath")
-            part.command[place : place + 2] = ["-inMemory"]
+            index = part.command.index("-dbPath")
+            part.command[index : index + 2] = ["-inMemory"]
     return parts
 
 
@@ -81,7 +81,7 @@ class Stack:
         self._traced = traced
         self._own = GENEROUS | (PATIENT if patient else {})
         self.environment = base_environment() | service_environment(self.layout)
-        """Of a command or another service beside the stack."""
+        """The environment of commands and of further services of the stack."""
         self.settings = Settings(
             kafka=f"{HOST}:{self.layout.kafka}",
             redis=f"redis://{HOST}:{self.layout.redis}",
@@ -117,14 +117,14 @@ class Stack:
             await self.redis.aclose()
             await self.collector.stop()
         finally:
-            # The data is thrown away: nobody needs time to put it in order.
+            # The data is thrown away, so no part needs an orderly end.
             for running in self.running.values():
                 running.kill()
 
     async def start(self, part: Part) -> Running:
-        """Start a part and wait until it is ready; its end is an error from now on, unless a test makes it."""
+        """Start a part and wait until it is ready; from now on its death is an error, unless a test causes it."""
         if isinstance(part, Service):
-            # Workers follow what a gateway has sampled: no message, unless a test wants it.
+            # Workers trace the messages that a gateway has sampled: none, unless a test wants it.
             traced = {"CHAT_TRACES": self.collector.url, "CHAT_TRACE_SAMPLE": "0", "OTEL_BSP_SCHEDULE_DELAY": "100"}
             part.environment = self._own | (traced if self._traced else {}) | part.environment
         await asyncio.to_thread(part.prepare)
@@ -133,7 +133,7 @@ class Stack:
         return running
 
     def service(self, name: str, **settings: object) -> Service:
-        """Make another instance of a service, not started yet, on a port that is free; ``inbox_ttl=1`` and so on."""
+        """Return another instance of a service on a free port, not started yet; settings as ``inbox_ttl=1``."""
         taken = {part.name for part in (running.part for running in self.running.values())}
         instance = next(n for n in range(1, INSTANCES + 1) if (name if n == 1 else f"{name}-{n}") not in taken)
         service = Service(self.layout, name, instance)
@@ -141,17 +141,17 @@ class Stack:
         return service
 
     def forget(self, running: Running) -> None:
-        """Take a part out that a test has ended."""
+        """Remove a part that a test has ended."""
         running.kill()
         del self.running[running.part.name]
 
     def instance(self, name: str) -> Running:
-        """Return the one instance of a service that runs."""
+        """Return the one running instance of a service."""
         (found,) = (r for n, r in self.running.items() if n.partition("-")[0] == name)
         return found
 
     def check(self) -> None:
-        """Raise ``StackError`` with the end of its log for a part that died."""
+        """Raise ``StackError`` for a part that died, with the end of its log."""
         dead = [running for running in self.running.values() if not running.alive]
         if dead:
             raise StackError(
@@ -164,15 +164,15 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """The WebSocket of the gateway."""
+        """The WebSocket URL of the gateway."""
         return self.running["gateway"].part.url
 
     def token(self, name: str, ttl_s: int = TOKEN_S) -> str:
-        """Make a token for a user."""
+        """Return a token for a user."""
         return mint(self.settings.jwt_key(), name, ttl_s)
 
     def connect(self, name: str, received: Received | None = None, device: str = "phone", **options: Any) -> Client:
-        """Make a client of the gateway, or of another one given as ``url``, to be entered."""
+        """Return a client of the gateway, or of another one given as ``url``; enter it to connect."""
         url = options.pop("url", self.url)
         options.setdefault("timeout_s", WITHIN_S)
         return Client(url, options.pop("token", self.token(name)), device, on_messages=received, **options)
@@ -198,19 +198,19 @@ class Stack:
             yield raw
 
     async def send(self, sender: str, to: str, bodies: Iterable[Any]) -> list[str]:
-        """Send messages as a user of its own connection; returns their ids once all are confirmed."""
+        """Send messages on a connection of their own; returns their ids once all are confirmed."""
         async with self.connect(sender, device="sender") as client:
             return [sent.id for sent in await client.send_many((to, body) for body in bodies)]
 
     async def get(self, path: str, part: Part) -> tuple[int, Any]:
-        """Return status and JSON of a page of a service, or its text."""
+        """Return the status of a service's page with its JSON, or its text."""
         async with self._session.get(f"http://{HOST}:{part.port}{path}") as response:
             if response.content_type == "application/json":
                 return response.status, await response.json()
             return response.status, await response.text()
 
     async def stored(self, name: str) -> int:
-        """Count the entries of a user's inbox, in Redis itself."""
+        """Return the number of entries in a user's inbox, from Redis itself."""
         return int(await self.redis.xlen(keys(name)[0]))
 
     async def top(self, name: str) -> Position:
@@ -220,7 +220,7 @@ class Stack:
         return Position.parse(entry.decode())
 
     async def wait_stored(self, name: str, count: int) -> None:
-        """Wait until a user's inbox has that many entries."""
+        """Wait until a user's inbox has ``count`` entries."""
 
         async def is_so() -> bool:
             return await self.stored(name) == count

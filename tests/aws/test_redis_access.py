@@ -1,4 +1,4 @@
-"""The access string is for ElastiCache, but its language is Valkey's own, which is asked here."""
+"""The access string of the Redis user on ElastiCache, checked against Valkey itself, whose language it is in."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def commands_of_the_code() -> set[str]:
-    """Return the commands that are sent, and those that scripts and functions call."""
+    """Return the commands that the code sends, and those that scripts and functions call."""
     files = [p for folder in ("tables", "gateway", "chat_streams") for p in (ROOT / folder).glob("**/*.py")]
     text = "\n".join(path.read_text() for path in [*files, *(ROOT / "tables").glob("**/*.lua")])
     sent = re.findall(r"""\(\s*"([A-Z_]+)", (?:function\(|"LOAD"|script|_LOOK|"return )""", text)

@@ -1,4 +1,4 @@
-"""The stacks for AWS, as CloudFormation would get them: made once, without an account, a network or Docker."""
+"""The stacks for AWS, as CloudFormation would get them: built once, without an account, a network or Docker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def templates() -> dict[str, Template]:
 
 @pytest.fixture(scope="module")
 def resources(templates: Mapping[str, Template]) -> dict[str, Resource]:
-    """Return those of both stacks, by logical id."""
+    """Return the resources of both stacks, by logical id."""
     found: dict[str, Resource] = {}
     for template in templates.values():
         found |= template.to_json()["Resources"]
@@ -80,7 +80,7 @@ def environment(container: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def statements(resources: Mapping[str, Resource]) -> Iterator[tuple[str, Resource]]:
-    """Return what each role may do."""
+    """Yield the name of each role with each of its policy statements."""
     for name, policy in of_type(resources, "IAM::Policy").items():
         for statement in policy["PolicyDocument"]["Statement"]:
             yield name, statement
@@ -121,7 +121,7 @@ def test_kafka_keeps_what_it_acknowledged(resources: Mapping[str, Resource]) -> 
         assert (found["CHAT_REPLICATION"], found["CHAT_MIN_INSYNC"]) == ("3", "2")
 
 
-def test_kafka_wants_tls_and_a_password(resources: Mapping[str, Resource]) -> None:
+def test_kafka_requires_tls_and_a_password(resources: Mapping[str, Resource]) -> None:
     cluster = only(resources, "MSK::Cluster")
     assert cluster["EncryptionInfo"]["EncryptionInTransit"] == {"ClientBroker": "TLS", "InCluster": True}
     assert "DataVolumeKMSKeyId" in cluster["EncryptionInfo"]["EncryptionAtRest"]
@@ -131,7 +131,7 @@ def test_kafka_wants_tls_and_a_password(resources: Mapping[str, Resource]) -> No
     }
     (login,) = only(resources, "MSK::BatchScramSecret")["SecretArnList"]
     secret = resources[login["Ref"]]["Properties"]
-    # What MSK wants of it, or it is not taken.
+    # MSK accepts only secrets with this prefix and a customer-managed key.
     assert secret["Name"].startswith("AmazonMSK_")
     assert resources[secret["KmsKeyId"]["Fn::GetAtt"][0]]["Type"] == "AWS::KMS::Key"
     assert secret["GenerateSecretString"]["GenerateStringKey"] == "password"
@@ -153,7 +153,7 @@ def test_redis_is_encrypted_has_replicas_and_evicts_no_inbox(resources: Mapping[
 
 
 class _NoTable:
-    """A DynamoDB without tables, that notes what is made."""
+    """A stand-in for DynamoDB without tables, which records the table that is created."""
 
     class exceptions:  # noqa: N801 - as boto3 calls it
         class ResourceNotFoundException(Exception):
@@ -188,7 +188,7 @@ def test_the_table_is_the_one_that_the_code_makes(resources: Mapping[str, Resour
     assert {a["AttributeName"]: a for a in table["AttributeDefinitions"]} == by_name
 
 
-def test_the_table_can_be_had_back(resources: Mapping[str, Resource]) -> None:
+def test_the_table_can_be_restored(resources: Mapping[str, Resource]) -> None:
     table = only(resources, "DynamoDB::Table")
     assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert table["SSESpecification"]["SSEEnabled"] is True
@@ -226,7 +226,7 @@ def test_only_the_public_balancer_is_open_to_all(resources: Mapping[str, Resourc
     }
     assert {port for _, port in open_ports} == {80, 443}
     assert len({name for name, _ in open_ports}) == 1
-    # All others are from one group to another.
+    # All other rules are from one security group to another.
     for rule in of_type(resources, "EC2::SecurityGroupIngress").values():
         assert "SourceSecurityGroupId" in rule
         assert rule["FromPort"] == rule["ToPort"]
@@ -283,7 +283,7 @@ def test_commands_are_those_of_compose(resources: Mapping[str, Resource]) -> Non
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
     for service, containers in tasks(resources).items():
         command = containers[service]["Command"]
-        # There Prometheus comes from another container; here the collector is in the same task.
+        # Under Compose, Prometheus scrapes from another container; here the collector is in the same task.
         wanted = compose["topics" if service == "operator" else service]["command"]
         if service != "inspector":
             wanted = wanted.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
@@ -302,7 +302,7 @@ def test_the_user_is_the_one_of_the_image(resources: Mapping[str, Resource]) -> 
             assert not container.get("Privileged")
 
 
-def test_a_task_has_time_for_its_goodbye(resources: Mapping[str, Resource]) -> None:
+def test_a_task_has_time_to_stop_in_order(resources: Mapping[str, Resource]) -> None:
     drain = gateway_app.DRAIN_SECONDS + gateway_main.SHUTDOWN_SECONDS + Settings().produce_timeout
     for service, containers in tasks(resources).items():
         assert drain < containers[service]["StopTimeout"] <= 120
@@ -332,7 +332,7 @@ def test_no_password_is_in_a_template(resources: Mapping[str, Resource]) -> None
         assert "KmsKeyId" in secret
 
 
-def test_a_log_ends_some_day(resources: Mapping[str, Resource]) -> None:
+def test_a_log_is_kept_for_a_limited_time(resources: Mapping[str, Resource]) -> None:
     for group in of_type(resources, "Logs::LogGroup").values():
         assert group["RetentionInDays"] <= 30
 
@@ -348,11 +348,11 @@ def test_no_role_may_do_everything(resources: Mapping[str, Resource]) -> None:
             assert not action.endswith(":*")
             if statement["Resource"] == "*":
                 everywhere.add(action)
-    # Not to be had for less than all: a token for the registry names no repository.
+    # This action cannot be narrowed down: a token for the registry names no repository.
     assert everywhere == {"ecr:GetAuthorizationToken"}
     managed = [many(role.get("ManagedPolicyArns", [])) for role in of_type(resources, "IAM::Role").values()]
     names = re.findall(r"policy/[\w/-]+", json.dumps(managed))
-    # Of the function that asks MSK for its addresses: it writes a log.
+    # This role belongs to the function that asks MSK for its bootstrap servers: it writes a log.
     assert names == ["policy/service-role/AWSLambdaBasicExecutionRole"]
 
 
@@ -375,11 +375,11 @@ def test_there_is_never_a_worker_without_partition_or_a_gateway_without_slot(res
             "MaxCapacity"
         ]
     assert set(limits) == SERVICES - {"inspector"}
-    # A rolling deploy starts the new ones before it ends the old.
+    # A rolling deploy starts the new gateways before it stops the old ones.
     assert 2 * limits.pop("gateway") <= slots
     assert set(limits.values()) == {partitions}
     services = {s["ServiceName"]: s for s in of_type(resources, "ECS::Service").values()}
-    # With a count in the template, each deploy would end what was scaled out.
+    # With a count in the template, each deploy would stop the tasks that scaling had added.
     assert {name for name, s in services.items() if "DesiredCount" in s} == {"inspector"}
 
 
@@ -393,7 +393,7 @@ def test_scaling_is_by_connections_and_by_lag(resources: Mapping[str, Resource])
     assert len([p for p in policies if p["PolicyType"] == "StepScaling"]) == 2 * 3
 
 
-def test_the_collector_looks_at_the_service_beside_it(resources: Mapping[str, Resource]) -> None:
+def test_the_collector_scrapes_the_service_beside_it(resources: Mapping[str, Resource]) -> None:
     for service in SERVICES:
         collector = tasks(resources)[service]["collector"]
         assert collector["Essential"] is False
@@ -402,7 +402,7 @@ def test_the_collector_looks_at_the_service_beside_it(resources: Mapping[str, Re
         assert f"127.0.0.1:{port}" in text
         for name in (metrics.CONNECTIONS, metrics.LAG, metrics.DEAD_LETTERS, metrics.AUDIT_CLEAN):
             assert name in text
-        # The collector takes it for a variable.
+        # The collector would expand a "$" as a variable.
         assert "$" not in text.replace("${", "").replace("AWS::", "")
 
 
@@ -468,7 +468,7 @@ def test_a_plan_is_of_three_zones() -> None:
 def test_cfn_lint_finds_nothing(templates: Mapping[str, Template], tmp_path: Path) -> None:
     for name, template in templates.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(template.to_json()))
-    # W3005: the function that CDK adds says twice that it needs its role.
+    # W3005: the function that the CDK adds declares twice that it depends on its role.
     program = Path(sys.executable).with_name("cfn-lint")
     command: list[str | Path] = [
         program,

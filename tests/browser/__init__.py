@@ -1,1 +1,1 @@
-"""The inspector in a real browser, on a stack of its own: what an operator sees and may do."""
+"""The inspector in a real browser, on a stack of its own: the pages, and what each role may do."""

@@ -1,4 +1,4 @@
-"""A stack with an inspector, one browser, and a page for each kind of viewer."""
+"""A stack with an inspector, one browser, and pages logged in with the roles that a test asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARGUMENTS = [
 ]
 SHOTS = ROOT / "docs" / "images"
 DESK = {"width": 1200, "height": 800}
-# What Chromium writes when it runs no script: against the policy, or a module that is not there or of another type.
+# Chromium logs one of these when it refuses a script: by the policy, or a module that is missing or of another type.
 REFUSED = re.compile("Content Security|module script|/static/")
 PHONE = {"width": 390, "height": 800}
 
@@ -37,7 +37,7 @@ expect.set_options(timeout=WITHIN_S * 1000)
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """Start everything; what the user's own environment says about Connect Chat or AWS counts for nothing here."""
+    """Start everything; the environment's own settings for Connect Chat and AWS are removed."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
             patch.delenv(name)
@@ -63,7 +63,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture
 async def visit(stack: Stack, inspector: Running, browser: Browser) -> AsyncIterator[Open]:
-    """Open a page of the inspector as somebody with roles, logged in by the form; a script error fails the test."""
+    """Open a page of the inspector as a user with roles, logged in by the form; a script error fails the test."""
     errors: list[str] = []
     contexts = []
 
@@ -91,7 +91,7 @@ async def visit(stack: Stack, inspector: Running, browser: Browser) -> AsyncIter
 
 
 async def shoot(page: Page, name: str) -> None:
-    """Keep a picture of a page for the docs, where the run is told to: SCREENSHOTS=1."""
+    """Save a screenshot of a page for the docs, if SCREENSHOTS=1 is set."""
     target = SHOTS / f"{name}.png" if os.environ.get("SCREENSHOTS") else Path(os.devnull)
     picture = await page.screenshot(full_page=True)
     assert len(picture) > 1000

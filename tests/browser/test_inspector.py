@@ -1,4 +1,4 @@
-"""What an operator finds, sees and may do, in a real browser against real engines."""
+"""The inspector's pages and permissions, in a real browser against real engines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEADED = """[...document.querySelectorAll('table')].filter(t => !t.closest('.plo
 
 
 async def api(stack: Stack, inspector: Running, path: str, *roles: str, **options: Any) -> tuple[int, Any]:
-    """Ask the JSON API as a script does."""
+    """Call the JSON API as a script does."""
     token = mint(stack.settings.jwt_key(), "script", 600, roles)
     url, headers = f"{inspector.part.url}{path}", {"Authorization": f"Bearer {token}"}
     async with (
@@ -45,12 +45,12 @@ async def api(stack: Stack, inspector: Running, path: str, *roles: str, **option
 
 
 async def find(page: Page, text: str) -> None:
-    """Use the one search box."""
+    """Search with the search box."""
     await page.get_by_role("searchbox").fill(text)
     await page.keyboard.press("Enter")
 
 
-async def test_nobody_looks_without_a_token_and_the_form_is_the_way_in(
+async def test_a_page_without_a_token_is_refused_and_the_form_takes_one(
     stack: Stack, inspector: Running, visit: Open
 ) -> None:
     async with aiohttp.ClientSession() as session:
@@ -60,7 +60,7 @@ async def test_nobody_looks_without_a_token_and_the_form_is_the_way_in(
                 policy = answer.headers["Content-Security-Policy"]
                 assert "script-src 'self'" in policy
                 assert "unsafe" not in policy
-        # Another site's page can send no form, whatever cookie the browser adds.
+        # A page of another site cannot send a form, whatever cookie the browser adds.
         token = mint(stack.settings.jwt_key(), "eve", 60, ["operator"])
         forged = {"Origin": "http://elsewhere.test", "Cookie": f"inspector_token={token}"}
         for path in ("/redrive", "/guarantee", "/logout", "/login"):
@@ -87,7 +87,7 @@ async def test_nobody_looks_without_a_token_and_the_form_is_the_way_in(
     await expect(page.get_by_label("Token")).to_be_visible()
 
 
-async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: Running, visit: Open) -> None:
+async def test_the_search_box_leads_to_a_messages_journey(stack: Stack, inspector: Running, visit: Open) -> None:
     alice, bob, received = user("alice"), user("bob"), Received()
     async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
         await client.wait_caught_up()
@@ -105,13 +105,13 @@ async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: R
         await page.get_by_role("link", name=bob, exact=True).click()
         await expect(page.get_by_text("online", exact=True)).to_be_visible()
         await expect(page.get_by_role("cell", name="phone").first).to_be_visible()
-        # The page is live: his going is seen without a reload.
+        # The page is live: the disconnect shows without a reload.
     await expect(page.get_by_text("offline", exact=True)).to_be_visible()
     _, found = await api(stack, inspector, f"/api/journey/{message}?to={bob}")
     assert (found["journeys"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
 
 
-async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:
+async def test_the_journey_says_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:
     alice, bob = user("alice"), user("bob")
     ids = await stack.send(alice, bob, range(5))
     page = await visit("/", phone=True)
@@ -132,7 +132,7 @@ async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None
     await expect(page.locator("#tail tbody tr")).to_have_count(1)
 
 
-async def test_what_was_searched_where_and_nothing_found(stack: Stack, inspector: Running, visit: Open) -> None:
+async def test_a_search_without_result_says_what_was_searched(stack: Stack, inspector: Running, visit: Open) -> None:
     page = await visit("/message/no-such-id")
     await expect(page.get_by_role("alert")).to_contain_text("records of incoming_messages, partitions and offsets")
     for text, where in (
@@ -196,14 +196,15 @@ async def test_the_tail_filters_pauses_and_goes_on_where_it_was(stack: Stack, in
         await expect(counts).to_contain_text("paused, 1 came meanwhile")
         await expect(rows).to_have_count(1)
         await page.get_by_role("button", name="Go on").click()
-        # The inspector is killed and comes back: what came meanwhile is shown, once, and nothing again.
+        # The inspector is killed and comes back: messages sent meanwhile are shown, once, and earlier ones are not
+        # repeated.
         inspector.kill()
         await sender.send(bob, "while the inspector was away")
         await stack.start(inspector.part)
         await sender.send(bob, "afterwards")
         await expect(rows).to_have_count(3)
         await shoot(page, "tail")
-        # A flood is counted whole and shown in part; the page stays quick.
+        # A flood of messages is counted in full and shown in part; the page stays responsive.
         await sender.send_many((bob, n) for n in range(3_000))
         await expect(counts).to_contain_text(re.compile(r"3,00\d match"))
         assert 0 < await rows.count() <= 200
@@ -223,7 +224,7 @@ async def test_the_tail_goes_on_where_it_was_after_an_answer_that_makes_the_brow
     rows = page.locator("#tail tbody tr")
     await stack.send(alice, bob, ["before"])
     await expect(rows).to_have_count(1)
-    # As after a 503, which a browser does not repeat: the source is closed, and says so after something has come.
+    # As after a 503, which a browser does not retry: the source is closed, and reports it after an event has come.
     await page.evaluate("sources.at(-1).close()")
     (meanwhile,) = await stack.send(alice, bob, ["meanwhile"])
     async with page.expect_request(re.compile("/live/tail.*last_event_id=")):
@@ -291,13 +292,13 @@ async def test_streams_workers_gateways_and_charts_show_the_running_system(
     finally:
         running = False
         await talking
-    # The hour is in the log, not in the inspector.
+    # The last hour is stored in the log, not in the inspector.
     inspector.kill()
     await stack.start(inspector.part)
 
     async def same() -> bool:
         _, now = await api(stack, inspector, "/api/charts")
-        # The newest point may still have grown.
+        # The newest point may have grown meanwhile.
         old = before["columns"]
         wanted = dict(zip(old["at"][:-1], old["accepted"][:-1], strict=True))
         found = dict(zip(now["columns"]["at"], now["columns"]["accepted"], strict=True))
@@ -333,7 +334,7 @@ async def test_dead_letters_are_grouped_and_only_an_operator_redrives(
     await expect(page.get_by_text(lost).first).to_be_visible()
     await expect(page.get_by_text("needs a token with the role operator")).to_be_visible()
     assert await page.get_by_role("button", name="What would redriving do?").count() == 0
-    # What cannot be decoded is there as bytes.
+    # A record that cannot be decoded is shown as bytes.
     await page.goto(f"/dead-letters/{garbage}")
     await expect(page.get_by_text("00 67 61 72 62 61 67 65")).to_be_visible()
     status, answer = await api(stack, inspector, "/api/redrive", method="POST", data={"number": number, "go": "yes"})
@@ -382,7 +383,7 @@ async def test_a_rebalance_is_on_the_time_line_with_who_has_which_partition_sinc
         events = page.get_by_role("region", name="Starts and rebalances")
         rebalance = re.compile(rf"\d rebalances? history@\S+:{stack.running['history'].pid}")
         await expect(events).to_contain_text(rebalance)
-        # Workers say how they are every 5 s.
+        # Workers publish their statistics every 5 s.
         await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"))
         await expect(worker).to_have_count(2)
         for one in (0, 1):
@@ -410,7 +411,7 @@ async def test_an_engine_that_is_away_is_grey_with_since_when_and_the_rest_works
         await page.goto(f"/user/{bob}")
         await expect(page.get_by_text(re.compile("The chat database does not answer"))).to_be_visible()
         await expect(page.get_by_text(re.compile("Kafka is away since")).first).to_be_visible()
-        # What Redis knows is there all the same.
+        # The part of the page that comes from Redis still works.
         await expect(page.get_by_text(re.compile(r"in the inbox\s*1\s*messages"))).to_be_visible()
         await shoot(page, "engine-away")
         await page.goto("/message/some-id")
@@ -446,7 +447,7 @@ async def test_a_page_is_usable_with_the_keyboard_alone_and_names_its_parts(visi
 async def test_a_live_sum_that_does_not_add_up_is_red_until_an_audit(stack: Stack, visit: Open) -> None:
     page = await visit("/guarantee", "operator")
     await expect(page.locator(".verdict.good").get_by_text("It adds up")).to_be_visible()
-    # A gateway that says it has accepted seven messages which nobody else ever heard of.
+    # A gateway that claims to have accepted seven messages which no other part has counted.
     forged = ServiceStats("gateway", "gateway@elsewhere:1", now_ms(), now_ms(), {"accepted": 0})
     producer = AIOKafkaProducer(bootstrap_servers=stack.settings.kafka)
     await producer.start()

@@ -1,4 +1,4 @@
-"""The documents name all that a user can set or meet."""
+"""The documents name everything that a user can set or encounter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def keys(text: str) -> list[str]:
-    """Return what stands as code in the first cell of each row that has nothing else there."""
+    """Return the code in the first cell of each row where that cell has nothing else."""
     return [
         key
         for row in rows(text)
@@ -136,12 +136,12 @@ def prose(page: Path) -> str:
 
 
 def links(page: Path) -> list[str]:
-    """Return where the links and pictures of a page lead, but not those outside the repository."""
+    """Return the targets of a page's links and pictures, without those outside the repository."""
     return [to for to in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in to]
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the names that a page's headings have in links, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,1 +1,1 @@
-"""Faults on real processes: killed, paused, cut off."""
+"""Faults on real processes, which are killed, paused, or cut off."""

@@ -1,4 +1,4 @@
-"""Engines and services of its own for each file: what its faults leave behind must not reach the next."""
+"""A stack for each file: the effects of its faults must not reach the next file."""
 
 from __future__ import annotations
 

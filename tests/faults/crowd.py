@@ -1,7 +1,7 @@
-"""A random crowd, repeatable by its seed, and the check of what each of its devices received.
+"""A random crowd of users, repeatable by its seed, and the check of what each of its devices received.
 
-Users have one to three devices that come, acknowledge a part, vanish without a close and come back; senders go on
-with small arrays, lose their connections, and send some messages again under their ids.
+Users have one to three devices that connect, acknowledge a part, drop the connection without a close frame and come
+back. Senders send small arrays, lose their connections, and send some messages again under their ids.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from docker.local.temporary_stack import Stack
 USERS = 30
 SENDERS = 6
 ARRAY = 20
-"""At most, a sender's; half of it on average."""
+"""The largest number of messages in a sender's array; it is half of that on average."""
 SENDER_PAUSE_S = 0.1, 0.3
 ARRAYS_AT_ONCE = 5
 HELLO_S = 20.0
@@ -31,18 +31,18 @@ MOST_PROBLEMS = 20
 
 
 class Phase(enum.StrEnum):
-    """What the recipients do while the fault happens."""
+    """The behaviour of the recipients while the fault happens."""
 
     STORING = "storing"
-    """Most are away."""
+    """Most are offline."""
     DRAINING = "draining"
-    """They come to full inboxes."""
+    """They connect to full inboxes."""
     LIVE = "live"
-    """They are there."""
+    """They are online."""
 
 
 class _Stays(NamedTuple):
-    """Seconds, from and to."""
+    """Ranges of seconds, as (from, to)."""
 
     online: tuple[float, float]
     offline: tuple[float, float]
@@ -63,7 +63,7 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
 
 
 class Outcome(NamedTuple):
-    """What the check found; all of it but ``confirmed`` and ``sent_again`` has to be nothing."""
+    """The result of the check; all but ``confirmed`` and ``sent_again`` has to be zero or empty."""
 
     confirmed: int
     sent_again: int
@@ -83,23 +83,23 @@ class Device:
         self.crowd = crowd
         self._rng = rng
         self._newest: Counter[str] = Counter()
-        """By sender, the highest number ever received."""
+        """The highest number ever received, by sender."""
         self._acked = ORIGIN
         self._kept = ORIGIN
         """The cursor that the client names when it connects."""
-        # Of the connection now.
+        # The state of the current connection.
         self._connection = ""
         self._floor = self._last = ORIGIN
         self._here: set[tuple[str, int]] = set()
         self._newest_here: Counter[str] = Counter()
 
     async def come(self) -> None:
-        """Connect once, so that the inbox keeps what is to come for this device, too."""
+        """Connect once, so that the inbox keeps future messages for this device, too."""
         async with self._client(ack=True, hello_s=WITHIN_S):
             pass
 
     async def wander(self, stays: _Stays) -> None:
-        """Come and go until the crowd stops."""
+        """Connect and disconnect at random until the crowd stops."""
         stop = self.crowd.stopping
         while not await _set_within(stop, self._rng.uniform(*stays.offline)):
             seconds = self._rng.uniform(*stays.online)
@@ -113,13 +113,13 @@ class Device:
                 self.crowd.note(self, error)
 
     async def drain(self, within_s: float) -> None:
-        """Stay until everything confirmed to the user is here."""
+        """Stay connected until everything confirmed to the user has arrived."""
         deadline = asyncio.get_running_loop().time() + within_s
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
             try:
                 async with self._client(ack=True) as client:
                     with contextlib.suppress(AssertionError):
-                        # What it has and did not acknowledge comes again first.
+                        # Messages it has received and not acknowledged come again first.
                         await eventually(lambda: client.caught_up.is_set() and not self.missing(), within_s=left)
                     return
             except ConnectionClosed as error:
@@ -127,7 +127,7 @@ class Device:
                 await asyncio.sleep(0.2)
 
     def missing(self) -> set[tuple[str, int]]:
-        """What was confirmed to the user and is not here."""
+        """Return the messages that were confirmed to the user and have not arrived."""
         return self.crowd.confirmed_to[self.user] - self.got
 
     def _client(self, ack: bool = False, keep: bool = False, hello_s: float = HELLO_S) -> Client:
@@ -141,7 +141,7 @@ class Device:
             if ack:
                 self._kept = self._acked = max(self._acked, self._last)
             elif roll < 0.75:
-                # All of it, or a part.
+                # Acknowledge all of it, or a part.
                 message = messages[-1] if roll < 0.5 else self._rng.choice(messages)
                 if (position := Position.parse(message.pos)) > self._acked:
                     self._kept = self._acked = position
@@ -163,7 +163,7 @@ class Device:
         return client
 
     def take(self, connection: str, messages: Iterable[Message]) -> None:
-        """Note what came on a connection."""
+        """Record the messages that came on a connection."""
         if connection != self._connection:
             self._connection = connection
             self._floor, self._last = self._kept, ORIGIN
@@ -203,7 +203,7 @@ class Crowd:
         self.sent_again = 0
         self.confirmed_to: dict[str, set[tuple[str, int]]] = {}
         self._numbers: Counter[tuple[str, str]] = Counter()
-        """By sender and recipient; each begins with 1."""
+        """The highest number sent, by sender and recipient; each pair begins with 1."""
         self._seed = seed
         self._problems: list[str] = []
         self._problem_count = 0
@@ -218,30 +218,30 @@ class Crowd:
         self._tasks: list[asyncio.Task[None]] = []
 
     def problem(self, text: str) -> None:
-        """Note something that must not be."""
+        """Record something that must not happen."""
         self._problem_count += 1
         if len(self._problems) < MOST_PROBLEMS:
             self._problems.append(text)
 
     def note(self, device: Device, error: ConnectionClosed) -> None:
-        """Note the end of a client, unless it is what a fault does to it."""
+        """Record the end of a client as a problem, unless a fault explains it."""
         if error.code != "unreachable":
             kind = "a broken chain" if isinstance(error, ChainBroken) else "an end"
             self.problem(f"{device} saw {kind}: {error} ({error.code})")
 
     async def prepare(self) -> None:
-        """Let each device connect once."""
+        """Connect each device once."""
         await asyncio.gather(*(device.come() for device in self.devices))
 
     def start(self) -> None:
-        """Let the senders begin, and the devices wander, unless they wait for ``come``."""
+        """Start the senders, and also the devices unless they wait for ``come``."""
         for name in self._senders:
             self._start(self._send(name, random.Random(f"{self._seed} {name}")))
         if self.phase is not Phase.DRAINING:
             self.come()
 
     def come(self) -> None:
-        """Let the devices wander."""
+        """Start the devices."""
         for device in self.devices:
             self._start(device.wander(_STAYS[self.phase]))
 
@@ -250,7 +250,7 @@ class Crowd:
         await eventually(lambda: self.confirmed >= count, f"{count} confirmed messages")
 
     async def finish(self, within_s: float, stage: Callable[[str], None]) -> Outcome:
-        """Stop everybody, let every device get all that was confirmed, and check."""
+        """Stop everybody, let every device receive all that was confirmed, and check."""
         self.stopping.set()
         stage("the last sends")
         await asyncio.gather(*self._tasks)
@@ -261,7 +261,7 @@ class Crowd:
         return self.check()
 
     def check(self) -> Outcome:
-        """Compare what was confirmed with what each device has."""
+        """Compare the messages that were confirmed with those that each device has."""
         lost = 0
         for device in self.devices:
             if missing := device.missing():
@@ -280,7 +280,7 @@ class Crowd:
         )
 
     async def cancel(self) -> None:
-        """Stop at once."""
+        """Stop everything at once."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -321,7 +321,7 @@ class Crowd:
                 self._numbers[name, to] += 1
                 array.append((to, self._numbers[name, to]))
             again = rng.choice(array) if rng.random() < 0.1 else None
-            # Each begins to send in the order in which it was made: that is the order of arrival.
+            # Tasks begin to send in the order of their creation: that is the order of arrival.
             pending.add(asyncio.create_task(self._send_array(client, name, array, again)))
             if rng.random() < 0.03:
                 abort_client(client)
@@ -336,7 +336,7 @@ class Crowd:
     ) -> None:
         sends = [asyncio.create_task(self._send_one(client, name, to, number)) for to, number in array]
         if all(await asyncio.gather(*sends)) and again is not None:
-            # As if the answer to it had not arrived.
+            # As if the first answer had not arrived.
             self.sent_again += 1
             with contextlib.suppress(ValueError):
                 await self._send_one(client, name, *again)

@@ -1,4 +1,4 @@
-"""A load that goes on until told to stop, and knows what was confirmed."""
+"""A load that goes on until it is told to stop, and records the messages that were confirmed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 
 USERS = 64
-"""On all partitions."""
+"""Recipients; so many that every partition has some."""
 ARRAY = 50
 
 
 class Load:
     """One sender and many recipients who are offline; the bodies to each are 0, 1, 2 and so on.
 
-    Each recipient is sent ``array`` messages at once, ``pause_s`` seconds after the last ones were confirmed.
+    Each recipient is sent ``array`` messages at once, ``pause_s`` seconds after the previous ones were confirmed.
     """
 
     def __init__(self, stack: Stack, array: int = ARRAY, pause_s: float = 0.0) -> None:
@@ -39,7 +39,7 @@ class Load:
                 await asyncio.sleep(self._pause_s)
 
     def count(self) -> int:
-        """How many messages each recipient was sent at least."""
+        """The smallest number of messages that any recipient was sent."""
         return min(self.confirmed[to] for to in self.recipients)
 
     async def more(self, count: int) -> None:
@@ -50,12 +50,12 @@ class Load:
             await self._task
 
     async def stop(self) -> None:
-        """Stop once all that was sent is confirmed."""
+        """Stop once all messages that were sent are confirmed."""
         self._stop.set()
         await self._task
 
     async def wait_stored(self) -> None:
-        """Wait until each inbox holds just what was confirmed for it."""
+        """Wait until each inbox holds exactly the messages confirmed for it."""
 
         async def complete() -> bool:
             stored = await asyncio.gather(*(self._stack.stored(to) for to in self.recipients))

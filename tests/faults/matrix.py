@@ -38,9 +38,9 @@ KINDS = ("kill", "pause", "cut")
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
 PAUSE_S = 30.0
 CUT_S = 8.0
-"""Longer than a worker's session with Kafka lasts."""
+"""Seconds of a cut: longer than a worker's session with Kafka lasts."""
 HEALED_S = 10.0
-"""At most, from the part's return until messages pass again on all partitions."""
+"""The largest number of seconds from the part's return until messages pass again on all partitions."""
 WARM_MESSAGES = 500
 STORED_MESSAGES = 2_000
 AFTER_MESSAGES = 500
@@ -48,7 +48,7 @@ PROBE_S = 60.0
 PROBE_PAUSE_S = 0.2
 LATE_S = 1.0
 QUIET_S = 4.0
-"""A worker that comes back is given its partitions a few seconds later, and that must not count as healed either."""
+"""Seconds without a late message that count as healed: a returning worker gets its partitions some seconds later."""
 DRAIN_S = 60.0
 CELL_S = 420.0
 AUDIT_S = 120.0
@@ -60,10 +60,10 @@ Stage = Callable[[str], None]
 
 
 class Limits(NamedTuple):
-    """Seconds that a cell may take for its parts."""
+    """Limits in seconds for the steps of a cell."""
 
     late: float = LATE_S
-    """A message that takes longer shows that it is not healed yet."""
+    """A message that takes longer shows that the stack has not healed yet."""
     quiet: float = QUIET_S
     probe: float = PROBE_S
     drain: float = DRAIN_S
@@ -73,7 +73,7 @@ PROMISED = Limits()
 
 
 class Cell(NamedTuple):
-    """One fault."""
+    """One fault: its kind, its part, and the phase in which it happens."""
 
     kind: str
     part: str
@@ -88,7 +88,7 @@ CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PART
 
 @dataclass
 class Result:
-    """What a cell showed. Seconds are None where it did not come so far."""
+    """The result of a cell. Times are in seconds, and None where the cell did not get that far."""
 
     cell: str
     seed: int
@@ -100,29 +100,29 @@ class Result:
     repeated: int = 0
     audit: str = "-"
     away_s: float | None = None
-    """From the beginning of the fault until the part was back: ready, going on, reachable."""
+    """From the beginning of the fault until the part was back: ready, resumed or reachable."""
     healed_s: float | None = None
     """From then until messages passed on all partitions, none of them later than a second."""
     seconds: float = 0.0
     slow: list[str] = field(default_factory=list)
-    """Messages that passed late, where it did not heal within ``HEALED_S``."""
+    """Messages that passed late, where the stack did not heal within ``HEALED_S``."""
     problems: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
     """Parts that ended by themselves, and were started again."""
 
     @property
     def kept(self) -> bool:
-        """Whether the promise was kept, and it healed."""
+        """True when no message was lost, swapped or repeated, nothing else went wrong, and the stack healed."""
         wrong = self.lost or self.swapped or self.repeated or self.problems or self.restarted
         return not wrong and self.audit == "clean" and self.healed_s is not None
 
     @property
     def ok(self) -> bool:
-        """Whether it was kept, and it healed in time."""
+        """True when the promise was kept and the stack healed in time."""
         return self.kept and self.healed_s is not None and self.healed_s <= HEALED_S
 
     def row(self) -> list[str]:
-        """The cells of a table."""
+        """Return the cells of a table row."""
         counts = (self.confirmed, self.lost, self.swapped, self.repeated)
         times = ("-" if s is None else f"{s:.1f}" for s in (self.away_s, self.healed_s))
         verdict = "OK" if self.ok else "**FAIL**"
@@ -138,19 +138,19 @@ COLUMNS = ("cell", "seed", "confirmed", "lost", "swapped", "repeated", "audit", 
 
 
 class Fault:
-    """One part of a stack, and what is done to it."""
+    """One part of a stack, and the fault it suffers."""
 
     def __init__(self, stack: CuttableStack, cell: Cell, rng: random.Random, pause_s: float) -> None:
         names = [cell.part] if cell.part in ("kafka", "redis", "dynamodb") else [cell.part, f"{cell.part}-2"]
         self.victim = rng.choice(names)
         self.away: set[str] = set()
-        """Whom nobody else must start."""
+        """The parts that the supervisor must not start meanwhile."""
         self._stack = stack
         self._cell = cell
         self._pause_s = pause_s
 
     async def happen(self) -> None:
-        """Do it; returns when the part is back."""
+        """Cause the fault; returns when the part is back."""
         await {"kill": self._kill, "pause": self._pause, "cut": self._cut}[self._cell.kind]()
 
     async def _kill(self) -> None:
@@ -190,7 +190,7 @@ class Fault:
 
 
 async def _supervise(stack: CuttableStack, away: set[str], restarted: list[str]) -> None:
-    """Start again what ends by itself, as a supervisor does."""
+    """Restart parts that end by themselves, as a supervisor does."""
     while True:
         for name, running in list(stack.running.items()):
             if name not in away and not running.alive:
@@ -207,7 +207,7 @@ def _last_words(running: Running) -> str:
 
 
 class Probe:
-    """Two new users for each partition, between whom one message after the other has to pass."""
+    """Two new users for each partition, who exchange one message after the other."""
 
     def __init__(self, stack: CuttableStack, with_history: bool, limits: Limits) -> None:
         self._stack = stack
@@ -215,14 +215,17 @@ class Probe:
         self._with_history = with_history
         self._passed: set[str] = set()
         self._waiting: dict[str, float] = {}
-        """By recipient, since when its message is under way."""
+        """The time since which a message is under way, by recipient."""
         self.slow: list[tuple[float, str, float]] = []
-        """When the first message to somebody arrived, or a late one, and the seconds it took."""
+        """The first message to each recipient and each late one: time of arrival, recipient, seconds it took."""
         self._healed = 0.0
-        """When the first message of the last pair arrived, or the last late one."""
+        """The time at which the first message of the last pair arrived, or the last late one."""
 
     async def healed(self) -> float:
-        """Return, once all has been well for a while, since when (``time.monotonic``); raises ``TimeoutError``."""
+        """Return the time (``time.monotonic``) from which all went well, once it has for a while.
+
+        Raises ``TimeoutError``.
+        """
         partitions = self._stack.settings.partitions
         recipients: dict[int, str] = {}
         while len(recipients) < partitions:
@@ -290,7 +293,7 @@ async def _in_history(client: Client, bob: str) -> bool:
 
 
 async def audit(stack: CuttableStack) -> tuple[str, list[str]]:
-    """Run the command over everything in the stack; returns a word and the findings."""
+    """Run the audit command over everything in the stack; returns one word and the findings."""
     done = await call(stack, ["audit", "--json"], within_s=AUDIT_S)
     if done.code == 0:
         return "clean", []
@@ -310,7 +313,7 @@ async def audit(stack: CuttableStack) -> tuple[str, list[str]]:
 async def run_cell(
     stack: CuttableStack, cell: Cell, seed: int, pause_s: float, stage: Stage, limits: Limits = PROMISED
 ) -> Result:
-    """Run one cell on a stack that is well; never raises for what the stack does."""
+    """Run one cell on a healthy stack; no failure of the stack raises an exception."""
     result = Result(str(cell), seed)
     started = time.monotonic()
     supervisor: asyncio.Task[None] | None = None
@@ -386,7 +389,7 @@ def _selected(patterns: list[str]) -> list[Cell]:
 async def run(
     work: Iterable[tuple[int, Cell]], pause_s: float, stage: Stage, done: Callable[[Result], None], keep: Path | None
 ) -> None:
-    """Run cells one after the other, each on the stack of the one before unless that failed."""
+    """Run cells one after the other, each on the previous cell's stack unless that cell failed."""
     left = list(work)
     while left:
         stage("starting a stack")
@@ -472,7 +475,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this document")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs of cells that failed")
     options = parser.parse_args()
-    # As Ctrl-C: the stack ends with this process.
+    # Handle it like Ctrl-C: the stack ends with this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = _load(options.json) if options.json is not None else []

@@ -17,18 +17,18 @@ from docker.local.parts import Service, create_topics
 from docker.local.temporary_stack import Stack
 
 HIGH_WATER = 256 * 1024
-"""Bytes waiting for one end, past which the other one is not read."""
+"""Bytes waiting to be written to one end, above which reading from the other is paused."""
 _LINGER_0 = struct.pack("ii", 1, 0)
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection; what comes goes to the other end."""
+    """One end of a connection; data that arrives here is written to the other end."""
 
     def __init__(self, ends: set[_End]) -> None:
         self.other: _End | None = None
         self.transport: asyncio.Transport
         self.early = b""
-        """What came before there was another end: Python 3.11.2 does not let reading be paused from the beginning."""
+        """Data that came before the other end existed: Python 3.11.2 cannot pause reading from the beginning."""
         self._ends = ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,7 +64,7 @@ class _End(asyncio.Protocol):
                 self.other.transport.close()
 
     def reset(self) -> None:
-        """End the connection with a RST, throwing away what waits to be written."""
+        """Reset the connection with a RST, dropping data that waits to be written."""
         raw = self.transport.get_extra_info("socket")
         if raw is not None and not self.transport.is_closing():
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
@@ -72,7 +72,7 @@ class _End(asyncio.Protocol):
 
 
 class Proxy:
-    """Passes on what comes to ``port`` to ``target``, until cut."""
+    """A proxy that forwards connections to ``port`` to ``target``, until it is cut."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
@@ -82,7 +82,7 @@ class Proxy:
         self._connecting: set[asyncio.Task[None]] = set()
 
     async def restore(self) -> None:
-        """Take connections, from now on or again."""
+        """Accept connections, for the first time or again."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._accepted, HOST, self.port, reuse_address=True)
 
@@ -132,18 +132,18 @@ class _Accepted(_End):
 WORKERS = ("messaging", "notification", "history")
 INSTANCES = [f"{name}{n}" for name in WORKERS for n in ("", "-2")]
 KAFKA_CLIENTS = ["gateways", *INSTANCES]
-"""Who has a listener of Kafka, and a proxy before it, of its own: each worker, and both gateways together."""
+"""The clients with a Kafka listener, and a proxy before it, of their own: each worker, and both gateways together."""
 _SPARE = [14, *range(16, 20), 24, *range(26, 30), 34, *range(36, 40), *range(44, 50)]
-"""Ports of a block of ``Layout.free`` that no part uses."""
+"""Offsets, in a block of ``Layout.free``, of ports that no part uses."""
 
 
 class _Ports:
-    """Who has which of the spare ports."""
+    """The use of the spare ports."""
 
     def __init__(self, layout: Layout) -> None:
         spare = iter(layout.kafka - 1 + offset for offset in _SPARE)
         self.listeners = {name: (next(spare), next(spare)) for name in KAFKA_CLIENTS}
-        """Port of the listener, and of the proxy that it announces."""
+        """Ports of a listener, and of the proxy whose address it advertises, by client."""
         self.redis, self.dynamodb = next(spare), next(spare)
         self.gateways = next(spare), next(spare)
 
@@ -182,7 +182,7 @@ class _Redis(RedisNode):
 
 
 class CuttableStack(Stack):
-    """Two of each service, and a proxy on each way between services and engines, clients and gateways."""
+    """A stack with two of each service, and a proxy on each way between services and engines, clients and gateways."""
 
     def __init__(self, data: Path) -> None:
         super().__init__(data)
@@ -192,8 +192,8 @@ class CuttableStack(Stack):
         self.dynamodb_proxy = Proxy(ports.dynamodb, self.layout.dynamodb)
         self.gateway_proxies: dict[str, Proxy] = {}
         self.urls: list[str] = []
-        """Of the two gateways, each behind its proxy."""
-        # On a disk DynamoDB Local stores a hundred messages a second; in memory it would lose all when killed.
+        """URLs of the two gateways, each behind its proxy."""
+        # On a disk DynamoDB Local stores a hundred messages a second; with -inMemory it would lose all when killed.
         shared_memory = Path("/dev/shm")
         self._database = tempfile.mkdtemp(prefix="chat-", dir=shared_memory if shared_memory.is_dir() else None)
 

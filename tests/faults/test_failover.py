@@ -1,4 +1,4 @@
-"""A replica takes over that never got its primary's newest writes: the log brings them back before the next append."""
+"""A failover to a replica without its primary's newest writes: the log restores them before the next append."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReplicatedStack(Stack):
     """A stack whose Redis primary has a replica."""
 
     async def _start_all(self) -> None:
-        # Services learn of the replica while the primary is there.
+        # Services must learn of the replica while the primary is up.
         primary, replica = RedisNode(self.layout), RedisNode(self.layout, 2)
         for part in (primary, replica):
             await self.start(part)
@@ -33,15 +33,15 @@ class ReplicatedStack(Stack):
                 await eventually(lambda: knows(redis, identity), what="the nodes know each other")
                 await command(redis, "CLUSTER", "REPLICATE", identity)
                 await eventually(lambda: linked(redis), what="the replica is in step")
-                # A replica is announced to clients once it has something, be it a ping.
+                # A replica is announced to clients once it has received something, even a ping.
                 await of_primary.config_set("repl-ping-replica-period", "1")
                 await eventually(lambda: is_announced(of_primary), what="clients learn of the replica")
-        # As do we.
+        # This test's own client must learn of it, too.
         await self.redis.initialize()
         await super()._start_all()
 
     async def start(self, part: Part) -> Any:
-        """As ever, but not a second Redis where the first one runs already."""
+        """Start a part as ``Stack`` does, but not a second Redis in place of the one that runs already."""
         if part.name == "redis" and part.name in self.running and self.running[part.name].alive:
             return self.running[part.name]
         return await super().start(part)
@@ -82,13 +82,13 @@ async def replicated(tmp_path: Path) -> AsyncIterator[ReplicatedStack]:
 
 
 @pytest.mark.long
-async def test_a_replica_without_the_newest_writes_takes_over_under_load(replicated: ReplicatedStack) -> None:
+async def test_a_failover_to_a_stale_replica_loses_nothing(replicated: ReplicatedStack) -> None:
     stack = replicated
     load = Load(stack, array=5, pause_s=0.1)
     await load.more(50)
     primary, replica = stack.running["redis"], stack.running["redis-2"]
     async with client(replica.part) as redis, client(primary.part) as of_primary:
-        # A password that the primary does not know: the replica does not come back once it is disconnected.
+        # A password that the primary does not know: once disconnected, the replica cannot reconnect.
         await redis.config_set("primaryauth", "another")
         await command(of_primary, "CLIENT", "KILL", "TYPE", "REPLICA")
         await eventually(lambda: is_cut_off(redis), what="the replica gets nothing more")

@@ -1,4 +1,4 @@
-"""A few cells of the fault matrix, and that its check sees what it is there for; ``make faults`` runs all of them."""
+"""A few cells of the fault matrix, and tests of its own check; ``make faults`` runs all cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.proxy import CuttableStack
 
 SEED = 1
 PATIENT = Limits(late=math.inf, quiet=0.0, probe=WITHIN_S, drain=WITHIN_S)
-"""How soon it heals is for `make faults`, which has the machine to itself: here each message has to pass some time."""
+"""Limits without times: healing in seconds is for `make faults`, which has the machine to itself."""
 CELLS = [
     Cell("cut", "messaging", Phase.STORING),
     Cell("kill", "gateway", Phase.LIVE),
@@ -29,24 +29,24 @@ CELLS = [
 
 @pytest_asyncio.fixture(scope="module")
 async def cuttable(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CuttableStack]:
-    """One stack for all cells: each has its own users."""
+    """Start one stack for all cells; each cell has its own users."""
     async with CuttableStack(tmp_path_factory.mktemp("matrix")) as stack:
         yield stack
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-async def test_nothing_is_lost_swapped_or_repeated(cuttable: CuttableStack, cell: Cell) -> None:
+async def test_a_cell_loses_swaps_and_repeats_nothing(cuttable: CuttableStack, cell: Cell) -> None:
     before = refused(cuttable)
     result = await run_cell(cuttable, cell, SEED, PAUSE_S, print, PATIENT)
     assert result.kept, result
     if cell == Cell("cut", "messaging", Phase.STORING):
-        # The worker that was cut off from Kafka, and not from Redis, left the inboxes to the one that took over.
+        # The worker that was cut off from Kafka, but not from Redis, left the inboxes to the one that took over.
         after = refused(cuttable)
         assert [name for name in after if name != result.victim and after[name] > before[name]] == []
 
 
 def refused(stack: CuttableStack) -> dict[str, int]:
-    """How often Redis took each messaging worker for one that lost its partitions."""
+    """Return how often Redis refused each messaging worker for a stale fencing token."""
     logs = {name: stack.running[name].part.log for name in ("messaging", "messaging-2")}
     return {name: log.read_text().count("redis refused to append") for name, log in logs.items()}
 
@@ -61,7 +61,7 @@ def device() -> Device:
     return Crowd(cast(Stack, None), [], Phase.LIVE, "seed").devices[0]
 
 
-def test_what_is_in_order_is_well_on_each_connection(device: Device) -> None:
+def test_the_check_accepts_messages_in_order_on_each_connection(device: Device) -> None:
     device.take("one", [message(device, 1, 10), message(device, 1, 11, "carla"), message(device, 2, 12)])
     device.take("two", [message(device, 2, 12), message(device, 3, 13)])
     assert (device.swapped, device.repeated) == (0, 0)
@@ -69,25 +69,25 @@ def test_what_is_in_order_is_well_on_each_connection(device: Device) -> None:
 
 
 @pytest.mark.parametrize(("number", "offset"), [(2, 12), (2, 13), (3, 11)])
-def test_a_message_that_comes_twice_on_one_connection_is_seen(device: Device, number: int, offset: int) -> None:
+def test_the_check_finds_a_message_repeated_on_one_connection(device: Device, number: int, offset: int) -> None:
     device.take("one", [message(device, 1, 10), message(device, 2, 12)])
     device.take("one", [message(device, number, offset)])
     assert (device.swapped, device.repeated) == (0, 1)
 
 
 @pytest.mark.parametrize("connection", ["one", "two"])
-def test_a_message_behind_a_later_one_is_seen(device: Device, connection: str) -> None:
+def test_the_check_finds_a_message_behind_a_later_one(device: Device, connection: str) -> None:
     device.take("one", [message(device, 2, 12)])
     device.take(connection, [message(device, 1, 13)])
     assert (device.swapped, device.repeated) == (1, 0)
 
 
-def test_what_never_comes_is_missing(device: Device) -> None:
+def test_the_check_finds_a_message_that_never_comes(device: Device) -> None:
     crowd = device.crowd
     crowd.confirmed_to[device.user] = {("alice", 1), ("alice", 2)}
     device.take("one", [message(device, 1, 10), message(device, 2, 11, to="somebody else")])
     assert device.missing() == {("alice", 2)}
     outcome = crowd.check()
-    # The user's other devices have neither.
+    # The user's other devices have received neither message.
     assert outcome.lost == 2 * sum(d.user == device.user for d in crowd.devices) - 1
     assert any("which is to somebody else" in problem for problem in outcome.problems)

@@ -1,4 +1,4 @@
-"""What cannot work says so soon: a supervisor that restarts it must not wait for a minute to find out."""
+"""Errors at the start are reported soon: a supervisor that restarts a program must not wait a minute for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""No record is skipped when a rebalance finds a backlog, as Faust by itself does (``processing/ordered.py``)."""
+"""No record is skipped when a rebalance finds a backlog, though Faust itself would skip some.
+
+See ``processing/ordered.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ async def test_no_record_is_skipped_when_workers_are_killed_and_started_under_lo
     load = Load(stack)
     await load.more(250)
     stack.forget(second)
-    # The survivor gets the dead worker's partitions when its session ends, with a backlog by then.
+    # The survivor gets the dead worker's partitions when its session expires, with a backlog by then.
     await load.more(1500)
     await stack.start(stack.service("messaging"))
     await load.more(250)

@@ -1,4 +1,4 @@
-"""A Redis that comes back with less than it had: the log brings the inboxes back, without a gap, a repeat or a swap."""
+"""A Redis that comes back with less data: the log restores the inboxes, without a gap, a repeat or a swap."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.faults.load import Load
 
 
 def append_only_file(redis: Running) -> Path:
-    """The file that the newest writes are at the end of."""
+    """Return the append-only file that ends with the newest writes."""
     return max((redis.part.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
 
 
 async def dead_letters(stack: Stack) -> int:
-    """How many there were."""
+    """Return the number of dead letters."""
     async with LogReader(stack.settings) as reader:
         return sum((await reader.ends(DEAD_LETTERS, [0])).values())
 
 
-async def test_the_newest_writes_are_lost_while_messages_keep_coming(stack: Stack) -> None:
+async def test_a_redis_that_loses_its_newest_writes_loses_no_message(stack: Stack) -> None:
     load = Load(stack, array=5, pause_s=0.1)
     await load.more(100)
     redis = stack.running["redis"]
@@ -40,7 +40,7 @@ async def test_the_newest_writes_are_lost_while_messages_keep_coming(stack: Stac
     await load.drain()
 
 
-async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> None:
+async def test_a_redis_that_loses_everything_loses_no_message(stack: Stack) -> None:
     bob, alice = user("bob"), user("alice")
     received = Received()
     load = Load(stack, array=5, pause_s=0.1)
@@ -59,12 +59,12 @@ async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> No
     await load.stop()
     await load.wait_stored()
     await load.drain()
-    # What bob acknowledged before did not come back, neither to him nor into his inbox.
+    # The messages that bob had acknowledged did not come back, neither to him nor into his inbox.
     assert received.bodies() == list(range(150))
     await stack.wait_stored(bob, 0)
 
 
-async def test_a_full_redis_is_waited_for_and_emptied_by_those_who_come(stack: Stack) -> None:
+async def test_a_full_redis_is_waited_for_and_drained_by_connecting_users(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     received = Received()
     before = await dead_letters(stack)
@@ -72,7 +72,7 @@ async def test_a_full_redis_is_waited_for_and_emptied_by_those_who_come(stack: S
     await stack.wait_stored(bob, 20)
     await stack.redis.config_set("maxmemory", 1)
     try:
-        # Accepted as ever, and kept by the log.
+        # Messages are still accepted, and kept by the log.
         await stack.send(alice, bob, range(20, 40))
         async with stack.connect(bob, received):
             await received.wait(20)

@@ -18,7 +18,7 @@ SERVICES = ("messaging", "notification", "history", "gateway")
 
 
 async def restart(stack: Stack, name: str) -> None:
-    """As a deploy does: SIGTERM, then the service with the new settings."""
+    """Restart a service as a deploy does: SIGTERM, then a start with the new settings."""
     running = stack.running[name]
     await asyncio.to_thread(running.stop)
     running.part.environment |= {f"CHAT_{key.upper()}": str(value) for key, value in NEW.items()}
@@ -30,7 +30,7 @@ async def test_repartitioning_under_load_loses_nothing(stack: Stack) -> None:
     fewer = await run(stack, "topics", "repartition", "--partitions", 8, code=1)
     assert "more are wanted" in fewer.err
     alice, bob, carol = user("alice"), user("bob"), user("carol")
-    # To bob, who is away, and to carol, who reads it.
+    # To bob, who is offline, and to carol, who reads them.
     await stack.send(alice, bob, range(30))
     carols = Received()
     async with stack.connect(carol, carols):
@@ -48,7 +48,7 @@ async def test_repartitioning_under_load_loses_nothing(stack: Stack) -> None:
         assert "generation 2 with 16 partitions" in done.out
         assert "CHAT_TOPICS_VERSION=2 CHAT_PARTITIONS=16" in done.out
         closed = crowd.confirmed
-        # Gateways of the old settings can write no message any more, and say so to those who ask.
+        # Gateways with the old settings can no longer write messages, and a check reports it.
         stale = await call(stack, ["topics", "check"])
         assert stale.code == 1
         assert "set CHAT_TOPICS_VERSION=2 and CHAT_PARTITIONS=16" in stale.err
@@ -61,7 +61,7 @@ async def test_repartitioning_under_load_loses_nothing(stack: Stack) -> None:
     report = await run(stack, "audit", "--json", **NEW)
     assert report.json["clean"]
     assert report.json["messages"] > 0
-    # Redis loses everything: what waited from before the repartition comes from the old log, and before what is new.
+    # Redis loses everything: messages of before the repartition are restored from the old log, ahead of newer ones.
     redis = stack.running["redis"]
     stack.forget(redis)
     shutil.rmtree(redis.part.folder)

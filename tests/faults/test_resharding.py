@@ -1,4 +1,4 @@
-"""Hash slots move between three Redis primaries while messages come and go: nothing is lost, swapped or repeated."""
+"""Resharding: hash slots move between three Redis primaries under load; nothing is lost, swapped or repeated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.faults.test_failover import client, command
 from tests.integration.commands import run
 
 MOVED = 8
-"""Slots, each with the inbox of a user."""
+"""Hash slots that are moved, each with the inbox of a user."""
 MOVE_MS = 5_000
 KEYS_AT_ONCE = 2
-"""So that some keys of a user are moved and others are not."""
+"""Keys moved at once: so few that some keys of a user are moved and others are not yet."""
 
 
 class ThreePrimaries(Stack):
@@ -34,7 +34,7 @@ class ThreePrimaries(Stack):
 
     @property
     def nodes(self) -> list[Part]:
-        """The primaries."""
+        """Return the primaries."""
         return [self.running[name].part for name in ("redis", "redis-2", "redis-3")]
 
     async def _start_all(self) -> None:
@@ -43,7 +43,7 @@ class ThreePrimaries(Stack):
         first, *others = self.nodes
         third = SLOTS // 3
         async with client(first) as redis:
-            # It took all of them when it started.
+            # The first node took all hash slots when it started.
             await command(redis, "CLUSTER", "DELSLOTSRANGE", third, SLOTS - 1)
             for begin, end, node in ((third, 2 * third, others[0]), (2 * third, SLOTS, others[1])):
                 async with client(node) as other:
@@ -55,13 +55,13 @@ class ThreePrimaries(Stack):
         await super()._start_all()
 
     async def start(self, part: Part) -> Any:
-        """As ever, but not a second Redis where the first one runs already."""
+        """Start a part as ``Stack`` does, but not a second Redis in place of the one that runs already."""
         if part.name == "redis" and part.name in self.running:
             return self.running[part.name]
         return await super().start(part)
 
     async def owners(self, node: Part) -> dict[int, int]:
-        """By slot, the port of its primary, as a node sees it; empty while some have none."""
+        """Return the port of each hash slot's primary, as a node sees it; empty while some slots have none."""
         async with client(node) as redis:
             found: dict[int, int] = {}
             for first, last, (_, port, *_), *_ in await command(redis, "CLUSTER", "SLOTS"):
@@ -69,10 +69,10 @@ class ThreePrimaries(Stack):
             return found if len(found) == SLOTS else {}
 
     async def move(self, slot: int) -> int:
-        """Move a slot to the next primary as ``redis-cli --cluster reshard`` does; returns how many keys it had."""
+        """Move a slot to the next primary as ``redis-cli --cluster reshard`` does; returns the number of its keys."""
         port = (await self.owners(self.nodes[0]))[slot]
-        place = next(n for n, node in enumerate(self.nodes) if node.port == port)
-        source, target = self.nodes[place], self.nodes[(place + 1) % 3]
+        index = next(n for n, node in enumerate(self.nodes) if node.port == port)
+        source, target = self.nodes[index], self.nodes[(index + 1) % 3]
         moved = 0
         async with client(source) as giving, client(target) as taking:
             source_id, target_id = [await command(redis, "CLUSTER", "MYID") for redis in (giving, taking)]
@@ -96,7 +96,7 @@ async def sharded(tmp_path: Path) -> AsyncIterator[ThreePrimaries]:
 
 
 @pytest.mark.long
-async def test_slots_move_under_load(sharded: ThreePrimaries) -> None:
+async def test_slots_moved_under_load_lose_nothing(sharded: ThreePrimaries) -> None:
     stack = sharded
     crowd = Crowd(stack, [stack.url], Phase.LIVE, "resharding")
     slots = sorted({key_slot(keys(user)[0].encode()) for user in crowd.users})[:MOVED]
@@ -117,6 +117,6 @@ async def test_slots_move_under_load(sharded: ThreePrimaries) -> None:
     after = await stack.owners(stack.nodes[0])
     assert all(before[slot] != after[slot] for slot in slots)
     assert (outcome.lost, outcome.swapped, outcome.repeated, outcome.problems) == (0, 0, 0, []), outcome
-    # Each primary knew the workers before: nobody took a moved inbox for one that has lost something.
+    # Each primary knew the workers' fencing tokens before, so no moved inbox was taken for one that has lost writes.
     assert "redis refused to append" not in stack.running["messaging"].part.log.read_text()
     assert (await run(stack, "audit", "--json")).json["clean"]

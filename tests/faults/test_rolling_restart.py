@@ -14,7 +14,7 @@ INTERVAL_S = 0.2
 
 
 class Pair:
-    """Two users: one goes on sending, the other is connected."""
+    """Two users: one sends all the time, the other is connected."""
 
     def __init__(self, stack: Stack, url: str) -> None:
         self.alice, self.bob = user("alice"), user("bob")
@@ -24,7 +24,7 @@ class Pair:
         self._url = url
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send a number every 200 ms until told to stop; return once the last one has arrived."""
+        """Send a number every 200 ms until told to stop; returns once the last one has arrived."""
         async with (
             self._stack.connect(self.bob, self.received, url=self._url),
             self._stack.connect(self.alice, device="sender", url=self._url) as sender,

@@ -15,7 +15,7 @@ from docker.local.temporary_stack import Stack
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command: exit code and output."""
 
     code: int
     out: str
@@ -23,7 +23,7 @@ class Done(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """What it printed, as JSON."""
+        """The output, decoded as JSON."""
         assert self.code in (0, 1), self
         return json.loads(self.out)
 
@@ -38,7 +38,7 @@ async def run(stack: Stack, *arguments: object, code: int = 0, **settings: objec
 async def call(
     stack: Stack, arguments: Sequence[object], settings: Mapping[str, object] = {}, within_s: float = WITHIN_S
 ) -> Done:
-    """Run a command, whatever its exit code; ends it and raises ``TimeoutError`` when it takes longer."""
+    """Run a command, whatever its exit code; kills it and raises ``TimeoutError`` when it takes longer."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "faust", "-A", "chat_streams", *map(str, arguments)),
         cwd=ROOT,

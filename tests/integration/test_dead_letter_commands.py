@@ -1,4 +1,4 @@
-"""What became a dead letter can be found, looked at, and brought back for whom it failed and nobody else."""
+"""Dead letters can be listed, inspected, and redriven, for the service that failed and no other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "what bob may read only"
 
 
 async def produce(stack: Stack, topic: str, partition: int, *values: bytes) -> list[int]:
-    """Write records by hand; returns their offsets."""
+    """Write records directly to a topic; returns their offsets."""
     producer = AIOKafkaProducer(bootstrap_servers=stack.settings.kafka, max_request_size=2 * MAX_RECORD)
     await producer.start()
     try:
@@ -41,7 +41,7 @@ async def listed(stack: Stack, *filters: object) -> list[Letter]:
 
 
 async def wait_kept(stack: Stack, count: int, wanted: Filter) -> list[int]:
-    """Wait until so many records have failed; returns their numbers."""
+    """Wait until ``count`` dead letters match; returns their numbers."""
     async with LogReader(stack.settings) as reader:
 
         async def there() -> list[int]:
@@ -63,7 +63,7 @@ async def test_a_message_that_failed_is_delivered_once_its_cause_is_mended(stack
     assert (letter["number"], letter["topic"], letter["redriven_at"]) == (number, INCOMING_MESSAGES, None)
     assert letter["partition"] == partition_of(bob, stack.settings.partitions)
 
-    # Looking at it gives away nothing of what people write, unless asked for.
+    # Showing it reveals no message bodies, unless asked to.
     shown = await run(stack, "dead-letters", "show", number)
     assert lost in shown.out
     assert "Traceback" in shown.out
@@ -85,7 +85,7 @@ async def test_a_message_that_failed_is_delivered_once_its_cause_is_mended(stack
         (letter,) = await listed(stack, *filters)
         assert letter["redriven_at"] is not None
 
-        # Once more only on demand, and then it is one message still.
+        # A second redrive needs --again, and the message is still delivered once.
         refused = await run(stack, "dead-letters", "redrive", number, code=1)
         assert "--again" in refused.err
         await run(stack, "dead-letters", "redrive", number, "--again")
@@ -93,7 +93,7 @@ async def test_a_message_that_failed_is_delivered_once_its_cause_is_mended(stack
         await received.wait(2)
         assert received.bodies() == [SECRET, "after"]
 
-    # Where an inbox overflows, history is asked by position: it must know the one the message has now.
+    # When an inbox overflows, history is read by position: it must have the message's current one.
     async def in_history() -> bool:
         async with stack.connect(bob) as client:
             page = await client.history_range(after="0-0", until=message.pos)
@@ -105,7 +105,7 @@ async def test_a_message_that_failed_is_delivered_once_its_cause_is_mended(stack
 async def test_what_failed_in_history_alone_is_not_delivered_again(stack: Stack) -> None:
     alice, bob, received, since = user("alice"), user("bob"), Received(), now_ms()
     partition = partition_of(bob, stack.settings.partitions)
-    # No gateway lets an id as long as this through; the chat database has no key for it.
+    # No gateway accepts an id as long as this; the chat database has no key for it.
     json_ = b',"id":"x","from":"%b","at":"2026-01-01T00:00:00.000Z","body":1}' % alice.encode()
     record = INCOMING.encode(Messages((Message(bob, alice, "x" * 1100, now_ms(), json_),)))
     (offset,) = await produce(stack, INCOMING_MESSAGES, partition, record)
@@ -114,7 +114,7 @@ async def test_what_failed_in_history_alone_is_not_delivered_again(stack: Stack)
         await client.wait_caught_up()
         await received.wait(1)
         await run(stack, "dead-letters", "redrive", number)
-        # It fails again, and is kept as what it was, with the time it failed first.
+        # It fails again, and is kept with its origin and the time of its first failure.
         await wait_kept(stack, 2, Filter(app="history", since=since))
         first, again = await listed(stack, "--since", utc(since), "--topic", INCOMING_MESSAGES)
         assert first["app"] == again["app"] == "history"
@@ -139,7 +139,7 @@ async def test_bulk_redrives_what_is_open_and_matches_and_nothing_else(stack: St
     assert len(done.out.splitlines()) == 5
     await wait_kept(stack, 12, all_mine)
     found = await listed(stack, "--since", utc(since))
-    # The one that had failed anew was open again, as a new one.
+    # The one that failed again was open again, as a new dead letter.
     assert [letter["number"] for letter in found if letter["redriven_at"]] == sorted([*mine, back])
     assert sorted(letter["first_at"] for letter in found[7:]) == sorted(
         found[i]["first_at"] for i in range(6) if found[i]["number"] in mine

@@ -1,4 +1,4 @@
-"""A record that nobody can read goes to ``dead_letters``, whole, and holds up nobody."""
+"""A record that nobody can decode goes to ``dead_letters``, whole, and blocks nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADER = MAGIC + bytes([VERSION])
 
 
 class Letters:
-    """All dead letters from the moment the test began."""
+    """A reader of all dead letters from the moment the test began."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self.found: list[DeadLetter] = []

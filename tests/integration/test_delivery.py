@@ -1,4 +1,4 @@
-"""What was accepted arrives, in each sender's order, once."""
+"""Messages that were accepted arrive, in each sender's order, once."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_the_unacknowledged_rest_comes_again_after_a_death(stack: Stack) -
         await raw.ack(first[11]["pos"])
         await stack.wait_stored(bob, 18)
         raw.abort()
-    # The gateway may still take the dead connection for a live one.
+    # The gateway may still consider the dead connection alive.
     await stack.send(alice, bob, range(30, 35))
     async with stack.raw(bob) as raw:
         assert raw.until == first[11]["pos"]
@@ -98,7 +98,7 @@ async def test_a_cursor_kept_by_the_client_stands_in_for_a_lost_ack(stack: Stack
         assert [m["body"] for m in await raw.messages(10)] == list(range(20, 30))
 
 
-async def test_an_inbox_of_100_000(stack: Stack) -> None:
+async def test_an_inbox_of_100_000_messages_is_delivered(stack: Stack) -> None:
     bob, senders, count = user("bob"), [user("alice"), user("carla")], 50_000
     await asyncio.gather(*(stack.send(sender, bob, range(count)) for sender in senders))
     await stack.wait_stored(bob, 2 * count)
@@ -129,7 +129,7 @@ async def test_each_sender_keeps_its_order_while_the_recipient_comes_and_goes(st
                 await asyncio.sleep(random.uniform(0, 0.1))
 
     async def come_and_go() -> None:
-        # The program on the device ends each time, and keeps the position of the last message it had.
+        # The program on the device ends each time, and keeps the position of the last message it received.
         nonlocal turns
         while not done.is_set():
             after = received.messages[-1].pos if received.messages else None
@@ -171,14 +171,14 @@ async def test_a_message_sent_again_is_confirmed_again_and_delivered_once(stack:
     alice, bob, carla = user("alice"), user("bob"), user("carla")
     received = Received()
     async with stack.connect(alice) as sender, stack.connect(carla) as other:
-        # While bob is offline, while he is there, and after he has acknowledged it.
+        # While bob is offline, while he is online, and after he has acknowledged it.
         first = await sender.send(bob, "one", id="same")
         assert (await sender.send(bob, "one", id="same")).id == first.id
         async with stack.connect(bob, received) as client:
             await client.wait_caught_up()
             await stack.wait_stored(bob, 0)
             await sender.send(bob, "one", id="same")
-            # Of another sender, the same id is another message.
+            # The same id of another sender is another message.
             await other.send(bob, "other", id="same")
             await sender.send(bob, "end")
             await eventually(lambda: "end" in received.bodies())
@@ -203,7 +203,7 @@ async def test_a_window_that_is_never_acknowledged_stops_the_forwarding(stack: S
         # Live messages must not pass the closed window either.
         await stack.send(alice, bob, range(600, 620))
         await stack.wait_stored(bob, 620)
-        # What carol gets was behind them all the way, and the pong is behind what the gateway has for bob.
+        # Carol's message was behind bob's all the way, and the pong is behind all the gateway has for bob.
         await stack.send(alice, carol, ["behind"])
         await other.messages(1)
         await raw.ping()
@@ -220,7 +220,7 @@ async def test_a_window_that_is_never_acknowledged_stops_the_forwarding(stack: S
 
 
 async def test_what_is_too_large_for_one_delivery_is_pushed_in_several(stack: Stack) -> None:
-    """What came while messaging was busy: asked for in pages, it would go through Redis and Kafka a second time."""
+    """Messages come while messaging is busy: fetched in pages, they would go through Redis and Kafka a second time."""
     alice, bob, count = user("alice"), user("bob"), 30
     bodies = [f"{n} {'x' * 60_000}" for n in range(count)]
     received = Received()

@@ -20,17 +20,17 @@ async def test_each_device_gets_everything_and_the_inbox_waits_for_both(stack: S
         got = await phone.messages(20)
         assert [m["body"] for m in got] == list(range(20))
         await phone.ack(got[-1]["pos"])
-        # The laptop acknowledges less, so that shows when the phone's acknowledgement is through.
+        # The laptop acknowledges less, so the inbox shows when the phone's acknowledgement is applied.
         async with stack.raw(bob, "laptop") as laptop:
             assert await laptop.messages(20) == got
             assert await stack.stored(bob) == 20
             await laptop.ack(got[4]["pos"])
             await stack.wait_stored(bob, 15)
-            # Both get what is live, in the same order.
+            # Both get live messages, in the same order.
             await stack.send(alice, bob, range(20, 30))
             assert await phone.messages(10) == await laptop.messages(10)
             await laptop.ack(laptop.until)
-            # What the phone has acknowledged is gone now, and no more.
+            # The messages that the phone has acknowledged are removed now, and no others.
             await stack.wait_stored(bob, 10)
             await phone.ack(phone.until)
             await stack.wait_stored(bob, 0)
@@ -95,7 +95,7 @@ async def test_what_a_device_says_it_has_when_it_comes_back_leaves_the_inbox(sta
         await stack.send(alice, bob, range(5))
         await raw.messages(5)
         position = raw.until
-    # Its acknowledgement was lost with the connection, and nothing new comes that it could acknowledge.
+    # Its acknowledgement was lost with the connection, and no new message comes that it could acknowledge.
     async with stack.raw(bob, after=position) as raw:
         await raw.next_of("caught_up")
         assert await stack.stored(bob) == 5
@@ -116,7 +116,7 @@ async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> 
         await new.ping()
 
 
-async def test_takeovers_under_fire_lose_nothing(stack: Stack, small: str) -> None:
+async def test_takeovers_under_load_lose_nothing(stack: Stack, small: str) -> None:
     alice, bob, count = user("alice"), user("bob"), 400
     got: list[int] = []
     done = asyncio.Event()
@@ -129,7 +129,7 @@ async def test_takeovers_under_fire_lose_nothing(stack: Stack, small: str) -> No
         done.set()
 
     async def take_over(number: int, after: str | None) -> str:
-        # The one before is still connected when this one says hello.
+        # The previous connection is still open when this one says hello.
         async with stack.raw(bob, after=after, url=(stack.url, small)[number % 2]) as raw:
             await raw.next_of("caught_up")
             got.extend(m["body"] for f in raw.seen if f["type"] == "messages" for m in f["messages"])
@@ -151,7 +151,7 @@ async def test_takeovers_under_fire_lose_nothing(stack: Stack, small: str) -> No
     await stack.wait_stored(bob, 0)
 
 
-async def test_users_and_devices_with_every_allowed_character(stack: Stack) -> None:
+async def test_names_with_every_allowed_character_work(stack: Stack) -> None:
     alice, bob = user("a._~@:-") + "x" * 100, user("B") + ":@~"
     async with stack.raw(bob, "._~@:-" + "d" * 122) as raw:
         await raw.next_of("caught_up")

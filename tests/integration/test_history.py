@@ -1,4 +1,4 @@
-"""The history of conversations, and of what an inbox has lost."""
+"""The history of conversations, and of messages that an inbox has lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAST = f"{(1 << 64) - 1}-0"
 
 
 async def all_pages(client: Client, other: str, limit: int) -> list[Message]:
-    """Read a conversation page by page, backwards."""
+    """Return a whole conversation, read page by page, backwards."""
     messages: list[Message] = []
     cursor = None
     while True:
@@ -48,7 +48,7 @@ async def test_a_conversation_is_the_same_from_both_sides_page_by_page(stack: St
         for limit in (1, 7, 9, 45, 200):
             views = await all_pages(a, bob, limit), await all_pages(b, alice, limit)
             assert views[0] == views[1]
-            # Those of one millisecond have no order among each other but that of their ids.
+            # Messages of the same millisecond are ordered by their ids only.
             assert sorted((m.sender, m.body) for m in views[0]) == sorted(sent)
             assert [m.at for m in views[0]] == sorted(m.at for m in views[0])
         latest = await a.history(bob, limit=10)
@@ -75,7 +75,7 @@ async def eventually_last(client: Client, other: str, body: int) -> None:
     await eventually(is_so, what=f"{body} is the last message with {other}")
 
 
-async def test_history_by_range_of_positions(stack: Stack) -> None:
+async def test_a_range_of_positions_returns_its_messages(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     await stack.send(alice, bob, range(30))
     async with stack.raw(bob) as raw:
@@ -87,7 +87,7 @@ async def test_history_by_range_of_positions(stack: Stack) -> None:
             (m["pos"], m["id"], m["body"], m["at"], m["from"]) for m in got
         ]
         assert whole.before is None
-        # A position that no message has yet: all there is.
+        # Up to a position that no message has yet: all there are.
         assert (await client.history_range(got[19]["pos"], LAST)).messages == whole.messages[20:]
         # Half-open: (after, until].
         some = await client.history_range(got[4]["pos"], got[9]["pos"])
@@ -110,7 +110,7 @@ async def test_history_by_range_of_positions(stack: Stack) -> None:
 
 
 async def expire(stack: Stack, name: str) -> None:
-    """Let the inbox of a user run out now, as Redis does when nobody touched it for 30 days."""
+    """Expire the inbox of a user now, as Redis does when nobody touched it for 30 days."""
     key = keys(name)[0]
     await stack.redis.pexpire(key, 1)
 
@@ -144,7 +144,7 @@ async def test_what_an_expired_inbox_held_is_announced_and_in_history(stack: Sta
             assert missed[0][0] == kept
             page = await client.history_range(*missed[0])
             assert [m.body for m in page.messages] == [1, 2, 3, 4, 5]
-            # The very next record of the log is not among what was missed.
+            # The very next record of the log is not among the messages missed.
             await sender.send(bob, 6)
             await received.wait(2)
         assert received.bodies() == [0, 6]

@@ -1,4 +1,4 @@
-"""Clients that mean no good, or are broken: the gateway stays within its bounds, and the others don't notice."""
+"""Hostile or broken clients: the gateway stays within its bounds, and the others don't notice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_a_client_that_never_reads_fills_its_window_and_no_more(stack: Sta
         assert resident_of(pid) - before < 24 * MIB
 
 
-async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
+async def test_a_client_that_reads_one_byte_a_second_is_disconnected(stack: Stack) -> None:
     bob = user("bob")
     await store(stack, bob, 10)
     gateway = stack.service("gateway", heartbeat=2)
@@ -40,7 +40,7 @@ async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
     async with Bystander(stack, gateway.url).running():
         before = resident_of(running.pid)
         async with one_byte_a_second(stack, bob, gateway.url) as port:
-            # A ping is behind so much that no pong comes in time.
+            # A ping is queued behind so much data that no pong comes in time.
             await eventually(lambda: not is_held(gateway.port, port), "the gateway gives up")
             assert resident_of(running.pid) - before < 8 * MIB
     stack.forget(running)
@@ -49,28 +49,28 @@ async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
 async def test_a_flood_that_reads_no_answer_is_held_back(stack: Stack) -> None:
     pid = stack.running["gateway"].pid
     bystander, partitions = Bystander(stack), stack.settings.partitions
-    # On the bystander's own partition, what is written to the log before his messages is ahead of them.
+    # On the bystander's own partition, records written to the log before his messages are ahead of them.
     to = next(to for to in iter(user, "") if partition_of(to, partitions) != partition_of(bystander.name, partitions))
     async with bystander.running(), flood(stack, user("flood"), to) as sending:
         before = resident_of(pid)
         await eventually(lambda: len(bystander.latencies) > 100, "a bystander gets 100 messages")
         assert not sending.done()
-        # The answers to it are 256 KiB, what Kafka has not taken 64 MiB at most.
+        # Its answers take 256 KiB, records that Kafka has not taken yet 64 MiB at most.
         assert resident_of(pid) - before < 96 * MIB
 
 
-async def test_5_000_connections_of_one_user(stack: Stack) -> None:
+async def test_of_5_000_connections_of_one_user_the_newest_stay(stack: Stack) -> None:
     count, most = 5_000, stack.settings.max_devices
     pid = stack.running["gateway"].pid
     before = resident_of(pid)
     async with Bystander(stack).running(), connections(stack, user("crowd"), count) as codes:
         assert resident_of(pid) - before < count * 48 * 1024
-        # The newest stay; a registry of 5,000 for each message would be everybody's loss.
+        # The newest stay; a registry of 5,000 connections for each message would slow everybody.
         await eventually(lambda: codes.count(None) == most, f"{most} connections are left")
         assert set(codes) == {None, 4510}
 
 
-async def test_10_000_fuzzed_frames(stack: Stack) -> None:
+async def test_fuzzed_frames_are_answered_with_errors(stack: Stack) -> None:
     loop = asyncio.get_running_loop()
     async with Bystander(stack).running(), stack.raw(user("fuzz")) as raw:
         await raw.next_of("caught_up")
@@ -95,7 +95,7 @@ async def test_a_flood_of_acknowledgements_is_no_flood_of_requests(stack: Stack)
     await stack.send(user("alice"), bob, range(2_000))
     async with stack.raw(bob) as raw:
         got = await raw.messages(2_000)
-        # One by one, each higher than the last: they travel together.
+        # One by one, each higher than the last: the gateway sends them on together.
         for n in range(0, 2_000, 100):
             await raw.send(*({"type": "ack", "pos": m["pos"]} for m in got[n : n + 100]))
         await raw.ping()

@@ -20,13 +20,13 @@ from gateway.protocol import at_text, message_tail
 from tables.inbox import Appended, Batch, Inbox, InboxPage, keys
 from tables.redis_cluster import Cluster
 
-# Not those of the messaging worker, which would take a strange token for a lost Redis.
+# Not the messaging worker's partitions: it would take a foreign token for a Redis that lost writes.
 _partitions = itertools.count(1_000)
 MUCH = 1 << 30
 
 
-def at(offset: int, place: int = 0, generation: int = 1) -> Position:
-    return Position.of(generation, offset, place)
+def at(offset: int, index: int = 0, generation: int = 1) -> Position:
+    return Position.of(generation, offset, index)
 
 
 def message(to: str, id_: str, sender: str = "alice", body: Any = None, when: int | None = None) -> Message:
@@ -90,7 +90,7 @@ async def test_appending_again_adds_nothing(new_box: NewBox, stack: Stack) -> No
     assert json.loads(first.json[1])["pos"] == str(at(1, 1))
     again = await box.append(*records)
     assert (again.former, again.until, again.positions, again.json) == (at(2), at(2), [], [])
-    # A replay that overlaps what is new.
+    # A replay that overlaps new records.
     more = await box.append(*records[1:], (at(3), "d"))
     assert (more.former, more.until, more.positions, len(more.json)) == (at(2), at(3), [at(3)], 1)
     assert await box.ids() == ["a", "b", "c", "d"]
@@ -119,7 +119,7 @@ async def test_a_lower_position_after_a_higher_one_adds_nothing(
     late = await box.append((lower, "late"))
     assert (late.former, late.until, late.json) == (higher, higher, [])
     assert await box.ids() == ["new"]
-    # The other way round both are there.
+    # In the other order, both are stored.
     box = await new_box()
     await box.append((lower, "first"))
     await box.append((higher, "second"))
@@ -134,7 +134,7 @@ async def test_a_retry_is_dropped_and_moves_the_top(new_box: NewBox) -> None:
     assert (retried.former, retried.until, retried.positions, len(retried.json)) == (at(1, 2), at(3), [at(2, 1)], 1)
     assert await box.ids() == ["a", "b", "c"]
     assert (await box.read()).until == at(3)
-    # Acknowledged or not, it stays known.
+    # It stays known, acknowledged or not.
     await box.ack(at(3))
     assert (await box.append((at(4), "a"))).json == []
     # The same id of another sender is another message.
@@ -160,7 +160,7 @@ async def test_past_the_quota_a_gap_takes_the_place_of_the_newest(new_box: NewBo
     assert (page.missed, page.after, page.until) == (True, at(3), at(6))
     page = await box.read(page.until)
     assert (page.missed, page.count, page.until) == (False, 0, at(6))
-    # There is room again: what comes now is behind the gap.
+    # There is room again: new messages come after the gap.
     await box.ack(at(2))
     await box.append((at(7), "m7"))
     assert await box.ids(at(2)) == ["m3"]
@@ -169,7 +169,7 @@ async def test_past_the_quota_a_gap_takes_the_place_of_the_newest(new_box: NewBo
     assert (page.missed, page.until) == (True, at(6))
 
 
-async def test_the_quota_in_bytes(new_box: NewBox) -> None:
+async def test_messages_past_the_quota_in_bytes_are_missed(new_box: NewBox) -> None:
     box = await new_box(inbox_bytes=10_000)
     large = [(at(n), message(box.user, f"m{n}", body="x" * 3_000)) for n in range(1, 6)]
     assert len((await box.append(*large)).json) == 3
@@ -202,7 +202,7 @@ async def test_only_what_all_devices_have_is_removed(new_box: NewBox, stack: Sta
     await box.ack(at(2), "laptop")
     assert await box.ids(at(2)) == ["m3", "m4", "m5"]
     assert await stack.stored(box.user) == 3
-    # Late and repeated acknowledgements take nothing back.
+    # Late and repeated acknowledgements do not move the cursor back.
     await box.ack(at(1))
     await box.ack(at(2), "laptop")
     assert (await box.inbox.hello(box.user, "phone", None)).cursor == at(4)
@@ -215,13 +215,13 @@ async def test_the_longest_unseen_device_is_forgotten(new_box: NewBox, stack: St
     await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
     await box.inbox.hello(box.user, "old", None)
     await box.ack(at(1), "old")
-    # Devices are told apart by the second.
+    # Last-seen times are whole seconds: make this one clearly older than those of the other devices.
     answer: Any = await stack.redis.hget(keys(box.user)[1], "d:old")
     cursor, seen, number = answer.decode().split()
     await stack.redis.hset(keys(box.user)[1], "d:old", f"{cursor} {int(seen) - 10} {number}")
     await box.inbox.hello(box.user, "phone", None)
     await box.inbox.hello(box.user, "laptop", None)
-    # It no longer keeps anything from being removed, and is told what it missed when it comes back.
+    # The forgotten device no longer keeps messages from being removed, and is told what it missed when it comes back.
     await box.ack(at(5), "phone")
     await box.ack(at(4), "laptop")
     assert await stack.stored(box.user) == 1
@@ -231,13 +231,13 @@ async def test_the_longest_unseen_device_is_forgotten(new_box: NewBox, stack: St
 
 async def test_a_new_device_is_never_the_one_that_is_forgotten(new_box: NewBox, stack: Stack) -> None:
     box = await new_box(max_devices=2)
-    # All within a second, and the new one's name comes first.
+    # All within a second, and the new device's name sorts first.
     for device in ("y", "z", "a"):
         await box.inbox.hello(box.user, device, None)
     answer: Any = await stack.redis.hkeys(keys(box.user)[1])
     devices = {name.decode() for name in answer}
     assert len(devices & {"d:y", "d:z", "d:a"}) == 2
-    # Forgotten at once, what is removed would not wait for it.
+    # If it were forgotten at once, messages would be removed without waiting for it.
     assert "d:a" in devices
 
 
@@ -258,7 +258,7 @@ async def test_a_noisy_sender_does_not_push_out_the_others(new_box: NewBox, stac
     box = await new_box(inbox_messages=100)
     noisy = [(at(n), message(box.user, f"n{n}", sender="noisy")) for n in range(1, 151)]
     await box.append(*noisy)
-    # 100, and the share of one that each sender has past the quota; the rest is one gap.
+    # 100, and one sender's share past the quota; the rest is one gap.
     assert await stack.stored(box.user) == 102
     await box.append(
         (at(151), message(box.user, "q1", sender="quiet")), (at(152), message(box.user, "q2", sender="quiet"))
@@ -282,30 +282,30 @@ async def test_what_a_device_acknowledged_late_is_neither_missed_nor_read_again(
     box = await new_box()
     await box.append(*((at(n), f"m{n}") for n in range(1, 6)))
     again = await box.inbox.hello(box.user, "phone", None)
-    # The acknowledgement of the phone's earlier connection was still on its way.
+    # The acknowledgement of the phone's previous connection was still on its way.
     await box.ack(at(3))
     page = await box.read(again.cursor, device="phone")
     assert (page.missed, page.after, page.until) == (False, again.cursor, at(5))
     assert [m["id"] for m in json.loads(b"[%b]" % page.messages)] == ["m4", "m5"]
-    # Another device, which is at the same place and has not acknowledged it, is told.
+    # Another device, which is at the same position and has not acknowledged it, is told.
     assert (await box.read(again.cursor, device="laptop")).missed
 
 
-async def test_another_token_appends_nothing(new_box: NewBox, stack: Stack) -> None:
+async def test_a_stale_token_appends_nothing(new_box: NewBox, stack: Stack) -> None:
     box = await new_box()
     await box.append((at(1), "a"))
     box.token = "zombie"
     with pytest.raises(FencingTokenStale):
         await box.append((at(2), "b"))
     assert await stack.stored(box.user) == 1
-    # A partition nobody adopted has no token at all.
+    # A partition that nobody has fenced has no token at all.
     box.partition = next(_partitions)
     with pytest.raises(FencingTokenStale):
         await box.append((at(2), "b"))
     assert await stack.stored(box.user) == 1
 
 
-async def test_adopting_says_whether_the_token_was_kept(new_box: NewBox) -> None:
+async def test_fencing_says_whether_the_token_was_kept(new_box: NewBox) -> None:
     box = await new_box()
     kept = await box.inbox.fence(box.partition, "t", "u")
     lost = await box.inbox.fence(box.partition, "t", "v")
@@ -315,7 +315,7 @@ async def test_adopting_says_whether_the_token_was_kept(new_box: NewBox) -> None
             await box.append((at(1), "a"))
     box.token = "v"
     await box.append((at(1), "a"))
-    # Each partition has its own.
+    # Each partition has its own token.
     other = await new_box()
     await other.append((at(1), "a"))
     await box.append((at(2), "b"))
@@ -328,7 +328,7 @@ async def test_a_page_ends_at_its_limits(new_box: NewBox) -> None:
     assert (page.count, page.first, page.until) == (4, at(1), at(4))
     size = len((await box.read(limit=1)).messages)
     assert (await box.read(limit_bytes=3 * size)).until == at(3)
-    # One message is returned however large it is: there would be no progress without it.
+    # One message is returned however large it is: otherwise there would be no progress.
     assert (await box.read(at(4), limit_bytes=1)).until == at(5)
     assert (await box.read(at(9))).until == at(10)
 
@@ -355,7 +355,7 @@ async def test_messages_past_their_age_are_missed_and_newer_ones_are_not(new_box
 
 
 async def lifetimes(stack: Stack, box: Box) -> dict[str, int]:
-    """Milliseconds that each key of an inbox has to live; -1 for ever."""
+    """Return the milliseconds that each key of an inbox has to live; -1 for ever."""
     names = [key.decode() async for key in stack.redis.scan_iter(match=f"{{u:{box.user}}}*")]
     return {name: await stack.redis.pttl(name) for name in names}
 
@@ -367,7 +367,7 @@ async def test_an_inbox_nobody_touches_expires_with_all_its_keys(new_box: NewBox
     left = await lifetimes(stack, box)
     inbox, devices = keys(box.user)
     (seen,) = left.keys() - {inbox, devices}
-    # That it may be told from a new one, what is known of the devices outlives the messages.
+    # The devices' key outlives the messages, so that an expired inbox can be told from a new one.
     assert 0 < left[inbox] <= 1_000_000 < left[devices] <= 2_000_000
     assert 0 < left[seen] <= 1_500_000
 

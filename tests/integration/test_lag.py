@@ -1,4 +1,4 @@
-"""How far a service is behind: ``lag``."""
+"""The ``lag`` command: how far a service is behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docker.local.temporary_stack import Stack
 from tests.integration.commands import call, run
 
 
-async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack) -> None:
+async def test_lag_names_the_service_its_messages_and_seconds(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
 
     async def history() -> dict[str, Any]:
@@ -23,14 +23,14 @@ async def test_who_is_behind_by_how_many_messages_and_for_how_long(stack: Stack)
     async def caught_up() -> bool:
         return bool((await history())["records"] == 0)
 
-    # Where the newest records are large, as other tests leave them, not all of a lag is looked at.
+    # Where the newest records are large, as other tests leave them, only a part of a lag is sampled.
     partitions = stack.settings.partitions
     carols: dict[int, str] = {}
     while len(carols) < partitions:
         carol = user("carol")
         carols[partition_of(carol, partitions)] = carol
     async with stack.connect(alice) as client:
-        # One after the other: what is sent at once to a partition may be one record.
+        # One after the other: messages sent at once to a partition may be one record.
         for n in range(NEWEST):
             await client.send_many((carol, n) for carol in carols.values())
     await eventually(caught_up)

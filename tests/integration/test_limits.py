@@ -1,4 +1,4 @@
-"""What one user may do in a second: said with when to come again, kept by the client, and no loss to others."""
+"""Rate limits of a user: refusals say when to retry, the client obeys them, and others lose nothing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gateway.protocol import SUBPROTOCOL
 
 BURST = 20
 RATE = 2.0
-"""So low that a busy machine is done with a frame before another message is allowed."""
+"""So low that a busy machine has handled a frame before another message is allowed."""
 CONNECT_RATE = 0.25
 CONNECTIONS = 4
 
 
 @pytest_asyncio.fixture(scope="module")
 async def strict(stack: Stack) -> AsyncIterator[str]:
-    """Start a gateway that allows little, and return its URL."""
+    """Start a gateway with low limits, and return its URL."""
     running = await stack.start(
         stack.service(
             "gateway",
@@ -45,7 +45,7 @@ async def test_past_the_burst_a_message_is_refused_with_when_to_send_it_again(st
         await raw.send(*({"type": "send", "id": f"m{n}", "to": bob, "body": n} for n in range(BURST + 2)))
         answers = [await raw.next() for _ in range(BURST + 2)]
         errors = [answer for answer in answers if answer["type"] == "error"]
-        # The one behind it waits for it, so that the order stays.
+        # The message behind it is refused, too, so that the order stays.
         assert [(e["id"], e["code"], e["retry"]) for e in errors] == [
             (f"m{BURST}", "rate_limited", True),
             (f"m{BURST + 1}", "out_of_order", True),
@@ -63,7 +63,7 @@ async def test_the_client_sends_at_the_pace_it_is_told(stack: Stack, strict: str
     assert received.bodies() == list(range(BURST + 5))
 
 
-async def test_what_one_may_not_another_may(stack: Stack, strict: str) -> None:
+async def test_limits_of_one_user_leave_others_alone(stack: Stack, strict: str) -> None:
     alice, carla, bob = user("alice"), user("carla"), user("bob")
     async with stack.raw(alice, url=strict) as noisy, stack.raw(carla, url=strict) as other:
         await noisy.send(*({"type": "send", "id": f"m{n}", "to": bob, "body": n} for n in range(50)))
@@ -87,13 +87,13 @@ async def test_too_many_connects_are_told_to_wait(stack: Stack, strict: str) -> 
     closed = await eventually(is_refused, "a connect is refused")
     assert closed.code == 4012
     assert "wait" in closed.reason
-    # The client does.
+    # The client waits, and connects.
     async with stack.connect(bob, url=strict):
         pass
 
 
 async def test_a_full_gateway_says_when_to_come_again(stack: Stack, strict: str) -> None:
-    """Also those who have said no hello count; what one user may hold is in test_hostile.py."""
+    """Connections before their hello count, too; the limit of one user is tested in test_hostile.py."""
     async with contextlib.AsyncExitStack() as opened:
 
         async def overfill() -> None:
@@ -105,7 +105,7 @@ async def test_a_full_gateway_says_when_to_come_again(stack: Stack, strict: str)
         assert caught.value.status == 503
         assert caught.value.headers is not None
         assert int(caught.value.headers["Retry-After"]) > 0
-    # The client comes again, and there is room.
+    # The client retries, and there is room.
     async with stack.connect(user("late"), url=strict):
         pass
 

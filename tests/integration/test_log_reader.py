@@ -1,4 +1,4 @@
-"""What commands read of the log: exactly what was there when they began, in order, whatever happens meanwhile."""
+"""Reads of the log by commands: exactly the records that existed when they began, in order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Topic:
         self._admin = admin
 
     async def write(self, first: int, end: int) -> None:
-        """Write records of these offsets to each partition."""
+        """Write records with offsets ``[first, end)`` to each partition."""
         for n in range(first, end):
             for partition in range(PARTITIONS):
                 await self._producer.send(
@@ -40,7 +40,7 @@ class Topic:
         await self._producer.flush()
 
     async def remove(self, before: int) -> None:
-        """Have the log forget the records of partition 0 below an offset, as retention does."""
+        """Delete the records of partition 0 below an offset, as retention does."""
         await self._admin.delete_records({TopicPartition(self.name, 0): RecordsToDelete(before_offset=before)})
 
 
@@ -82,7 +82,8 @@ async def test_the_end_is_fixed_at_the_start(stack: Stack, topic: Topic) -> None
         assert steps[-1] == (PARTITIONS * RECORDS, PARTITIONS * RECORDS)
         assert steps == sorted(steps)
 
-        # A part of it, by partition, time and offset; a read that was left leaves nothing behind for the next.
+        # A part of the log, by partition, time and offset; a read that was abandoned leaves nothing behind for the
+        # next.
         (span,) = await reader.spans(topic.name, [2], since_ms=START_MS + 7, until_ms=START_MS + 9)
         assert span == Span(topic.name, 2, 7, 9)
         async for record in reader.read([Span(topic.name, 1, 3, 600)]):
@@ -102,7 +103,7 @@ async def test_what_the_log_forgets_meanwhile_is_left_out_and_nothing_else(stack
         wanted = [(0, n) for n in range(1_000, RECORDS)] + [(1, n) for n in range(RECORDS)]
         assert sorted(found) == wanted
         assert steps[-1] == 2 * RECORDS
-        # All of a span may be gone.
+        # All records of a span may be gone.
         await topic.remove(before=RECORDS)
         assert [r async for r in reader.read([Span(topic.name, 0, 1_000, RECORDS)])] == []
 

@@ -1,4 +1,4 @@
-"""The logs of all services: JSON, and nothing of what people write."""
+"""The logs of all services: JSON, without message bodies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_no_log_has_a_body_or_a_token(stack: Stack) -> None:
         await raw.send_text(f'{{"type":"send","id":"{marker} no id","to":"{bob}","body":"{marker}"}}')
         await raw.send_text(f'{{"type":"send","id":"m","to":"{bob}","body":"{marker}"')
         await raw.closed()
-    # A record that becomes a dead letter is told of, what is in it is not.
+    # A record that becomes a dead letter is logged, its content is not.
     producer = AIOKafkaProducer(bootstrap_servers=stack.settings.kafka)
     await producer.start()
     try:

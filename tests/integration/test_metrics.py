@@ -1,4 +1,4 @@
-"""Each service shows Prometheus what it did, and the gateway does so on no public port."""
+"""Each service exposes its metrics to Prometheus, and the gateway not on its public port."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docker.local.temporary_stack import Stack
 
 
 async def value(stack: Stack, service: str, name: str) -> float:
-    """Return the sum of a metric over its labels, as a scrape finds it."""
+    """Return the sum of a metric over its labels, from a scrape."""
     part = stack.running[service].part
     port = part.ports.get("gateway_metrics", part.port)
     async with aiohttp.ClientSession() as session, session.get(f"http://{HOST}:{port}/metrics") as response:
@@ -22,7 +22,7 @@ async def value(stack: Stack, service: str, name: str) -> float:
     return sum(sample.value for sample in samples if sample.name == f"connect_chat_{name}")
 
 
-async def test_what_a_message_leaves_in_the_metrics(stack: Stack) -> None:
+async def test_a_message_is_counted_by_each_service(stack: Stack) -> None:
     counted = {
         ("gateway", "gateway_messages_accepted_total"): 4,
         ("gateway", "gateway_messages_forwarded_total"): 4,
@@ -36,7 +36,7 @@ async def test_what_a_message_leaves_in_the_metrics(stack: Stack) -> None:
     }
     before = {key: await value(stack, *key) for key in counted}
     bob, received = user("bob"), Received()
-    # One waits, and is no live message; three come live.
+    # One message waits in the inbox, and is not live; three come live.
     await stack.send(user("alice"), bob, ["stored"])
     await stack.wait_stored(bob, 1)
     async with stack.connect(bob, received) as client:

@@ -1,4 +1,4 @@
-"""Clients that do it wrong: they are told what was wrong, and harm nobody."""
+"""Clients that violate the protocol: they are told what was wrong, and harm nobody."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_bad_frame_is_answered_once_and_the_connection_stays(
 
 
 @pytest.mark.parametrize("frame", [{}, [], [1], ["hello"], [[]], [None, {"type": "nonsense"}]], ids=repr)
-async def test_json_that_is_no_frame(stack: Stack, frame: Any) -> None:
+async def test_json_that_is_no_frame_is_answered_with_errors(stack: Stack, frame: Any) -> None:
     async with stack.raw(user()) as raw:
         await raw.next_of("caught_up")
         await raw.send_text(json.dumps(frame))
@@ -86,7 +86,7 @@ async def test_json_that_is_no_frame(stack: Stack, frame: Any) -> None:
         assert answers == ["error"] * (len(frame) or isinstance(frame, dict))
 
 
-async def test_in_an_array_the_good_ones_count(stack: Stack) -> None:
+async def test_valid_objects_of_an_array_count(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     async with stack.raw(alice) as raw:
         await raw.next_of("caught_up")
@@ -119,7 +119,7 @@ async def test_fields_of_newer_clients_are_ignored(stack: Stack) -> None:
     ["", "hello", "{", '{"type":"ping","ref":"p"', "[{]", '{"type":"ping","ref":"p"}{}', "\x00", "[" * 100_000],
     ids=lambda text: repr(text[:20]),
 )
-async def test_what_is_no_json_ends_the_connection(stack: Stack, text: str) -> None:
+async def test_invalid_json_ends_the_connection(stack: Stack, text: str) -> None:
     async with stack.raw(user()) as raw:
         await raw.send_text(text)
         assert (await raw.closed()).code == 4503
@@ -160,8 +160,8 @@ async def test_only_a_hello_may_come_first(stack: Stack, frame: Any, code: int) 
         assert closed.code == code, closed
 
 
-async def test_no_hello_ends_the_connection(stack: Stack) -> None:
-    # Others say hello later than this on a busy machine.
+async def test_a_missing_hello_ends_the_connection(stack: Stack) -> None:
+    # A gateway of its own: in other tests a hello may come later than this on a busy machine.
     gateway = await stack.start(stack.service("gateway", hello_timeout=0.5))
     async with stack.socket(gateway.part.url) as raw:
         closed = await raw.closed()
@@ -193,14 +193,15 @@ async def test_the_client_does_not_repeat_a_frame_that_is_too_large(stack: Stack
     client = stack.connect(alice, Received())
     await client.__aenter__()
     try:
-        # docs/protocol.md: "don't repeat the same frame". Repeated, it ends each new connection, for all else, too.
+        # docs/protocol.md: "don't repeat the same frame". Repeated, it would end each new connection, also for all
+        # other frames.
         with pytest.raises((ConnectionClosed, RequestRefused)):
             await client.send(alice, "x" * 600_000)
     finally:
         await client.close()
 
 
-async def test_too_many_objects_in_a_frame(stack: Stack) -> None:
+async def test_too_many_objects_in_a_frame_are_refused(stack: Stack) -> None:
     bob = user("bob")
     async with stack.raw(bob) as raw:
         await raw.next_of("caught_up")
@@ -238,7 +239,7 @@ async def test_a_user_can_neither_read_nor_acknowledge_the_inbox_of_another(stac
         await raw.next_of("caught_up")
         await raw.ack(top)
         assert (await raw.next_of("error"))["code"] == "bad_ack"
-    # As if all of it was here already, on a device of the same name.
+    # As if all was received already, on a device of the same name.
     async with stack.raw(mallory, after=top) as raw:
         await raw.next_of("caught_up")
         await raw.ack(raw.until)

@@ -1,4 +1,4 @@
-"""The registry of connections outlives its worker."""
+"""The registry of connections survives the death of its worker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_messages_go_on_after_a_sigkill_of_messaging(stack: Stack) -> None
         await asyncio.gather(write(), restarted)
         await send_to_all()
         await asyncio.gather(*(r.wait(sent) for r in received.values()))
-        # Now it is live again: no one waits for a request of his own.
+        # Delivery is live again: no message waits for its user's next request.
         for bob in bobs:
             await sender.send(bob, "live")
         await asyncio.gather(*(r.wait(sent + 1) for r in received.values()))
@@ -60,8 +60,8 @@ async def test_messages_go_on_after_a_sigkill_of_messaging(stack: Stack) -> None
     assert received[offline].bodies() == list(range(sent))
 
 
-async def test_the_sessions_come_from_the_changelog(stack: Stack, small: str) -> None:
-    """A gateway that says nothing still gets the pushes for its connections: the new worker knows them."""
+async def test_a_new_worker_restores_the_sessions_from_the_changelog(stack: Stack, small: str) -> None:
+    """Even without an announcement by the gateway, the new worker knows its connections and pushes to them."""
     alice, bobs = user("alice"), [user("bob") for _ in range(USERS)]
     gateway = stack.running[next(name for name, r in stack.running.items() if r.part.url == small)]
     consumer = AIOKafkaConsumer(bootstrap_servers=stack.settings.kafka, enable_auto_commit=False)
@@ -85,7 +85,7 @@ async def test_the_sessions_come_from_the_changelog(stack: Stack, small: str) ->
         sockets = [await connections.enter_async_context(stack.raw(bob, url=small)) for bob in bobs]
         for raw in sockets:
             await raw.next_of("caught_up")
-        # Faust writes a table's changes behind its back: a worker that is killed at once may take some along.
+        # Faust writes a table's changes in the background: a worker that is killed at once may lose some.
         await eventually(in_changelog, what="the registry's rows in its changelog")
         try:
             gateway.pause()

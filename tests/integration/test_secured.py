@@ -1,4 +1,4 @@
-"""The whole way over TLS, by users with the least rights; and what a wrong login, certificate or right says."""
+"""Delivery over TLS, by users with the least rights; and the errors for a wrong login, certificate or right."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def secured(tmp_path_factory: pytest.TempPathFactory, stack: Stack) -> Asy
         secured.check()
 
 
-async def test_the_whole_way_with_the_least_rights(secured: SecuredStack) -> None:
+async def test_messages_are_delivered_with_the_least_rights(secured: SecuredStack) -> None:
     alice, bobs = user("alice"), [user("bob") for _ in range(4)]
     for bob in bobs:
         await secured.send(alice, bob, range(5))
@@ -60,7 +60,9 @@ async def test_the_whole_way_with_the_least_rights(secured: SecuredStack) -> Non
     ],
     ids=["password", "user", "authority", "name", "nobody", "plaintext"],
 )
-async def test_kafka_refuses(secured: SecuredStack, tmp_path: Path, changes: dict[str, Any], texts: list[str]) -> None:
+async def test_a_refusal_by_kafka_names_the_user_or_setting(
+    secured: SecuredStack, tmp_path: Path, changes: dict[str, Any], texts: list[str]
+) -> None:
     if changes.get("kafka_ca_file"):
         changes = {"kafka_ca_file": Certificates(tmp_path).authority}
     if "kafka" in changes:
@@ -72,7 +74,7 @@ async def test_kafka_refuses(secured: SecuredStack, tmp_path: Path, changes: dic
     assert WRONG not in str(caught.value)
 
 
-async def test_a_service_looks_at_its_rights_before_it_starts(secured: SecuredStack) -> None:
+async def test_a_service_checks_its_rights_before_it_starts(secured: SecuredStack) -> None:
     with pytest.raises(TopicsError, match="user history may not read topic inbox_requests"):
         await topics.check(secured.settings_of("history", ADMIN), "notification")
     # Its consumer would wait for ever, in silence.
@@ -90,7 +92,9 @@ async def test_a_service_looks_at_its_rights_before_it_starts(secured: SecuredSt
     ],
     ids=["password", "nobody", "authority", "rights"],
 )
-async def test_redis_refuses(secured: SecuredStack, tmp_path: Path, changes: dict[str, Any], text: str) -> None:
+async def test_a_refusal_by_redis_names_the_user_or_setting(
+    secured: SecuredStack, tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
     if "redis_ca_file" in changes:
         changes = {"redis_ca_file": Certificates(tmp_path).authority}
     if changes.get("redis_user"):

@@ -1,4 +1,4 @@
-"""What cannot work says so at once, in one line."""
+"""Programs that cannot work say so at once, in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
 
 async def run(stack: Stack, command: tuple[str, ...], **settings: object) -> Ended:
-    """Run one of our programs to its end."""
+    """Run one of the project's programs to its end."""
     environment = stack.environment | {f"CHAT_{name.upper()}": str(value) for name, value in settings.items()}
     async with _places:
         process = await asyncio.create_subprocess_exec(
@@ -57,7 +57,7 @@ async def run(stack: Stack, command: tuple[str, ...], **settings: object) -> End
 
 
 async def fails(stack: Stack, command: tuple[str, ...], *texts: str, **settings: object) -> None:
-    """Check that a program ends with one line that has each of the texts, after at most a line of a library."""
+    """Check that a program ends with one line that has each of the texts, after at most one line of a library."""
     ended = await run(stack, command, **settings)
     assert ended.code not in (0, None), ended
     assert ended.lines, ended
@@ -68,7 +68,7 @@ async def fails(stack: Stack, command: tuple[str, ...], *texts: str, **settings:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port nobody listens on, below those that the system gives to connections."""
+    """Return a port nobody listens on, below those that the system gives to outgoing connections."""
     return Layout.free(ROOT / "unused").kafka
 
 
@@ -76,18 +76,18 @@ PROGRAMS = pytest.mark.parametrize("command", [GATEWAY, MESSAGING], ids=["gatewa
 
 
 @PROGRAMS
-async def test_a_wrong_partition_count(stack: Stack, command: tuple[str, ...]) -> None:
+async def test_a_wrong_partition_count_ends_the_program(stack: Stack, command: tuple[str, ...]) -> None:
     texts = INCOMING_MESSAGES, "8 partitions", "5 are wanted", "CHAT_PARTITIONS"
     await fails(stack, command, *texts, partitions=5, gateway_port=1)
 
 
 @PROGRAMS
-async def test_no_kafka(stack: Stack, command: tuple[str, ...], closed_port: int) -> None:
+async def test_a_missing_kafka_ends_the_program(stack: Stack, command: tuple[str, ...], closed_port: int) -> None:
     address = f"{HOST}:{closed_port}"
     await fails(stack, command, address, "CHAT_KAFKA", kafka=address, gateway_port=1)
 
 
-async def test_topics_without_kafka_or_database(stack: Stack, closed_port: int) -> None:
+async def test_the_topics_commands_name_a_missing_kafka_or_database(stack: Stack, closed_port: int) -> None:
     address = f"{HOST}:{closed_port}"
     await asyncio.gather(
         fails(stack, (*TOPICS, "check"), address, "CHAT_KAFKA", kafka=address),
@@ -104,7 +104,7 @@ async def test_a_wrong_setting_is_named(stack: Stack) -> None:
     )
 
 
-async def test_a_busy_port(stack: Stack, closed_port: int) -> None:
+async def test_a_busy_port_ends_the_gateway(stack: Stack, closed_port: int) -> None:
     await asyncio.gather(
         fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway}", "CHAT_GATEWAY_PORT", metrics_port=closed_port),
         fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway_metrics}", "CHAT_METRICS_PORT"),
@@ -112,7 +112,7 @@ async def test_a_busy_port(stack: Stack, closed_port: int) -> None:
 
 
 def listening() -> dict[int, str]:
-    """The address that each port is listened on, as the kernel has it."""
+    """Return the address on which each port is listened on, from the kernel's tables."""
     found = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
@@ -128,7 +128,7 @@ async def test_everything_listens_on_loopback_and_no_tables_are_shown(stack: Sta
     for name, running in stack.running.items():
         if name == "dynamodb":
             continue  # DynamoDB Local listens on all interfaces and has no option for it (README, "Every day").
-        # As IPv4, and as Java has it.
+        # As IPv4, and as Java's IPv4-mapped IPv6.
         assert addresses[running.part.port] in ("0100007F", "0000000000000000FFFF00000100007F"), running.part.name
     for name in ("messaging", "notification", "history"):
         for path in ("/table/", "/router/", "/stats/"):
@@ -137,7 +137,7 @@ async def test_everything_listens_on_loopback_and_no_tables_are_shown(stack: Sta
 
 
 async def test_a_gateway_without_redis_waits_and_says_so(stack: Stack, closed_port: int) -> None:
-    """Redis may come later, and a gateway must not die of it; it takes no connections meanwhile."""
+    """Redis may come up later, and a gateway must not end because of it; meanwhile it accepts no connections."""
     gateway = stack.service("gateway", redis=f"redis://{HOST}:{closed_port}")
     gateway.prepare()
     running = start_process(gateway)
@@ -164,7 +164,7 @@ async def test_a_gateway_without_redis_waits_and_says_so(stack: Stack, closed_po
 
 @pytest_asyncio.fixture(scope="module")
 async def empty_kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """A Kafka without topics."""
+    """Start a Kafka without topics."""
     part = Kafka(Layout.free(tmp_path_factory.mktemp("kafka")))
     await asyncio.to_thread(part.prepare)
     running = start_process(part)
@@ -175,7 +175,7 @@ async def empty_kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
         running.kill()
 
 
-async def test_topics_from_nothing_to_a_new_generation(stack: Stack, empty_kafka: str) -> None:
+async def test_topics_are_created_checked_and_given_a_new_generation(stack: Stack, empty_kafka: str) -> None:
     create, check = (*TOPICS, "create"), (*TOPICS, "check")
     there = {"kafka": empty_kafka, "history_table": "another_history", "gateway_port": 1}
     missing = INCOMING_MESSAGES, "is missing", "topics create"
@@ -190,7 +190,8 @@ async def test_topics_from_nothing_to_a_new_generation(stack: Stack, empty_kafka
     assert "generation 1 with 8 partitions" in checked.output
     assert "nothing was missing" in again.output
 
-    # Made anew, its offsets begin at 0 again: taken for old positions, new messages would vanish.
+    # The offsets of a recreated topic begin at 0: with the old generation, new messages would be taken for old ones and
+    # lost.
     admin = AIOKafkaAdminClient(bootstrap_servers=empty_kafka)
     await admin.start()
     try:

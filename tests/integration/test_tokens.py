@@ -1,4 +1,4 @@
-"""Who may connect, and for how long."""
+"""Tokens: the users they admit, and how long a connection lasts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_a_connection_ends_with_its_token_and_a_new_one_goes_on(stack: Sta
     alice, bob = user("alice"), user("bob")
     await stack.send(alice, bob, range(3))
     async with stack.socket() as raw:
-        # With the leeway, it is long enough to be welcomed by.
+        # With the leeway, its time is long enough for a welcome.
         await raw.hello(stack.token(bob, 2))
         assert (await raw.closed()).code == 4401
     await stack.send(alice, bob, [3])

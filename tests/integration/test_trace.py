@@ -1,4 +1,4 @@
-"""Where a message is, and why it is not where it should be: ``trace``. Who it is for: ``user``."""
+"""The commands ``trace``, where a message is and why it is not delivered, and ``user``, what waits for whom."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def what(found: Trace) -> list[str]:
     return [hop["what"] for hop in found["hops"]]
 
 
-async def test_a_delivered_message_at_each_stage_and_its_retry(stack: Stack) -> None:
+async def test_trace_follows_a_message_through_each_stage_and_its_retry(stack: Stack) -> None:
     alice, bob, received = user("alice"), user("bob"), Received()
     message_id = user("id")
     async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
@@ -51,13 +51,13 @@ async def test_a_delivered_message_at_each_stage_and_its_retry(stack: Stack) -> 
     wanted = ["accepted", "logged", "pushed", "acknowledged"]
     assert [stage for stage in stages if stage in wanted][:4] == wanted
     assert all(hop["ms"] >= 0 for hop in found["hops"])
-    # The same without knowing whose it was, for the eye.
+    # The same without naming its sender, as text.
     table = (await run(stack, "trace", message_id)).out
     assert "since accepted" in table
     assert f"acknowledged: {bob}'s device phone acknowledged it at" in table
 
 
-async def test_a_message_that_waits_and_why(stack: Stack) -> None:
+async def test_trace_says_why_a_message_waits(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     _, _, message_id = await stack.send(alice, bob, range(3))
     found = await trace(stack, message_id, "--to", bob)
@@ -97,7 +97,7 @@ async def test_a_message_that_waits_and_why(stack: Stack) -> None:
     ):
         assert part in shown
 
-    # Redis loses it: nobody is told that it waits.
+    # Redis loses it: no part of the system knows that it waits.
     await stack.redis.xdel(keys(bob)[0], got[2]["pos"])
     found = await trace(stack, message_id, "--to", bob, "--sender", alice)
     assert found["fate"] == "missing"

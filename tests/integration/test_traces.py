@@ -18,20 +18,20 @@ WAY = {"send": "", "append": "send", "forward": "append", "acknowledge": "forwar
 
 
 def parents(spans: list[Taken]) -> dict[str, str]:
-    """Return the name of the span before each one, by name."""
+    """Return the name of each span's parent, by the span's name."""
     names = {span.id: span.name for span in spans}
     return {span.name: names[span.parent] if span.parent else "" for span in spans}
 
 
 @pytest_asyncio.fixture
 async def traced(stack: Stack, tmp_path: Path) -> AsyncIterator[Stack]:
-    """A stack whose services send spans: the SDK and its exporter take a second to import."""
+    """Start a stack whose services send spans: the SDK and its exporter take a second to import."""
     async with Stack(tmp_path, traced=True) as other:
         yield other
 
 
 @pytest.mark.long
-async def test_one_trace_of_a_message_across_the_services(traced: Stack) -> None:
+async def test_a_sampled_message_leaves_one_trace_across_the_services(traced: Stack) -> None:
     stack = traced
     gateway = stack.service("gateway", trace_sample=1)
     running = await stack.start(gateway)
@@ -66,7 +66,7 @@ async def test_one_trace_of_a_message_across_the_services(traced: Stack) -> None
         assert acknowledge.attributes["chat.device"] == "phone"
         assert send.start <= append.start <= append.end <= by_name["forward"].start <= acknowledge.end
     assert not any(SECRET.encode() in body for body in stack.collector.bodies)
-    # Who was away: what waits in the inbox keeps its place in its trace.
+    # A user who was offline: a message that waits in the inbox keeps its place in its trace.
     carol, later = user("carol"), Received()
     async with stack.connect(alice, url=gateway.url) as sender:
         waiting = [await sender.send(carol, {"text": SECRET}) for _ in range(3)]

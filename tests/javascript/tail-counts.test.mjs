@@ -1,4 +1,4 @@
-// What the tail says it has read and shown: over pauses, and over connections that break.
+// The tail's counts of records read and shown: over pauses, and over connections that break.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -14,7 +14,7 @@ test("nothing is said before the first counts", () => {
   assert.equal(new TailCounts().describe(false), null);
 });
 
-test("the newest counts of a connection replace its former ones", () => {
+test("the newest counts of a connection replace its previous ones", () => {
   const counts = new TailCounts();
   counts.connectionOpened();
   counts.add(read(3), 3);
@@ -25,7 +25,7 @@ test("the newest counts of a connection replace its former ones", () => {
   );
 });
 
-// A new connection that has soon counted more than the one before must not be taken for the same.
+// A new connection must not be taken for the previous one, even when it has soon counted more.
 for (const afterwards of [0, 3, 5, 7]) {
   test(`a connection that counts ${afterwards} after one that counted 5 adds to it`, () => {
     const counts = new TailCounts();

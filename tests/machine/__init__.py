@@ -1,1 +1,1 @@
-"""Tests on machines that are made for them: what is installed here counts for nothing there."""
+"""Tests on machines that are made for them, independent of what is installed on this one."""

@@ -1,4 +1,4 @@
-"""Steps that take minutes are told of as they end; a stack for what is tried beside one."""
+"""Fixtures: progress output for steps that take minutes, and a running stack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docker.local.temporary_stack import Stack, aws_of
 
 @pytest.fixture
 def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Return what prints a line at once."""
+    """Return a function that prints a line immediately."""
 
     def say(line: str) -> None:
         with capsys.disabled():

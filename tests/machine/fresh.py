@@ -18,18 +18,19 @@ from typing import IO, Final
 from docker.local.layout import ROOT, Layout, variable
 
 BASES: Final = ROOT / ".local" / "machines"
-"""What debootstrap made stays here; the machines themselves are removed."""
+"""The folder that keeps debootstrap's results; the machines themselves are removed."""
 BASE_S: Final = 900
 HERE: Final = "/root/connect-chat"
-"""The clone, on a machine."""
+"""The path of the repository's clone on a machine."""
 
-# Where package managers are told of registries and certificates; what is not there is left out.
+# The files that configure package managers with registries and certificates; missing ones are left out.
 _CONFIGURATION = (
     *("/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/npmrc"),
     *("~/.npmrc", "~/.m2/settings.xml", "~/.config/pip/pip.conf"),
 )
 _CERTIFICATES = Path("/usr/local/share/ca-certificates")
-# Of the devices of a machine, what a program may expect; in a file system of its own /dev/shm has no other limit.
+# The devices that a program may expect on a machine. /dev/shm is a file system of its own, so no other limit applies to
+# it.
 _START = """
 set -e
 mount --bind "$1" "$1"
@@ -53,7 +54,7 @@ exec chroot "$1" /bin/sh -c 'while sleep 1; do :; done'
 
 
 def why_not(*programs: str) -> str | None:
-    """Return why no machine can be made here, or what of these programs is missing, in one line, or ``None``."""
+    """Return in one line why no machine can be made here, or which of these programs is missing; else ``None``."""
     if os.geteuid() != 0:
         return "a fresh machine is made by debootstrap, which needs root: sudo make faults"
     for program in ("debootstrap", *programs):
@@ -82,7 +83,7 @@ def _settings_of_apt(suite: str) -> tuple[str | None, str]:
 
 
 def make_base(suite: str) -> Path:
-    """Return Debian's smallest root file system of a suite; the second time, the same one."""
+    """Return Debian's smallest root file system of a suite, which is made only the first time."""
     base = BASES / suite
     if base.exists():
         return base
@@ -91,7 +92,7 @@ def make_base(suite: str) -> Path:
     command = ["debootstrap", "--variant=minbase", suite, str(unfinished), *([mirror] if mirror else [])]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # In a namespace of its own nothing that it mounts is left behind, whatever ends it.
+        # In a namespace of its own, none of its mounts stay behind, however it ends.
         done = subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command],
             stdin=subprocess.DEVNULL,
@@ -107,10 +108,10 @@ def make_base(suite: str) -> Path:
             (unfinished / "etc/apt/sources.list").write_text(sources)
         command = ["apt-config", "dump", "Acquire"]
         dump = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        # What is fetched beside the lists of packages is this machine's affair.
+        # The files fetched beside the package lists are configured by this machine only.
         lines = [line for line in dump.splitlines(keepends=True) if not line.startswith("Acquire::IndexTargets")]
         (unfinished / "etc/apt/apt.conf.d/00acquire").write_text("".join(lines))
-        # The answer of who types the command; without a terminal apt-get takes none.
+        # The answer that a user would type; without a terminal apt-get has nobody to ask.
         (unfinished / "etc/apt/apt.conf.d/01yes").write_text('APT::Get::Assume-Yes "true";\n')
         unfinished.rename(base)
     finally:
@@ -130,20 +131,20 @@ def variables(layout: Layout) -> dict[str, str]:
 
 
 def settings_of_clients() -> dict[str, str]:
-    """Return the variables by which this machine's clients of package registries find certificates and mirrors."""
+    """Return the variables that give clients of package registries this machine's certificates and mirrors."""
     names = {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"}
     return {
         name: value
         for name, value in os.environ.items()
         if name in names
         or name.lower().endswith("_proxy")
-        # A folder of this machine is not there.
+        # A folder of this machine does not exist there.
         or (name.startswith("PIP_") and not Path(value).is_dir())
     }
 
 
 def give_settings(root: Path) -> None:
-    """Give a root file system this machine's name servers, certificates and settings of package managers."""
+    """Give a root file system this machine's name servers, certificates and package manager settings."""
     for name in _CONFIGURATION:
         own = Path(name).expanduser()
         if own.is_file():
@@ -156,7 +157,7 @@ def give_settings(root: Path) -> None:
 
 
 class Machine:
-    """A running machine; commands run in it one after the other, each within its time."""
+    """A running machine; commands run in it one after the other, each with a time limit."""
 
     def __init__(self, root: Path, init: subprocess.Popen[bytes], log: Path, environment: dict[str, str]) -> None:
         self.root = root
@@ -170,11 +171,11 @@ class Machine:
         }
 
     def run(self, command: str, seconds: float, folder: str = "/") -> tuple[int, str, float]:
-        """Run a line of shell; return its exit status, what it wrote, and how long it took.
+        """Run a line of shell; returns its exit status, its output, and the seconds it took.
 
-        What is left of it after so many seconds is killed: its status is 124.
+        It is killed after ``seconds``, with status 124.
         """
-        # unshare does not tell its child's id; the machine's first process is the child that it waits for.
+        # unshare does not print its child's pid; the machine's first process is the child that it waits for.
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
         enter = ["nsenter", "--target", children[0], "--mount", "--pid", "chroot", str(self.root)]
         began = time.monotonic()
@@ -208,14 +209,14 @@ class Machine:
                 process.wait(30)
 
     def clone(self) -> None:
-        """Give the machine a clone of this repository, of what is committed."""
+        """Clone this repository to the machine, as it is committed."""
         command = ["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), f"{self.root}{HERE}"]
         subprocess.run(command, timeout=120, check=True)
 
 
 @contextmanager
 def machine(base: Path, name: str, **environment: str) -> Iterator[Machine]:
-    """Start a machine on a copy of a base; at the end all of its processes are killed and it is removed."""
+    """Start a machine on a copy of a base; at the end all its processes are killed and it is removed."""
     root = BASES / f".{name}.{os.getpid()}"
     log = BASES / f"{name}.log"
     log.unlink(missing_ok=True)
@@ -223,7 +224,8 @@ def machine(base: Path, name: str, **environment: str) -> Iterator[Machine]:
     try:
         subprocess.run(["cp", "-a", str(base), str(root)], timeout=300, check=True)
         give_settings(root)
-        # With the first process of a namespace the kernel ends all others in it, and its mounts; with us, the first.
+        # When the first process of a namespace ends, the kernel ends all others in it, and its mounts; the first one
+        # ends with this process.
         namespaces = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         init = subprocess.Popen([*namespaces, "/bin/sh", "-c", _START, "sh", str(root)], stdin=subprocess.DEVNULL)
         until = time.monotonic() + 30
@@ -240,7 +242,7 @@ def machine(base: Path, name: str, **environment: str) -> Iterator[Machine]:
 
 
 def _remove_when_unused(root: Path) -> None:
-    """Remove a machine: its processes may be a moment from their end, and what they write then is removed, too."""
+    """Remove a machine, again while ending processes still write to it."""
     for _ in range(20):
         try:
             remove(root)

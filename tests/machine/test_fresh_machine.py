@@ -1,4 +1,4 @@
-"""README's own lines, run on a machine on which nothing is installed."""
+"""The commands of the README, run on a machine on which nothing is installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def lines_of_readme() -> list[str]:
-    """Return the commands of README's section Start, without what is said beside them."""
+    """Return the commands of the README's section Start, without the comments beside them."""
     start = re.search(r"^## Start\n+```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert start is not None
     return [line for line in (re.sub(r"\s+#.*", "", line) for line in start[1].splitlines()) if line]
@@ -36,9 +36,11 @@ def test_readme_has_a_line_to_install_and_two_commands() -> None:
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
-def test_the_lines_of_readme_do_everything(suite: str, tmp_path: Path, tell: Callable[[str], None]) -> None:
+def test_the_commands_of_the_readme_work_on_a_fresh_machine(
+    suite: str, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     install, demo, test = lines_of_readme()
-    # Its network is this machine's: with the ports of make up it would meet a stack that runs here.
+    # Its network is this machine's: with the ports of "make up" it would collide with a stack that runs here.
     settings = variables(Layout.free(tmp_path)) | {"CHAT_LOCAL_DATA": ".local/data"}
 
     def do(fresh: Machine, command: str, seconds: float) -> str:
@@ -49,12 +51,12 @@ def test_the_lines_of_readme_do_everything(suite: str, tmp_path: Path, tell: Cal
 
     with machine(make_base(suite), suite, **settings) as fresh:
         fresh.clone()
-        # There is no sudo, and no need of it: this is root.
+        # There is no sudo, and none is needed: this is root.
         do(fresh, install.replace("sudo ", ""), INSTALL_S)
         text = do(fresh, demo, DEMO_S)
         assert "installing with apt" not in text, "README's line lacks a package"
         assert "Compared with what was sent: each message once" in text
-        # What it started stays up meanwhile.
+        # The stack that the demo started keeps running meanwhile.
         text = do(fresh, test, TEST_S)
         assert re.search(r"^setup: installing with apt: chromium redis-server prometheus$", text, re.MULTILINE)
         assert re.search(r"^=+ \d+ passed\b", text, re.MULTILINE), text[-2000:]

@@ -1,6 +1,6 @@
-"""The container image is built and a gateway runs from it, without Docker: by Buildah, as root, in a container or not.
+"""The container image, built and run as a gateway without Docker: by Buildah, as root, in a container or not.
 
-The official bases are stood in for by Debian's own Python and Node under their names: no registry of images is asked.
+Debian's own Python and Node stand in for the official base images, under their names: no image registry is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INCLUDED = {
     "python": ("python3", "python3-venv", "python3-pip", "ca-certificates"),
     "node": ("npm", "ca-certificates"),
 }
-# As in the official images.
+# The names that the official images have.
 PROGRAMS = {"python": {"python": "python3", "pip": "pip3"}, "node": {}}
 
 pytestmark = [
@@ -37,13 +37,13 @@ pytestmark = [
 
 
 def bases() -> list[str]:
-    """Return the names of the images which the Dockerfile builds on."""
+    """Return the names of the base images of the Dockerfile."""
     return sorted(set(re.findall(r"^FROM (\S+:\S+)", DOCKERFILE.read_text(), re.MULTILINE)))
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Return an environment in which Buildah needs no rights but root's, and keeps all in a folder of its own."""
+    """Return an environment in which Buildah needs no rights but root's, and keeps all data in a folder of its own."""
     folder = BASES / f".images.{os.getpid()}"
     settings = tmp_path / "storage.conf"
     settings.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n')
@@ -56,7 +56,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def buildah(environment: dict[str, str], *arguments: str) -> str:
-    """Run Buildah; return what it prints."""
+    """Run Buildah; returns its output."""
     command = ["buildah", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=STEP_S, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
@@ -64,10 +64,10 @@ def buildah(environment: dict[str, str], *arguments: str) -> str:
 
 
 def stand_in(environment: dict[str, str], name: str) -> None:
-    """Make an image of an official name."""
+    """Create a stand-in for an official image."""
     kind = name.partition(":")[0]
     with machine(make_base("bookworm"), kind) as fresh:
-        # What the machine trusts comes with the build alone.
+        # The certificates this machine trusts are passed by the build only.
         packages = " ".join(INCLUDED[kind])
         install = f"apt-get update && apt-get install --no-install-recommends {packages} && apt-get clean"
         status, text, _ = fresh.run(f"rm -r /usr/local/share/ca-certificates\n{install}", STEP_S)
@@ -80,7 +80,7 @@ def stand_in(environment: dict[str, str], name: str) -> None:
     buildah(environment, "commit", "--quiet", "--rm", container, name)
 
 
-async def test_a_gateway_of_the_image_takes_a_message(
+async def test_a_gateway_of_the_image_accepts_a_message(
     stack: Stack, environment: dict[str, str], tell: Callable[[str], None]
 ) -> None:
     names = bases()

@@ -17,7 +17,7 @@ from gateway import protocol
 
 
 class Wire:
-    """A transport that keeps what is written."""
+    """A transport that keeps all bytes written to it."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -40,7 +40,7 @@ def wired(link: L) -> tuple[L, Wire]:
 
 
 def server_frame(text: bytes) -> bytes:
-    """As a WebSocket server sends it: not masked."""
+    """Return a frame as a WebSocket server sends it: not masked."""
     masked = websocket_frame(text)
     head = {126: 4, 127: 10}.get(masked[1] & 0x7F, 2)
     return masked[:1] + bytes([masked[1] & 0x7F]) + masked[2:head] + text
@@ -106,7 +106,7 @@ def test_what_a_server_refuses_is_a_failure_of_the_link() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 127, 128, 16_383, 16_384, 2_097_151])
-def test_mqtt_lengths(count: int) -> None:
+def test_an_mqtt_length_survives_its_encoding(count: int) -> None:
     found, shift = 0, 0
     for digit in mosquitto.length(count):
         found |= (digit & 0x7F) << shift
@@ -173,7 +173,7 @@ def test_xmpp_takes_the_newest_acknowledgement_and_answers_requests(size: int) -
 
 def test_xmpp_asks_behind_each_50th_message_and_the_last() -> None:
     frames = XmppLink().frames([("bob", n, body(n, 108)) for n in range(120)])
-    assert [place for place, frame in enumerate(frames) if ejabberd.ASK in frame] == [49, 99, 119]
+    assert [index for index, frame in enumerate(frames) if ejabberd.ASK in frame] == [49, 99, 119]
 
 
 def test_cpu_of_a_process_whose_name_holds_anything() -> None:
@@ -190,7 +190,7 @@ def test_a_meter_counts_this_process() -> None:
     assert "client" in found["cpu"]
 
 
-def test_summary_of_rounds() -> None:
+def test_a_summary_has_median_and_extremes() -> None:
     assert summary([3, 1, 10]) == {"median": 3, "min": 1, "max": 10}
 
 
@@ -259,7 +259,7 @@ def test_the_page_has_its_marks_and_keeps_what_is_around_them() -> None:
         insert("nothing", "text")
 
 
-def test_numbers_for_people() -> None:
+def test_numbers_have_three_digits_or_are_whole() -> None:
     assert [number(v) for v in (12_345.6, 123.4, 12.34, 0.1234)] == ["12,346", "123", "12.3", "0.123"]
     assert spread([]) == "-"
     assert spread([1.0]) == "1"

@@ -23,25 +23,25 @@ from chat_streams.commands.output import Since, duration, utc
         (90 * 86_400_000, "90 d 0 h"),
     ],
 )
-def test_lengths_of_time(ms: int, text: str) -> None:
+def test_a_duration_is_shown_in_its_two_largest_units(ms: int, text: str) -> None:
     assert duration(ms) == text
 
 
-def test_times() -> None:
+def test_a_time_is_shown_in_utc_with_milliseconds() -> None:
     assert utc(1_769_868_120_123) == "2026-01-31T14:02:00.123Z"
-    # What a broken clock may have written is shown, and ends nothing.
+    # A time that a broken clock has written is shown, and does not end the command.
     assert utc(1 << 62) == f"{1 << 62} ms"
 
 
 @pytest.mark.parametrize(
     "text", ["2026-01-31T14:02:00Z", "2026-01-31T14:02:00", "2026-01-31T15:02:00+01:00", "2026-01-31 14:02"]
 )
-def test_a_point_in_time(text: str) -> None:
+def test_since_takes_a_point_in_time(text: str) -> None:
     assert Since().convert(text, None, None) == 1_769_868_120_000
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800)])
-def test_an_age(text: str, seconds: int) -> None:
+def test_since_takes_an_age(text: str, seconds: int) -> None:
     assert Since().convert("999999999d", None, None) == 0
     before = time.time()
     found = Since().convert(text, None, None) / 1000 + seconds
@@ -49,6 +49,6 @@ def test_an_age(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "5", "5 m", "-5m", "٣m"])
-def test_what_is_neither(text: str) -> None:
+def test_since_refuses_what_is_neither(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Since().convert(text, None, None)

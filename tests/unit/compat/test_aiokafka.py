@@ -1,4 +1,4 @@
-"""What ``compat/aiokafka.py`` uses of aiokafka is still there, and still has no public counterpart."""
+"""The members that ``compat/aiokafka.py`` uses of aiokafka still exist, and still have no public counterpart."""
 
 from __future__ import annotations
 

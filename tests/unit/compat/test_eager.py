@@ -1,4 +1,4 @@
-"""A coroutine that is begun at once ends at once, or goes on as a task would have."""
+"""A coroutine that is begun eagerly ends at once, or goes on as a task would have."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from chat_streams.compat import eager
 
 
 async def turns() -> None:
-    """Let the loop go round until everybody did what they could."""
+    """Let the event loop run until no task can go on."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def test_what_waits_for_nothing_ends_at_once() -> None:
+async def test_a_coroutine_that_waits_for_nothing_ends_at_once() -> None:
     found: list[int] = []
 
     async def work() -> None:
@@ -25,7 +25,7 @@ async def test_what_waits_for_nothing_ends_at_once() -> None:
     assert found == [1]
 
 
-async def test_what_waits_goes_on_in_a_task_and_has_its_outcome() -> None:
+async def test_a_coroutine_that_waits_goes_on_in_a_task_and_has_its_outcome() -> None:
     async def work(future: asyncio.Future[int]) -> list[int]:
         await asyncio.sleep(0)
         return [await future, await future]
@@ -41,7 +41,7 @@ async def test_what_waits_goes_on_in_a_task_and_has_its_outcome() -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_errors_come_to_who_waits_for_it(waits: bool) -> None:
+async def test_an_error_is_raised_to_the_caller_that_waits(waits: bool) -> None:
     async def work() -> None:
         if waits:
             await asyncio.sleep(0)
@@ -55,7 +55,7 @@ async def test_errors_come_to_who_waits_for_it(waits: bool) -> None:
         await whole()
 
 
-async def test_it_can_be_cancelled_and_cleans_up_and_catches_what_it_awaits() -> None:
+async def test_a_cancelled_coroutine_cleans_up_and_catches_errors_it_awaits() -> None:
     seen: list[str] = []
 
     async def work(future: asyncio.Future[None]) -> None:
@@ -81,7 +81,7 @@ async def test_it_can_be_cancelled_and_cleans_up_and_catches_what_it_awaits() ->
     assert seen == ["caught", "cleaned"]
 
 
-async def test_a_limit_on_its_time_ends_what_it_waits_for_and_not_its_caller() -> None:
+async def test_a_timeout_ends_the_awaited_work_and_not_its_caller() -> None:
     async def work() -> str:
         try:
             await asyncio.wait_for(asyncio.Event().wait(), 0.01)

@@ -22,7 +22,7 @@ async def closed_writer() -> asyncio.StreamWriter:
         with contextlib.suppress(ConnectionResetError):
             await reader.read()
         writer.transport.abort()
-        # The transport's handle is closed in a later turn of the loop.
+        # The transport's handle is closed in a later turn of the event loop.
         while not _is_dead(writer.transport):
             await asyncio.sleep(0)
         return writer
@@ -34,7 +34,7 @@ def _is_dead(transport: Any) -> bool:
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install it for one test only."""
+    """Install the patch for one test only."""
     monkeypatch.setattr(asyncio.StreamWriter, "write", asyncio.StreamWriter.write)
     monkeypatch.setattr(asyncio.StreamWriter, "writelines", asyncio.StreamWriter.writelines)
     monkeypatch.setattr(uvloop, "install", lambda: None)
@@ -59,7 +59,7 @@ def test_a_write_to_a_closed_connection_is_an_os_error() -> None:
     in_uvloop(test)
 
 
-def test_uvloop_still_needs_it() -> None:
+def test_uvloop_still_needs_the_patch() -> None:
     async def test() -> None:
         writer = await closed_writer()
         with pytest.raises(RuntimeError):

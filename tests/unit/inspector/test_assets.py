@@ -57,7 +57,7 @@ async def test_a_missing_library_or_a_path_elsewhere_is_not_found(folder: Path, 
 
 
 def test_every_module_that_a_page_or_a_module_loads_is_there() -> None:
-    """Fails for a renamed module, which a browser would tell only on the pages that load it."""
+    """Fails for a renamed module, which a browser would report only on the pages that load it."""
     scripts, loaded = FOLDER / "static", set()
     for path in scripts.glob("*.mjs"):
         loaded |= set(re.findall(r' from "\./([^"]+)"', path.read_text()))

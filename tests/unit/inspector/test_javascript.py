@@ -1,4 +1,4 @@
-"""The parts of the inspector's JavaScript that need no browser, by Node's own test runner: ``tests/javascript``."""
+"""The parts of the inspector's JavaScript that need no browser, in Node's own test runner: ``tests/javascript``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the inspector that need no engine: what is counted, measured, searched for and kept."""
+"""The parts of the inspector that need no engine: counts, measurements, search and history."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_record_is_counted_by_its_first_bytes(count: int) -> None:
     "value", [None, b"", b"\xcc\x43", b"\xcc\x43\x01", b"\xcc\x43\x01\xdc", b"garbage", b"\xcc\x43\x01\x92"]
 )
 @pytest.mark.parametrize("topic", [INCOMING_MESSAGES, INBOX_REQUESTS])
-def test_what_is_no_record_is_counted_and_shown_all_the_same(topic: str, value: bytes | None) -> None:
+def test_an_undecodable_record_is_counted_and_shown(topic: str, value: bytes | None) -> None:
     assert count_of(topic, value) >= 0
     items, problem = decoded(topic, value, bodies=True)
     assert items is None
@@ -88,7 +88,7 @@ def test_bodies_are_masked_in_what_is_decoded() -> None:
 
 def test_rates_and_totals_survive_a_restart_of_the_service_and_a_reader_that_came_late() -> None:
     series = Series()
-    # It counted before anybody read: that is of the time before.
+    # A count from before the first record that was read is not of this time.
     series.add(said(NOW + HOUR_MS, accepted=1_000_000))
     series.add(said(NOW + HOUR_MS + STEP_MS, accepted=1_000_500))
     assert series.rate("gateway@a:1", "accepted") == 100
@@ -117,7 +117,7 @@ def test_the_hour_is_bounded_whatever_comes() -> None:
 
 
 class Story:
-    """Records of ``service_stats`` every 5 s, and what the panel says of the live sum after each."""
+    """Records of ``service_stats`` every 5 s, and the panel's verdict on the live sum after each."""
 
     def __init__(self) -> None:
         self.series, self.at = Series(), NOW
@@ -140,7 +140,7 @@ def test_the_live_sum_is_red_when_what_was_accepted_is_not_accounted_for() -> No
     assert story.go_on() == "grey", "nothing is known before it was quiet once"
     assert story.go_on(3) == "good"
     for _ in range(10):
-        # What a gateway has said and messaging has not yet is no error.
+        # Messages that a gateway has published and messaging has not yet are no error.
         gateway.update(accepted=1_000)
         assert story.go_on(lag=3) in ("good", "wait")
         messaging.update(appended=990, retries=10)
@@ -181,7 +181,7 @@ def test_the_live_sum_is_amber_when_a_killed_process_took_counts_with_it(killed:
     found = verdict(story.series.ledger)
     assert found["tone"] == "wait"
     assert f"{killed} ended" in found["explained"][0]["text"]
-    # The next audit has the exact sum: what was before it is of no interest any more.
+    # The next audit has the exact sum, so all before it no longer counts.
     story.series.ledger.audited(story.at + 1)
     assert verdict(story.series.ledger)["tone"] == "grey"
     assert story.go_on(4) == "good"
@@ -200,7 +200,7 @@ def test_the_live_sum_is_amber_after_what_an_operator_redrove_and_red_without() 
     assert story.go_on(8, dead_letters=8.0) == "bad"
 
 
-def test_lag_and_time_to_empty() -> None:
+def test_watermarks_give_lag_and_time_to_empty() -> None:
     marks = Watermarks()
     assert marks.lag("messaging") == 0
     marks.look({TP: 1_000}, {"messaging": {TP: 0}}, 0.0)
@@ -209,10 +209,10 @@ def test_lag_and_time_to_empty() -> None:
     assert marks.behind("messaging", TP) == 800
     assert marks.rate(TP) == 10
     assert marks.time_to_empty("messaging", TP) == 800 / 20
-    # It falls behind.
+    # The group falls behind.
     marks.look({TP: 9_000}, {"messaging": {TP: 400}}, 20.0)
     assert marks.time_to_empty("messaging", TP) is None
-    # What waits for its commit only is no lag that grows.
+    # Records that only wait for their commit are not a growing lag.
     steady = Watermarks()
     steady.look({TP: 100}, {"history": {TP: 90}}, 0.0)
     steady.look({TP: 200}, {"history": {TP: 190}}, 10.0)
@@ -240,7 +240,7 @@ def test_lag_and_time_to_empty() -> None:
         ("a/b/c", None),
     ],
 )
-def test_the_search_box_knows_what_is_meant(text: str, path: str | None) -> None:
+def test_the_search_box_finds_the_page_for_a_text(text: str, path: str | None) -> None:
     assert goal(text) == path
 
 
@@ -273,7 +273,7 @@ def test_a_tail_goes_on_where_its_last_event_says_and_takes_no_nonsense() -> Non
     assert positions("") == positions("x:1,2,:,-1:5, 1:2") == {}
 
 
-def test_filters_look_at_the_thing_itself() -> None:
+def test_filters_match_whole_fields_of_a_record() -> None:
     wanted = Filters(INCOMING_MESSAGES, user="bob", sender="alice", type="", header="")
     assert wanted.may_match(messages(1), ())
     assert not wanted.may_match(b"carol", ())
@@ -302,7 +302,7 @@ def test_a_tail_reads_all_there_is_within_its_budget_and_the_newest_of_more() ->
     start = time.monotonic()
     assert budget.left(start + 100) == 4_000
     budget.spend(5_000)
-    # One record may be larger than all there is: then nothing is read for a while.
+    # One record may be larger than the whole budget: then nothing is read for a while.
     assert budget.left(start + 100) == -1_000
     assert budget.left(start + 103) == 2_000
 
@@ -312,7 +312,7 @@ def follower(view: View, at: int | None = None) -> Follower:
 
 
 class Log:
-    """A partition of records of ten messages each, and which of them were read."""
+    """A partition of records of ten messages each, which notes the offsets that were read."""
 
     def __init__(self, end: int) -> None:
         self.end = end
@@ -328,7 +328,7 @@ class Log:
                 yield LogRecord(span.topic, 0, offset, NOW, None, messages(10), ())
 
 
-async def test_all_who_follow_a_topic_share_what_is_read_and_each_has_their_place() -> None:
+async def test_followers_of_a_topic_share_one_read_and_each_has_an_offset() -> None:
     everything = Filters(INCOMING_MESSAGES, "", "", "", "")
     views = [View(everything, False, 0.0) for _ in range(3)]
     one, two, back = (follower(view, at) for view, at in zip(views, (None, None, 95), strict=True))
@@ -341,7 +341,7 @@ async def test_all_who_follow_a_topic_share_what_is_read_and_each_has_their_plac
     await feed.look(log, 1_000)  # type: ignore[arg-type]
     assert log.reads == list(range(95, 103)), "who comes back goes on there, and nobody's record is read twice"
     assert [view.counts["things"] for view in views] == [30, 30, 80]
-    # A flood: the newest is read, the rest is counted.
+    # A flood: the newest records are read, the rest are counted.
     log.end = 1_103
     await feed.look(log, 4)  # type: ignore[arg-type]
     assert log.reads[8:] == [1_099, 1_100, 1_101, 1_102]
@@ -352,14 +352,14 @@ async def test_all_who_follow_a_topic_share_what_is_read_and_each_has_their_plac
     assert views[0].counts["dropped"] == 70 - SHOWN_PER_S
 
 
-def test_numbers_for_the_eye() -> None:
+def test_numbers_are_shown_with_units() -> None:
     assert (rate(0), rate(3.14), rate(1234.5), rate(None)) == ("0/s", "3.1/s", "1,234/s", "–")
     assert (size(5), size(1536), size(3 * 1024**3)) == ("5 B", "1.5 KiB", "3.0 GiB")
     assert hex_rows(b"<script>\x00".hex()).startswith("00000000  3c 73 63")
     assert hex_rows("") == ""
 
 
-def test_what_a_service_says_of_itself() -> None:
+def test_a_service_reports_its_counters_and_agents() -> None:
     statistics = Statistics("messaging")
     statistics.counters["appended"] += 3
     statistics.gauges = lambda: {"table_sessions": 2.0}
@@ -384,18 +384,18 @@ def test_what_a_service_says_of_itself() -> None:
 
 
 def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> None:
-    trail = Journey(Name("alice", "bob", "m"), [])
-    trail.connections = {
+    journey = Journey(Name("alice", "bob", "m"), [])
+    journey.connections = {
         b"open": Connection("phone", 1, 3, 100, NOW, NOW),
         b"lost": Connection("desk", 1, 5, 100, NOW, NOW),
         b"taken": Connection("watch", 1, 7, 100, NOW, NOW),
         b"gone": Connection("old", 1, 9, 100, NOW, NOW, gone_at=NOW),
     }
-    # Slot 7 is another gateway's by now.
-    assert slots_lost(trail, {(3, 100), (7, 101)}) == [5, 7]
+    # Slot 7 belongs to another gateway by now.
+    assert slots_lost(journey, {(3, 100), (7, 101)}) == [5, 7]
 
 
-def test_that_a_group_does_not_catch_up_is_said_of_what_waited_for_a_while_only() -> None:
+def test_a_group_is_said_not_to_catch_up_only_after_a_while() -> None:
     row = {"time_to_empty_s": None, "seconds": 2.0}
     assert empty_in(row) == "–"
     assert empty_in(row | {"seconds": 60.0}) == "not catching up"

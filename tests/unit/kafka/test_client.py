@@ -1,4 +1,4 @@
-"""What a certificate that must not be accepted says, of Kafka and of Redis alike; the server only speaks TLS."""
+"""Errors for a certificate that must not be accepted, of Kafka and of Redis alike; the server only speaks TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
 
 @contextlib.asynccontextmanager
 async def server(certificate: trustme.LeafCert | None) -> AsyncIterator[int]:
-    """Listen with a certificate, or without TLS, and end each connection at once; yields the port."""
+    """Listen with a certificate, or without TLS, and close each connection at once; yields the port."""
     context = None
     if certificate is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -53,7 +53,7 @@ CASES = pytest.mark.parametrize(
 
 @contextlib.asynccontextmanager
 async def a_bad_one(case: str, folder: Path) -> AsyncIterator[tuple[int, Path]]:
-    """Listen with what is wrong in a case; yields the port and the file of the authority that is trusted."""
+    """Listen with the fault of a case; yields the port and the file of the authority that is trusted."""
     trusted, other = trustme.CA(), trustme.CA()
     trusted.cert_pem.write_to_path(folder / "ca.pem")
     certificate = {
@@ -66,14 +66,14 @@ async def a_bad_one(case: str, folder: Path) -> AsyncIterator[tuple[int, Path]]:
 
 
 @CASES
-async def test_kafka_by_tls(tmp_path: Path, case: str, text: str) -> None:
+async def test_a_kafka_with_a_bad_certificate_is_refused(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         settings = Settings(kafka=f"127.0.0.1:{port}", kafka_tls=True, kafka_ca_file=authority)
         assert text in await explain_failure(settings, KafkaConnectionError())
 
 
 @CASES
-async def test_redis_by_tls(tmp_path: Path, case: str, text: str) -> None:
+async def test_a_redis_with_a_bad_certificate_is_refused(tmp_path: Path, case: str, text: str) -> None:
     async with a_bad_one(case, tmp_path) as (port, authority):
         cluster = Cluster(Settings(redis=f"rediss://127.0.0.1:{port}", redis_ca_file=authority))
         try:

@@ -1,4 +1,4 @@
-"""Codes and errors: the server's, the client's copy of them, and the trees that the docstrings draw."""
+"""Codes and errors: the server's, the client's copy of them, and the trees in the docstrings."""
 
 from __future__ import annotations
 

@@ -20,23 +20,23 @@ hypothesis = settings(deadline=None, max_examples=200)
 @example(((1 << 53), 0), ((1 << 53) + 1, 0))  # equal as doubles
 @hypothesis
 def test_order_is_that_of_pairs_of_integers(a: tuple[int, int], b: tuple[int, int]) -> None:
-    first, second = (Position.parse(f"{entry}-{place}") for entry, place in (a, b))
+    first, second = (Position.parse(f"{entry}-{index}") for entry, index in (a, b))
     assert (first < second, first == second, first > second) == (a < b, a == b, a > b)
 
 
 @given(addresses)
 @hypothesis
-def test_round_trips(address: tuple[int, int, int]) -> None:
-    generation, offset, place = address
-    position = Position.of(generation, offset, place)
+def test_a_position_survives_its_text(address: tuple[int, int, int]) -> None:
+    generation, offset, index = address
+    position = Position.of(generation, offset, index)
     assert (position.generation, position.offset, position.index) == address
-    assert str(position) == f"{generation * 2**OFFSET_BITS + offset}-{place}"
+    assert str(position) == f"{generation * 2**OFFSET_BITS + offset}-{index}"
     assert Position.parse(str(position)) == position
 
 
 @given(addresses, addresses)
 @hypothesis
-def test_order_follows_generation_then_offset_then_place(a: tuple[int, int, int], b: tuple[int, int, int]) -> None:
+def test_order_follows_generation_then_offset_then_index(a: tuple[int, int, int], b: tuple[int, int, int]) -> None:
     assert (Position.of(*a) < Position.of(*b)) == (a < b)
 
 
@@ -64,7 +64,7 @@ def test_the_highest_position_is_a_valid_stream_id() -> None:
         (1, 0, MAX_INDEX + 1),
     ],
 )
-def test_out_of_range(address: tuple[int, int, int]) -> None:
+def test_a_part_out_of_range_is_refused(address: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Position.of(*address)
 

@@ -67,7 +67,7 @@ def _union(of: Any) -> set[type]:
 
 
 def _decode(codec: Codec[Any], value: bytes) -> Any:
-    """What the bytes stand for, or ``None`` when they are refused in one of the two ways a worker is prepared for."""
+    """Return the decoded record, or ``None`` when it is refused in one of the two ways a worker is prepared for."""
     try:
         return codec.decode(value)
     except (UndecodableRecord, UnknownVersion):
@@ -82,7 +82,7 @@ def test_the_examples_cover_every_type() -> None:
 
 
 @pytest.mark.parametrize(("codec", "record"), EXAMPLES)
-def test_round_trip(codec: Codec[Any], record: Any) -> None:
+def test_a_record_survives_its_bytes(codec: Codec[Any], record: Any) -> None:
     found = codec.decode(codec.encode(record))
     assert found == record
     assert type(found) is type(record)
@@ -138,7 +138,7 @@ def test_a_truncated_record_is_undecodable(codec: Codec[Any], record: Any) -> No
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_endless_nesting_is_undecodable(codec: Codec[Any]) -> None:
-    # In the place of a field that a newer program may have added.
+    # It stands for a field that a newer program may have added.
     nested = MAGIC + bytes([VERSION]) + b"\x93\xa8messages\x90" + b"\x91" * 100_000 + b"\xc0"
     with pytest.raises(UndecodableRecord):
         codec.decode(nested)

@@ -1,4 +1,4 @@
-"""What the audit says of a message, case by case, and in how much memory it says it of millions."""
+"""The audit's verdict on a message, case by case, and its memory for millions of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def item(offset: int, age: int | None = None, dead: bool = False, accepted: int 
 def head(
     top: int = 100, floor: int | None = None, first: int | None = None, seen: int = NOW // 1000, **cursors: int
 ) -> Head:
-    """An inbox; numbers are offsets."""
+    """Return an inbox's head; numbers are offsets."""
     return Head(
         top=pack(at(top)),
         floor=0 if floor is None else pack(at(floor)),
@@ -138,7 +138,7 @@ GONE = stored(head(first=6, floor=4, phone=4))
         ),
     ],
 )
-def test_a_message_is_one_of_what_it_may_be(one: Item, view: View, claims: Claims, fate: Fate) -> None:
+def test_a_message_has_exactly_one_fate(one: Item, view: View, claims: Claims, fate: Fate) -> None:
     assert verdict(one, view, claims) is fate
 
 
@@ -160,7 +160,7 @@ def test_a_message_is_one_of_what_it_may_be(one: Item, view: View, claims: Claim
         pytest.param(item(5, age=7_200_001), GONE, acked(phone=4), False, "nowhere", id="the same id much later"),
     ],
 )
-def test_a_message_that_is_none_or_two_is_a_problem(
+def test_a_message_with_no_fate_or_two_is_a_problem(
     one: Item, view: View, claims: Claims, twice: bool, text: str
 ) -> None:
     found = verdict(one, view, claims)
@@ -176,14 +176,14 @@ def test_what_was_only_forwarded_is_not_acknowledged() -> None:
     gone = stored(head(top=8, phone=8))
     assert isinstance(verdict(item(5), gone, logged.of("bob")), Problem)
     assert verdict(item(3), gone, logged.of("bob")) is Fate.ACKNOWLEDGED
-    # But a cursor as high as that is nothing strange.
+    # But a cursor as high as that is not reported.
     assert check_head(head(phone=8), logged.of("bob"), RULES, 0, END) == []
     assert len(check_head(head(phone=9), logged.of("bob"), RULES, 0, END)) == 1
 
 
 def test_acknowledgements_that_may_not_be_applied_yet_accuse_nobody() -> None:
     assert judge(item(5), STORED, acked(phone=5), RULES, acks_applied=False) is Fate.PENDING
-    # Nor does one by a device which moved its cursor when it connected: that removes nothing.
+    # Nor does the cursor that a device named when it connected: that removes nothing.
     logged = Logged()
     connected(logged, at(5))
     assert verdict(item(5), STORED, logged.of("bob")) is Fate.PENDING
@@ -199,13 +199,13 @@ def test_states_that_no_log_explains_are_found() -> None:
     assert "above the end of the log" in found
     (found,) = check_head(head(phone=4), acked(phone=4, tv=4), RULES, 0, END)
     assert "device tv" in found
-    # Forgotten after the time to live, or for a newer one.
+    # The device was forgotten after the time to live, or in favour of a newer one.
     assert check_head(head(phone=4), {**acked(when=NOW - 29 * DAY * 1000, tv=1), **claims}, RULES, 0, END) == []
     assert (
         check_head(head(**{f"d{n}": 4 for n in range(16)}), acked(**{f"d{n}": 4 for n in range(17)}), RULES, 0, END)
         == []
     )
-    # The log has forgotten what it was.
+    # The log no longer holds the record that the cursor names.
     assert check_head(head(phone=9, seen=NOW // 1000 - 29 * DAY), {}, RULES, 0, END) == []
 
 
@@ -241,7 +241,7 @@ def test_a_name_is_not_two_names_joined() -> None:
     assert _ages([message("b", "a"), message("", "ab"), message("ab", "")], bits=3) == [None, None, None]
 
 
-def test_of_more_suspects_than_are_held_the_latest_are_known() -> None:
+def test_of_more_suspects_than_are_held_the_latest_are_kept() -> None:
     messages = [message(str(n)) for n in (*range(10), *range(9, -1, -1))]
     found = _ages(messages, most_recent=4)
     assert found[10:] == [0, 0, 0, 0, None, None, None, None, None, None]
@@ -250,7 +250,7 @@ def test_of_more_suspects_than_are_held_the_latest_are_known() -> None:
 # The whole
 
 
-def test_a_partition_in_two_parts_and_what_it_names() -> None:
+def test_a_partition_audited_in_two_parts_names_its_findings() -> None:
     report, logged = Report(), Logged()
     logged.acknowledged(Acknowledge("bob", "phone", at(2)), NOW)
     part = Partition(3, pack(ORIGIN), logged, report)
@@ -258,7 +258,7 @@ def test_a_partition_in_two_parts_and_what_it_names() -> None:
     first = [item(offset) for offset in (1, 2, 3)]
     (look,) = part.looks(first)
     assert (look.user, look.after, look.until, look.messages) == ("bob", 0, pack(at(3)), 3)
-    # The view may hold what follows: the end of a gap.
+    # The view may hold messages behind the last one asked for: the end of a gap.
     assert part.judge(first, {"bob": stored(state, 3, 4)}, RULES, acks_applied=True) == []
     second = [item(offset) for offset in (4, 6)]
     (look,) = part.looks(second)
@@ -271,7 +271,7 @@ def test_a_partition_in_two_parts_and_what_it_names() -> None:
         report.wrong(3, one, Problem("is nowhere", twice=False))
     assert (len(report.findings), report.left_out, report.messages) == (MOST_FINDINGS, MOST_FINDINGS + 1, 204)
     assert not report.clean
-    # The log is read on, the inbox known to be empty above what it has: nobody has to look.
+    # The inbox is known to be empty above the entries it had, so messages read later need no look.
     assert part.looks([item(2)]) == []
 
 
@@ -324,7 +324,7 @@ print(json.dumps([report.fates, int(peak)]))
 
 
 def _measure(count: int) -> tuple[dict[str, int], int]:
-    """The fates of so many messages, and the most memory the process had, in KiB."""
+    """Return the fates of ``count`` messages, and the peak memory of the process, in KiB."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(count)], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -339,5 +339,6 @@ def test_ten_times_the_messages_take_no_more_memory() -> None:
     fates, large = _measure(500_000)
     assert fates["retry"] == 2_500
     assert fates["acknowledged"] + fates["retry"] + fates["pending"] == 500_000
-    # What a message takes would be 0.45 million times; the retries' names and the filter's pages are all that grows.
+    # Anything held for each message would grow 0.45 million times; only the names of retries and the filter's pages
+    # grow.
     assert large - small < 20 * 1024, (small, large)

@@ -58,18 +58,18 @@ def test_what_failed_in_history_alone_stays_where_it_was() -> None:
     assert Redrive.of(write.headers) == Redrive(frozenset({"history"}), 1_000, 7)
 
 
-def test_what_failed_in_both_is_done_with_once() -> None:
+def test_a_record_that_failed_in_both_is_redriven_once() -> None:
     assert catalogue(letter("history"), letter()).write(1, letter()).covers == [0, 1]
-    # Not what is at another offset, and not what is done already.
+    # Not the letter of another offset, and not one that has been redriven already.
     assert catalogue(letter("history", offset=8), letter()).write(1, letter()).covers == [1]
     assert catalogue(letter("history"), letter(), Redriven(0, 5, 9)).write(1, letter()).covers == [1]
 
 
 def test_history_never_loses_the_position_that_an_inbox_has() -> None:
-    # Messaging's went to offset 9: history's own, redriven later on demand, must not bring back the old position.
+    # Messaging's went to offset 9: history's own, redriven later with --again, must not restore the old position.
     both = catalogue(letter("history"), letter(), Redriven(1, 5, 9))
     assert Redrive.of(both.write(0, letter("history")).headers) == Redrive(frozenset({"history"}), 1_000, 9)
-    # The second time messaging drops it as a retry: history stays with the first.
+    # The second time messaging drops it as a retry: history keeps the first position.
     assert Redrive.of(both.write(1, letter()).headers) == Redrive(frozenset({"messaging"}), 1_000, None)
 
 

@@ -79,16 +79,16 @@ def test_after_a_dead_letter_the_next_copy_is_the_one() -> None:
     assert "redrive 4" in fate(found)[1]
 
 
-def test_what_was_redriven_for_history_is_no_delivery() -> None:
+def test_a_copy_redriven_for_history_is_no_delivery() -> None:
     for_history = copy(9, redrive=Redrive(frozenset({"history"})))
     (found,) = journeys(NAME, [copy(7), for_history], [dead(7, "history")], HOUR)
     assert found.applied == copy(7)
-    # The part of the log that was read begins behind the message itself.
+    # The range of the log that was read begins behind the message itself.
     (found,) = journeys(NAME, [for_history], [], HOUR)
     assert fate(found)[0] == "missing"
 
 
-def test_the_way_of_a_message() -> None:
+def test_a_journey_lists_each_hop_of_a_message_in_order() -> None:
     found = journey()
     position, after = copy(7).position, Position.of(1, 6, 0)
     body = b'{"pos":"%b","id":"1"}' % str(position).encode()
@@ -96,14 +96,14 @@ def test_the_way_of_a_message() -> None:
     found.add_sessions((connected(),), NOW - 500)
     found.add_connections()
     found.add_outgoing((Delivery("bob", PHONE, 9, PUSH, after, position, position, 1, body),), 2, NOW - 400)
-    # Others' news, and what does not hold it.
+    # Deliveries and announcements of other users, and some that do not hold the message.
     found.add_outgoing((Delivery("bob", PHONE, 9, PUSH, position, Position.of(1, 8, 0), None, 0, b""),), 2, NOW - 300)
     found.add_outgoing((Delivery("eve", LAPTOP, 9, PUSH, after, position, position, 1, body),), 2, NOW - 300)
     found.add_outgoing((InboxAdvanced("bob", PHONE, 9, after),), 2, NOW - 300)
     found.add_requests((Acknowledge("bob", "phone", after), Acknowledge("eve", "phone", position)), NOW - 250)
     found.add_requests((Acknowledge("bob", "phone", position, NOW - 350),), NOW - 200)
     found.add_requests((Acknowledge("bob", "phone", Position.of(1, 8, 0), NOW - 150),), NOW - 100)
-    # A device that acknowledges several deliveries at once says when it was forwarded the last of them.
+    # A device that acknowledges several deliveries at once reports when the last of them was forwarded to it.
     found.add_requests((Acknowledge("bob", "tablet", Position.of(1, 9, 0), NOW - 90),), NOW - 80)
     assert [(hop.what, hop.at - NOW) for hop in found.ordered()] == [
         ("accepted", -1_000),
@@ -125,7 +125,7 @@ def test_the_way_of_a_message() -> None:
     assert [hop["step_ms"] for hop in hops] == [0, 5, 495, 100, 50, 150, 110, 10]
 
 
-def test_who_has_no_connection_is_told_from_who_does_not_acknowledge() -> None:
+def test_a_user_without_a_connection_is_told_from_one_who_does_not_acknowledge() -> None:
     inbox = Inbox(top=copy(7).position, stored=True, before=312)
     waits = f"it waits in the inbox at position {copy(7).position}, 312 before it"
     found = journey(inbox=inbox)
@@ -139,18 +139,18 @@ def test_who_has_no_connection_is_told_from_who_does_not_acknowledge() -> None:
     assert fate(found)[1].startswith(f"bob has no connection since T-600; {waits}; it was sent at T-700")
 
 
-def test_a_connection_that_is_not_announced_any_more_is_none() -> None:
+def test_a_connection_that_is_no_longer_announced_is_gone() -> None:
     found = journey(inbox=Inbox(top=copy(7).position, stored=True))
     found.add_sessions((connected(),), NOW - 3 * RULES.sweep_ms)
     assert f"no connection since T-{3 * RULES.sweep_ms}" in fate(found)[1]
     found.add_sessions((connected(),), NOW - 1)
     assert "bob is connected" in fate(found)[1]
-    # A newer one of the same device takes its place.
+    # A newer connection of the same device replaces it.
     found.add_sessions((connected(LAPTOP, "phone", 2),), NOW - 1)
     assert found.connections[PHONE].gone_at == NOW - 1
 
 
-def test_what_was_sent_an_hour_ago_is_not_known_and_said_to_be_so() -> None:
+def test_deliveries_of_an_hour_ago_are_reported_as_unknown() -> None:
     found = journey(copy(7, NOW - 90 * 60_000), inbox=Inbox(top=copy(7).position, stored=True))
     found.add_sessions((connected(),), NOW - 1)
     assert f"what was sent before T-{HOUR} is no longer known" in fate(found)[1]
@@ -172,7 +172,9 @@ def test_what_was_sent_an_hour_ago_is_not_known_and_said_to_be_so() -> None:
         ({"inbox": Inbox(top=copy(9).position, cursors={"phone": copy(5).position})}, "missing", "no device of bob"),
     ],
 )
-def test_why_a_message_is_not_in_the_inbox(found: dict[str, Any], expected: str, text: str) -> None:
+def test_the_reason_for_a_message_missing_in_the_inbox_is_named(
+    found: dict[str, Any], expected: str, text: str
+) -> None:
     outcome = fate(journey(**found))
     assert outcome[0] == expected
     assert text in outcome[1]
@@ -183,7 +185,7 @@ def test_why_a_message_is_not_in_the_inbox(found: dict[str, Any], expected: str,
     [Inbox(top=copy(9).position, stored=True), Inbox(top=copy(9).position), Inbox()],
     ids=["stored", "not", "gone"],
 )
-def test_what_is_older_than_an_inbox_keeps_it_has_expired(inbox: Inbox) -> None:
+def test_a_message_older_than_an_inbox_keeps_it_has_expired(inbox: Inbox) -> None:
     found = journey(copy(7, NOW - RULES.ttl_ms - 1), inbox=inbox, next_offsets={"messaging": 8})
     assert fate(found)[0] == "expired"
 

@@ -1,4 +1,4 @@
-"""How the messages of records are put together for the inboxes."""
+"""The grouping of the messages of several records into batches for the inboxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WINDOW_S = 60
 
 
 def record(offset: int, *messages: tuple[str, int], partition: int = 0) -> Record[Messages]:
-    """Messages, as ``(recipient, accepted at)``."""
+    """Return a record of messages, given as ``(recipient, accepted at)``."""
     return Record(partition, offset, Messages(tuple(Message(to, "eve", "id", at, b"") for to, at in messages)))
 
 

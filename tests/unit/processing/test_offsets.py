@@ -29,7 +29,7 @@ def apply(progress: Progress[str], offset: int, now: float) -> None:
 
 
 def rewind(progress: Progress[str], now: float) -> int:
-    """Begin again where the loss window began, as a worker does whose Redis may have lost writes."""
+    """Rewind to the start of the loss window, as a worker does whose Redis may have lost writes."""
     offset = progress.rewind_offset("p")
     progress.start("p", Start(offset, Checkpoint()), now)
     return offset
@@ -62,7 +62,7 @@ def test_partitions_know_nothing_of_each_other(progress: Progress[str]) -> None:
     assert progress.epoch("p") != progress.epoch("q")
 
 
-def test_a_partition_that_is_not_ours(progress: Progress[str]) -> None:
+def test_a_partition_that_is_not_assigned_keeps_no_state(progress: Progress[str]) -> None:
     epoch = run_of(progress)
     progress.admit("p", 100, 0.0)
     progress.clear()
@@ -78,7 +78,7 @@ def test_a_partition_that_is_not_ours(progress: Progress[str]) -> None:
     assert "p" not in progress
 
 
-def test_what_an_earlier_run_finishes_late_counts_no_more(progress: Progress[str]) -> None:
+def test_effects_of_an_earlier_run_that_end_late_do_not_count(progress: Progress[str]) -> None:
     earlier = run_of(progress)
     for offset in (100, 101, 102):
         progress.admit("p", offset, 0.0)
@@ -89,7 +89,7 @@ def test_what_an_earlier_run_finishes_late_counts_no_more(progress: Progress[str
     assert progress.admit("p", 100, 2.0) is Admission.APPLY
 
 
-def test_what_was_under_way_at_a_rewind_counts_no_more(progress: Progress[str]) -> None:
+def test_effects_under_way_at_a_rewind_do_not_count(progress: Progress[str]) -> None:
     earlier = run_of(progress)
     apply(progress, 100, 0.0)
     progress.admit("p", 101, 1.0)
@@ -124,7 +124,7 @@ def test_records_that_are_gone_from_the_log_are_skipped_and_none_twice(progress:
 def test_a_partition_is_stalled_when_it_stands_still_though_the_log_goes_on(progress: Progress[str]) -> None:
     apply(progress, 100, 5.0)
     assert not progress.stalled("p", 101, 100.0, 10.0), "nothing is left to read"
-    assert not progress.stalled("p", 102, 15.0, 10.0), "patience is not over"
+    assert not progress.stalled("p", 102, 15.0, 10.0), "the time limit is not over"
     assert progress.stalled("p", 102, 15.1, 10.0)
     progress.reseek("p", 15.1)
     assert not progress.stalled("p", 102, 25.0, 10.0), "a seek gets its time"
@@ -176,7 +176,7 @@ def test_another_worker_goes_back_by_the_checkpoint(progress: Progress[str]) -> 
 
     other: Progress[str] = Progress(LOSS_WINDOW)
     other.start("p", Start(300, checkpoint), 0.0)  # its clock is its own
-    assert other.token("p") == "", "a token is adopted anew in every run"
+    assert other.token("p") == "", "a partition is fenced anew in every run"
     assert other.committed("p") == checkpoint
     assert other.admit("p", 300, 0.0) is Admission.APPLY
     assert rewind(other, 1.0) == checkpoint.rewind
@@ -296,7 +296,7 @@ class Partition(RuleBasedStateMachine):
             assert offset >= self.first
 
     def teardown(self) -> None:
-        # Whatever happened, a broker that behaves brings everything through.
+        # Whatever happened, a broker that works again brings everything through.
         if "p" not in self.progress:
             return
         end = max([self.fetch, self.first, *self.done_at, *(offset for _, offset in self.under_way)]) + 3

@@ -1,4 +1,4 @@
-"""What a worker commits: never more than is applied, with the newest token; how it takes records, and writes them."""
+"""Commits of a worker: never beyond the applied records, with the newest token; and how it reads and writes records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chat_streams.processing.ordered import BUSY_FETCH_MS, SOON_SECONDS, Consume
 
 PARTITION = TP("incoming_messages", 0)
 IDLE_FETCH_MS = 1_500
-"""Faust's own."""
+"""Faust's own value."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def progress() -> Progress[TP]:
 
 @pytest.fixture
 def consumer(progress: Progress[TP]) -> Consumer:
-    """Make one that is connected to nothing."""
+    """Make a consumer that is connected to nothing."""
     found = Consumer.__new__(Consumer)
     found.progress = progress
     found.committed_tokens = {}
@@ -46,7 +46,7 @@ def consumer(progress: Progress[TP]) -> Consumer:
 
 
 class Thread(_Thread):
-    """The consumer's thread, with what it would tell Kafka."""
+    """The consumer's thread, recording its commits in place of sending them to Kafka."""
 
     def __init__(self, consumer: Consumer) -> None:
         self.consumer = consumer
@@ -64,7 +64,7 @@ class Thread(_Thread):
 
 
 async def turns() -> None:
-    """Let the loop go round until everybody did what they could."""
+    """Let the event loop run until no task can go on."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -97,7 +97,7 @@ async def test_what_is_applied_is_committed_with_its_token(consumer: Consumer, p
 
 async def test_an_offset_from_before_a_rewind_is_not_committed(consumer: Consumer, progress: Progress[TP]) -> None:
     apply(progress, 10, 19)
-    # Faust asked for 20; then Redis lost writes, and a new token was adopted for applying from 12 again.
+    # Faust asked for 20; then Redis lost writes, and the partition was fenced anew, to apply from 12 again.
     progress.start(PARTITION, Start(12, Checkpoint()), time.monotonic())
     progress.fence(PARTITION, "new")
     thread = Thread(consumer)
@@ -114,7 +114,7 @@ async def test_a_partition_that_went_away_is_not_committed(consumer: Consumer, p
 
 
 class Broker:
-    """Stands in for the consumer's thread: what is committed, told after something has happened meanwhile."""
+    """A stand-in for the consumer's thread: returns committed offsets after an event that ``meanwhile`` causes."""
 
     def __init__(self) -> None:
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
@@ -143,13 +143,13 @@ def broker(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Broker:
     consumer._rebalances = 0
     consumer._thread = cast(Any, found)
     monkeypatch.setattr(consumer, "_is_changelog_tp", lambda _: False, raising=False)
-    # What Faust does at a rebalance is not looked at here.
+    # Faust's own part of a rebalance is not tested here.
     for name in ("on_partitions_revoked", "on_partitions_assigned"):
         monkeypatch.setattr(driver.Consumer, name, nothing)
     return found
 
 
-async def test_a_partition_begins_where_it_is_committed(
+async def test_a_partition_begins_at_its_committed_offset(
     consumer: Consumer, progress: Progress[TP], broker: Broker
 ) -> None:
     assert await consumer.seek_to_committed() == {PARTITION: 881} == broker.sought
@@ -157,10 +157,10 @@ async def test_a_partition_begins_where_it_is_committed(
 
 
 @pytest.mark.parametrize("event", ["on_partitions_revoked", "on_partitions_assigned"])
-async def test_what_a_rebalance_overtook_begins_nothing(
+async def test_a_seek_overtaken_by_a_rebalance_begins_nothing(
     consumer: Consumer, progress: Progress[TP], broker: Broker, event: str
 ) -> None:
-    # Else 881 would be committed whenever the partition comes back, be it behind what another worker committed.
+    # Otherwise 881 would be committed when the partition comes back, even below another worker's later commit.
     broker.meanwhile = lambda: getattr(consumer, event)({PARTITION})
     with pytest.raises(IllegalStateError):
         await consumer.seek_to_committed()
@@ -178,7 +178,7 @@ async def test_nothing_is_committable_between_a_rebalance_and_the_seek(
     assert progress.committable(PARTITION) is None
 
 
-async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at_first() -> None:
+async def test_records_are_sent_in_order_though_the_first_times_out_at_first() -> None:
     left: list[tuple[int, bytes]] = []
     tries: list[bytes] = []
     encoded: list[bytes] = []
@@ -207,14 +207,14 @@ async def test_records_leave_in_order_though_the_first_waits_for_room_in_vain_at
     ]
     await written[2]
     assert left == [(1, b"elsewhere")]
-    # What waits behind the first has no bytes of its own yet: there may be much of it.
+    # Records behind the first are not encoded yet: they may be many and large.
     assert encoded == [b"large", b"elsewhere"]
     room.set()
     await asyncio.gather(*written)
     assert left[1:] == [(0, b"large"), (0, b"second"), (0, b"third")]
 
 
-async def test_all_records_of_a_fetch_are_given_out_before_the_agent_begins(consumer: Consumer) -> None:
+async def test_all_records_of_a_fetch_are_queued_before_the_agent_begins(consumer: Consumer) -> None:
     Service.__init__(consumer)
     queue: asyncio.Queue[int] = asyncio.Queue()
     suspended = asyncio.Event()
@@ -231,7 +231,7 @@ async def test_all_records_of_a_fetch_are_given_out_before_the_agent_begins(cons
     assert await batch == 5
 
 
-async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consumer: Consumer) -> None:
+async def test_a_record_for_a_full_queue_waits_until_a_rebalance(consumer: Consumer) -> None:
     Service.__init__(consumer)
     queue: asyncio.Queue[int] = asyncio.Queue(1)
     suspended = asyncio.Event()
@@ -242,7 +242,7 @@ async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consu
     assert await queue.get() == 1
     assert not (await waiting).stopped
     assert queue.qsize() == 1
-    # The queue is full again, and a rebalance begins: what could not be given out is not.
+    # The queue is full again, and a rebalance begins: the record that waited for room is dropped.
     waiting = asyncio.create_task(consumer.wait_first(queue.put(3), suspended.wait()))
     await turns()
     suspended.set()
@@ -253,7 +253,7 @@ async def test_what_must_wait_to_be_given_out_waits_and_ends_with_the_flow(consu
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_an_error_of_giving_out_comes_to_who_waits_for_it(consumer: Consumer, waits: bool) -> None:
+async def test_an_error_of_queueing_is_raised_to_the_caller_that_waits(consumer: Consumer, waits: bool) -> None:
     Service.__init__(consumer)
 
     async def give() -> None:
@@ -306,12 +306,12 @@ async def test_a_fetch_is_answered_soon_while_records_wait_for_their_agent(
     assert longest_wait_with() == IDLE_FETCH_MS
     assert longest_wait_with(PARTITION) == BUSY_FETCH_MS
     assert longest_wait_with(held_back) == BUSY_FETCH_MS
-    # Of a table that has recovered: nobody takes them.
+    # These belong to a table that has recovered: no agent takes them.
     assert longest_wait_with(changelog) == IDLE_FETCH_MS
 
 
 @pytest.mark.parametrize(("active", "asked"), [(set(), []), ({PARTITION}, [SOON_SECONDS])])
-async def test_partitions_whose_queue_was_full_are_asked_for_soon_again(
+async def test_partitions_whose_queue_was_full_are_polled_again_soon(
     consumer: Consumer, active: set[TP], asked: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeouts: list[float] = []
@@ -329,7 +329,7 @@ async def test_partitions_whose_queue_was_full_are_asked_for_soon_again(
     consumer._buffered_partitions = {TP("incoming_messages", 1)}
     monkeypatch.setattr(asyncio, "sleep", sleep)
     assert await consumer._wait_next_records(1.0) == ({}, active)
-    # Somebody has to wait, or it would be asked for without a pause.
+    # One of the two must wait, or Kafka would be polled without a pause.
     assert (timeouts, [*timeouts, *sleeps]) == (asked, [SOON_SECONDS])
     consumer._buffered_partitions = set()
     await consumer._wait_next_records(1.0)

@@ -1,4 +1,4 @@
-"""What a worker does when a Redis server does not know its token, or its partitions are taken meanwhile."""
+"""Fencing: a worker whose token a Redis server does not have, or whose partitions are taken meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, SECOND = TP(INCOMING_MESSAGES, 0), TP(INCOMING_MESSAGES, 1)
 
 
 class Worker:
-    """Stands in for the app and its consumer."""
+    """A stand-in for the app and its consumer."""
 
     def __init__(self) -> None:
         self.progress: Progress[TP] = Progress(60)
@@ -50,7 +50,7 @@ class Worker:
 
 
 class Store:
-    """Stands in for Redis: what it says of the token of each partition, after something has happened meanwhile."""
+    """A stand-in for Redis: its answer on the token of each partition, after an event that ``meanwhile`` causes."""
 
     def __init__(self) -> None:
         self.marks: dict[int, int | None] = {0: None, 1: None}
@@ -58,7 +58,7 @@ class Store:
         self.tokens: dict[int, str] = {}
 
     async def restore(self, devices: object) -> None:
-        """Nothing is known of devices."""
+        """Restore no devices."""
 
     async def fence(self, partition: int, expected: str, token: str) -> int | None:
         self.tokens[partition] = token
@@ -95,7 +95,7 @@ async def test_a_server_that_does_not_know_it_rewinds_before_the_next_append(
     with pytest.raises(Rewound):
         await fencing.token(0)
     assert worker.rewound == {FIRST: 40}
-    # Both have a token now: the rewound one that of its new run.
+    # Both partitions have a token now: the rewound one that of its new run.
     assert await fencing.token(0) == store.tokens[0]
     assert await fencing.token(1) == store.tokens[1]
 
@@ -119,11 +119,11 @@ async def test_a_run_that_began_meanwhile_gets_no_token_of_the_one_before(
     assert not worker.progress.token(FIRST)
 
 
-async def test_who_is_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker: Worker, store: Store) -> None:
+async def test_a_worker_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker: Worker, store: Store) -> None:
     worker.start(100)
 
     async def asked() -> bool:
-        # Kafka gives the partitions to somebody else while we ask.
+        # Kafka assigns the partitions to another worker while this one is asking.
         worker.progress.clear()
         return False
 
@@ -134,7 +134,7 @@ async def test_who_is_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker
 
 
 @pytest.mark.parametrize(("is_applied", "applied"), [(True, []), (False, [1, 2])])
-async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
+async def test_the_previous_log_is_applied_before_anything_new(
     fencing: Fencing,
     worker: Worker,
     store: Store,
@@ -145,14 +145,14 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     logs = [Generation(1, "a", 1, 1), Generation(2, "b", 2, 2)]
     found: list[int] = []
 
-    async def former_logs(_: Settings) -> list[Generation]:
+    async def previous_logs(_: Settings) -> list[Generation]:
         return logs
 
     async def look(_: Settings, __: Inbox, log: Generation) -> bool:
         return is_applied or log.generation == 2
 
     async def apply(_: Settings, __: Inbox, log: Generation, tokens: Mapping[int, str]) -> None:
-        # Until it is done, nothing new can be appended: nobody has these tokens yet.
+        # Until it is done, nothing new can be appended: no worker has been given these tokens yet.
         assert tokens == store.tokens
         assert not worker.progress.token(FIRST)
         found.append(log.generation)
@@ -160,7 +160,7 @@ async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
     async def no_devices(*_: object) -> dict[str, object]:
         return {}
 
-    monkeypatch.setattr("chat_streams.kafka.generations.previous", former_logs)
+    monkeypatch.setattr("chat_streams.kafka.generations.previous", previous_logs)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.is_applied", look)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.apply", apply)
     monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)

@@ -1,4 +1,4 @@
-"""Whatever logs, it is one line of JSON, or one for people."""
+"""All logs, of the project and of its libraries: one line of JSON each, or one for people."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_json_is_one_object_a_line_of_ours_and_of_the_libraries() -> None:
         assert all("ValueError: why" in f["exception"] for f in found[2:])
 
 
-def test_what_people_read_has_no_values_of_variables_either() -> None:
+def test_tracebacks_for_people_have_no_values_of_variables_either() -> None:
     text = "\n".join(lines("console"))
     assert "slot taken" in text
     assert "slot=3" in text

@@ -1,4 +1,4 @@
-"""What Prometheus sees is what is documented, and what rules and dashboard ask for exists."""
+"""The documented metrics are those that Prometheus sees, and all that rules and dashboard query exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows() -> dict[str, list[str]]:
 
 
 def scraped(statistics: Statistics, **more: Any) -> dict[tuple[str, str], float]:
-    """Return what a scrape would find, by name and labels."""
+    """Return the values of a scrape, by name and labels."""
     text = Metrics(statistics, lambda: more).text().decode()
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value
@@ -44,7 +44,7 @@ def scraped(statistics: Statistics, **more: Any) -> dict[tuple[str, str], float]
 
 
 def exported() -> set[str]:
-    """Return the names that queries may use."""
+    """Return the metric names that queries may use."""
     names = {"up"}
     for metric in METRICS:
         name = PREFIX + metric.name
@@ -87,7 +87,7 @@ def test_each_service_shows_what_is_counted_of_it() -> None:
     assert found[f"{PREFIX}gateway_delivery_seconds_bucket", "0.032"] == 4
     assert found[f"{PREFIX}gateway_delivery_seconds_sum", ""] == pytest.approx(0.08)
     assert found[f"{PREFIX}gateway_produce_seconds_count", "incoming_messages"] == 1
-    # To tell the inspector takes nothing away from what Prometheus sees.
+    # A record for the inspector does not reset the values that Prometheus sees.
     assert statistics.record().gauges["latency_p99_ms"] == 32
     assert "latency_p99_ms" not in statistics.record().gauges
     assert scraped(statistics).items() >= {k: v for k, v in found.items() if k[0].startswith(PREFIX)}.items()

@@ -104,7 +104,7 @@ def test_a_key_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -
     assert KEY not in repr(settings.settings())
 
 
-def test_the_key_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_key_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "key"
     monkeypatch.setenv("CHAT_JWT_SECRET_FILE", str(file))
     with pytest.raises(SettingsError, match=r"CHAT_JWT_SECRET_FILE \(.*/key\) cannot be read: No such file"):

@@ -1,4 +1,4 @@
-"""What records say of sampled messages, what a connection keeps of them, and that nothing is there with traces off."""
+"""Trace headers of sampled messages, the marks that a connection keeps, and the absence of both with traces off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 class Recording(Traces):
-    """Keeps the spans that have ended; there is no collector."""
+    """Traces that keep the spans that have ended; there is no collector."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9/v1/traces", 1.0, "test")
@@ -77,11 +77,11 @@ def test_a_span_belongs_to_the_one_that_the_header_names(traces: Recording) -> N
     }
 
 
-def test_what_is_acknowledged_was_forwarded_before(traces: Recording) -> None:
+def test_an_acknowledged_message_was_forwarded_before(traces: Recording) -> None:
     expected = Expected(traces, "phone")
     expected.add(PARENT, at(1))
     expected.add(PARENT, at(2))
-    # The window was closed: it is forwarded with a later page.
+    # The window was closed: the message is forwarded with a later page.
     assert expected.moved(ORIGIN, ORIGIN)
     assert traces.ended == []
     assert expected.moved(at(2), at(1))
@@ -93,7 +93,7 @@ def test_what_is_acknowledged_was_forwarded_before(traces: Recording) -> None:
     assert acknowledge.parent.span_id == forward.context.span_id
 
 
-def test_a_client_that_never_acknowledges_costs_no_more_than_so_much(traces: Recording) -> None:
+def test_a_client_that_never_acknowledges_has_a_bounded_number_of_marks(traces: Recording) -> None:
     expected = Expected(traces, "phone")
     for offset in range(EXPECTED + 50):
         expected.add(PARENT, at(offset))
@@ -102,7 +102,7 @@ def test_a_client_that_never_acknowledges_costs_no_more_than_so_much(traces: Rec
     assert not expected.moved(at(EXPECTED + 50), at(EXPECTED + 50))
 
 
-def test_the_share_of_messages_is_the_one_that_is_set() -> None:
+def test_the_share_of_sampled_messages_is_the_setting() -> None:
     assert Traces.of(Settings(), "test") is None
     for sample in (0, 1):
         found = Traces.of(Settings(traces="http://127.0.0.1:9/v1/traces", trace_sample=sample), "test")

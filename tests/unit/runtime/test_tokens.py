@@ -43,12 +43,12 @@ def hs256(**changes: Any) -> str:
 
 
 def hs256_of(payload: dict[str, Any]) -> str:
-    """Any payload, signed with the right key."""
+    """Return any payload, signed with the right key."""
     return jwt.api_jws.encode(json.dumps(payload).encode(), SECRET, algorithm="HS256")
 
 
 def unsigned(header: dict[str, Any], payload: dict[str, Any], signature: bytes = b"") -> str:
-    """A token put together by hand: ``jwt.encode`` does not make wrong ones."""
+    """Return a token put together by hand: ``jwt.encode`` does not make wrong ones."""
     parts = [json.dumps(header).encode(), json.dumps(payload).encode(), signature]
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
@@ -192,7 +192,7 @@ async def test_forged_tokens_of_the_issuer_are_refused(issuer: Callable[..., Aut
 
 
 async def test_the_public_key_is_no_shared_secret(issuer: Callable[..., Authenticator]) -> None:
-    # The classic forgery: HS256 with what everyone can fetch as the key.
+    # The classic forgery: HS256 with the issuer's public key, which everyone can fetch, as the secret.
     public = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     header = {"alg": "HS256", "kid": "1"}
     signing_input = unsigned(header, claims()).rsplit(".", 1)[0]

@@ -1,4 +1,4 @@
-"""Where the chat database is."""
+"""The address of the chat database."""
 
 from __future__ import annotations
 

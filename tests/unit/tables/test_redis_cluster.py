@@ -1,4 +1,4 @@
-"""What becomes of a connection to Redis on which something went wrong."""
+"""Errors on a connection to Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tables.redis_cluster import Cluster
 
 
 class Connection:
-    """Stands in for a node with one connection, whose writing fails."""
+    """A stand-in for a node with one connection, whose writes fail."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -46,7 +46,7 @@ class Connection:
         (TimeoutError(), TimeoutError),
     ],
 )
-async def test_nobody_reads_the_answers_meant_for_another(error: Exception, raised: type[Exception]) -> None:
+async def test_no_caller_reads_the_answers_meant_for_another(error: Exception, raised: type[Exception]) -> None:
     cluster = Cluster(Settings())
     node = Connection(error)
     with pytest.raises(raised):
@@ -66,10 +66,10 @@ async def test_nobody_reads_the_answers_meant_for_another(error: Exception, rais
         ResponseError("NOREPLICAS Not enough good replicas to write."),
     ],
 )
-async def test_what_redis_does_not_want_now_is_waited_for_and_no_fault_of_the_message(
+async def test_a_refusal_by_redis_that_is_no_fault_of_the_message_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, answer: ResponseError
 ) -> None:
-    """Anything else that is answered makes a dead letter of the record."""
+    """Any other error reply makes a dead letter of the record."""
     cluster = Cluster(Settings())
 
     async def nothing() -> None: ...
@@ -83,7 +83,7 @@ async def test_what_redis_does_not_want_now_is_waited_for_and_no_fault_of_the_me
         await cluster.pipeline([("FCALL", "append", 1, "{u:bob}:inbox")])
 
 
-def test_more_nodes_than_one_may_be_named() -> None:
+def test_the_setting_may_name_several_nodes() -> None:
     cluster = Cluster(Settings(redis="redis://127.0.0.1:7000,127.0.0.1:7001,127.0.0.1:7002", redis_password="secret"))
     assert sorted(cluster._configured) == [f"127.0.0.1:{port}" for port in (7000, 7001, 7002)]
     assert {node.connection_kwargs["password"] for node in cluster._configured.values()} == {"secret"}

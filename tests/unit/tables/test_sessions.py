@@ -12,7 +12,7 @@ MAX_SESSIONS = 16
 
 
 class Table(MutableMapping[bytes, bytes]):
-    """A dict that, like a Faust table, knows of what is assigned and of nothing else."""
+    """A dict that, like a Faust table, has the rows of assigned partitions and no others."""
 
     def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}
@@ -109,7 +109,7 @@ def test_announced_from_a_new_slot_it_is_found_there_and_is_not_its_own_victim(s
     assert sessions.of("bob") == [Session("phone", b"c1", 1, 4, 6)]
 
 
-def test_gone_is_gone(sessions: Sessions, table: Table) -> None:
+def test_an_ended_connection_is_not_found(sessions: Sessions, table: Table) -> None:
     sessions.connected(connected())
     sessions.disconnected(UserDisconnected("bob", b"c1", 5))
     assert sessions.of("bob") == []
@@ -117,14 +117,14 @@ def test_gone_is_gone(sessions: Sessions, table: Table) -> None:
 
 
 @pytest.mark.parametrize("epoch", [4, 6])
-def test_gone_in_another_epoch_concerns_another_entry(sessions: Sessions, table: Table, epoch: int) -> None:
+def test_an_end_in_another_epoch_concerns_another_entry(sessions: Sessions, table: Table, epoch: int) -> None:
     sessions.connected(connected(epoch=5))
     sessions.disconnected(UserDisconnected("bob", b"c1", epoch))
     assert ids(sessions) == [b"c1"]
     assert len(table.changelog) == 1
 
 
-def test_gone_concerns_that_connection_only(sessions: Sessions) -> None:
+def test_an_end_concerns_that_connection_only(sessions: Sessions) -> None:
     sessions.connected(connected("phone", b"c1"))
     sessions.connected(connected("tablet", b"c2"))
     sessions.disconnected(UserDisconnected("bob", b"c1", 5))

@@ -114,7 +114,7 @@ def messages(after: str, until: str, *positions: str) -> dict[str, Any]:
 
 
 class Inbox:
-    """A callback that keeps what it gets."""
+    """A callback that keeps the messages it gets."""
 
     def __init__(self) -> None:
         self.positions: list[str] = []
@@ -137,7 +137,7 @@ def test_a_frame_of_an_unknown_type_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("code", "final"), [(1006, False), (4000, False), (4499, False), (4500, True), (4999, True)])
-def test_which_close_codes_are_final(code: int, final: bool) -> None:
+def test_close_codes_from_4500_on_are_final(code: int, final: bool) -> None:
     assert is_final(code) is final
 
 
@@ -147,7 +147,7 @@ def test_backoff_has_full_jitter_below_a_limit() -> None:
     assert min(waits) < 1 < max(waits)
 
 
-async def test_hello_and_sending_one_and_many() -> None:
+async def test_a_client_says_hello_and_sends_one_message_or_many() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome()
         first = await peer.next()
@@ -169,11 +169,11 @@ async def test_hello_and_sending_one_and_many() -> None:
         assert server.hellos == [{"type": "hello", "token": "jwt", "device": "d", "after": "p7"}]
 
 
-async def test_no_more_in_flight_than_allowed() -> None:
+async def test_a_client_has_no_more_messages_in_flight_than_allowed() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome()
         first = await peer.take(3)
-        # A pong proves that the client had the chance to send more, and did not.
+        # The client had the chance to send more before this ping, and did not.
         assert (await peer.next())["type"] == "ping"
         await peer.confirm(*(send["id"] for send in first))
         await peer.say({"type": "pong", "ref": "never asked"})
@@ -199,14 +199,14 @@ async def test_a_failure_sends_all_behind_it_again_in_order_after_the_last_answe
         await peer.confirm(sends["a0"])
         await peer.refuse(sends["a1"], retry=True)
         await peer.say({"type": "pong", "ref": ref})
-        # A message to another recipient passes; one to this recipient waits for the answer about a2 and a3.
+        # A message to another recipient is sent; one to this recipient waits for the answers about a2 and a3.
         assert (await peer.next())["body"] == "b1"
         await peer.confirm(sends["b0"], sends["a2"])
         await peer.refuse(sends["a3"], sends["a4"], retry=True)
         again = await peer.take(4)
         assert [send["body"] for send in again] == ["a1", "a3", "a4", "a5"]
         assert again[0]["id"] == sends["a1"]
-        # It fails once more, as a whole.
+        # They fail once more, all of them.
         await peer.refuse(*(send["id"] for send in again), retry=True)
         assert await peer.take(4) == again
         await peer.confirm(*(send["id"] for send in again))
@@ -221,7 +221,7 @@ async def test_a_failure_sends_all_behind_it_again_in_order_after_the_last_answe
         await client.ping()
         later = [asyncio.create_task(client.send(to, body)) for to, body in (("a", "a5"), ("b", "b1"))]
         assert len(await sending) == 6
-        # b1 has no confirmation in the script; a reconnect would bring it, the end of the test just drops it.
+        # b1 has no confirmation in the script; a reconnect would send it again, so the end of the test cancels it.
         await later[0]
         await client.send("a", "last")
         later[1].cancel()
@@ -248,7 +248,7 @@ async def test_a_refusal_is_raised_and_leaves_the_others_alone() -> None:
             await client.history("carol", before="nonsense")
 
 
-async def test_what_is_unconfirmed_goes_again_on_the_next_connection() -> None:
+async def test_unconfirmed_messages_are_sent_again_on_the_next_connection() -> None:
     seen: list[dict[str, Any]] = []
 
     async def dies(peer: Peer) -> None:
@@ -282,11 +282,11 @@ async def test_a_send_without_an_answer_times_out_and_frees_its_place() -> None:
         await peer.until_closed()
 
     async with serving(script) as server, Client(server.url, "jwt", "d", in_flight=1) as client:
-        # Neither the welcome nor the second answer has to come so soon.
-        patience, client._timeout_s = client._timeout_s, 0.1
+        # The short timeout is for the first send only: the welcome and the second answer may take longer.
+        timeout_s, client._timeout_s = client._timeout_s, 0.1
         with pytest.raises(TimeoutError, match="lost-one"):
             await client.send("a", 1, id="lost-one")
-        client._timeout_s = patience
+        client._timeout_s = timeout_s
         await client.send("a", 2)
 
 
@@ -305,7 +305,7 @@ async def test_an_id_in_flight_is_not_taken_twice() -> None:
         await first
 
 
-async def test_acknowledged_after_the_callback_and_caught_up_after_it() -> None:
+async def test_messages_are_acknowledged_after_the_callback_and_caught_up_follows() -> None:
     may_return = asyncio.Event()
     inbox = Inbox()
 
@@ -348,7 +348,7 @@ async def test_leaving_lets_the_callback_finish_and_acknowledges() -> None:
         await working.wait()
 
 
-async def test_acknowledging_by_hand_and_nothing_without_it() -> None:
+async def test_a_client_that_acknowledges_by_hand_sends_no_other_acks() -> None:
     inbox = Inbox()
 
     async def first(peer: Peer) -> None:
@@ -374,7 +374,7 @@ async def test_acknowledging_by_hand_and_nothing_without_it() -> None:
     assert inbox.positions == ["p1", "p2", "p3", "p2", "p3"]
 
 
-async def test_what_comes_again_after_a_loss_during_the_callback_is_not_handed_over_twice() -> None:
+async def test_messages_that_come_again_after_a_loss_during_the_callback_are_not_handed_over_twice() -> None:
     lost = asyncio.Event()
     inbox = Inbox()
 
@@ -434,7 +434,7 @@ async def test_the_first_frame_has_to_continue_the_welcome() -> None:
                 await client.send("a", 1)
 
 
-async def test_missed_is_told_in_its_place_and_acknowledged() -> None:
+async def test_missed_is_reported_in_order_and_acknowledged() -> None:
     story: list[Any] = []
 
     async def on_messages(batch: list[Message]) -> None:
@@ -544,7 +544,7 @@ async def test_goodbye_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -
 
     async with serving(leaves, lives) as server, Client(server.url, "jwt", "d") as client:
         await client.wait_caught_up()
-        # What was left of ten minutes by then.
+        # The rest of the ten minutes.
         assert any(WITHIN_S < wait <= 600 for wait in waits)
 
 
@@ -602,7 +602,7 @@ async def test_a_server_that_speaks_nonsense_ends_the_client() -> None:
         assert caught.value.code == "protocol"
 
 
-async def test_nothing_listens() -> None:
+async def test_a_client_reports_that_nothing_listens() -> None:
     async with serving() as server:
         url = server.url
     with pytest.raises(ConnectionClosed, match="nothing listens at ws://") as caught:
@@ -628,9 +628,9 @@ async def test_a_closed_client_sends_nothing() -> None:
 
 
 @given(st.lists(st.sampled_from(["refuse", "confirm", "add", "reconnect"]), max_size=60))
-async def test_however_sends_fail_they_are_accepted_in_order(steps: list[str]) -> None:
-    """Against the gateway's promise: what follows a failed send to the same recipient fails until it comes again."""
-    outbox, call = RecipientQueues(), _Call(1_000)
+async def test_sends_that_fail_are_accepted_in_order(steps: list[str]) -> None:
+    """The gateway's promise is assumed: after a failed send, all to the same recipient fail until it is sent again."""
+    queues, call = RecipientQueues(), _Call(1_000)
     added: list[str] = []
     wire: list[str] = []
     accepted: list[str] = []
@@ -641,36 +641,36 @@ async def test_however_sends_fail_they_are_accepted_in_order(steps: list[str]) -
         id_ = wire.pop(0)
         if refuse or (failed is not None and id_ != failed):
             failed = failed or id_
-            _, lane = outbox.answer(id_, None)
+            _, queue = queues.answer(id_, None)
         else:
             failed = None
             if id_ not in accepted:
                 accepted.append(id_)
-            _, lane = outbox.answer(id_, Sent(id_, AT))
-        if lane is not None:
-            outbox.again(lane)
-        wire.extend(frame.decode() for frame in outbox.take())
+            _, queue = queues.answer(id_, Sent(id_, AT))
+        if queue is not None:
+            queues.again(queue)
+        wire.extend(frame.decode() for frame in queues.take())
 
     for step in steps:
         if step == "add":
             id_ = str(len(added))
             added.append(id_)
-            outbox.add(_Send(id_, "a", id_.encode(), 0.0, call, len(added)))
-            wire.extend(frame.decode() for frame in outbox.take())
+            queues.add(_Send(id_, "a", id_.encode(), 0.0, call, len(added)))
+            wire.extend(frame.decode() for frame in queues.take())
         elif step == "reconnect":
-            # What was on the wire was accepted or not: here it was, and the answer got lost.
+            # A send on the wire was accepted or not: here it was, and the answer was lost.
             if failed is None:
                 accepted.extend(id_ for id_ in wire if id_ not in accepted)
             wire, failed = [], None
-            outbox.restart()
-            wire.extend(frame.decode() for frame in outbox.take())
+            queues.restart()
+            wire.extend(frame.decode() for frame in queues.take())
         elif wire:
             answer(step == "refuse")
     while wire:
         answer(refuse=False)
     assert accepted == added
-    assert not outbox.sends
+    assert not queues.sends
 
 
-def test_the_outbox_ignores_answers_to_what_it_does_not_know() -> None:
+def test_the_recipient_queues_ignore_answers_to_unknown_ids() -> None:
     assert RecipientQueues().answer("x", Sent("x", AT)) == (False, None)

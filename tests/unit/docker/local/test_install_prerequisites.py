@@ -40,12 +40,12 @@ class Machine:
         self.add("id", f"echo {user}")
 
     def add(self, name: str, body: str) -> None:
-        """Make a command of a shell script's body."""
+        """Add a command with a shell script as its body."""
         (self.path / name).write_text(f"#!/bin/sh\n{body}\n")
         (self.path / name).chmod(0o755)
 
     def add_apt(self, *packages: str, works: bool = True) -> None:
-        """Make an ``apt-get`` that can install these packages, or one that fails."""
+        """Add an ``apt-get`` that can install these packages, or one that fails."""
         stock = self.path.parent / "stock"
         stock.mkdir(exist_ok=True)
         made = ""
@@ -56,12 +56,12 @@ class Machine:
         self.add("apt-get", f'echo "$RUNLEVEL|$*" >>{self.log}\n{made if works else "echo no route >&2; exit 100"}')
 
     def remove(self, *names: str) -> None:
-        """Take commands away."""
+        """Remove commands."""
         for name in names:
             (self.path / name).unlink()
 
     def run(self, *arguments: str, python: str = "python3") -> tuple[int, list[str]]:
-        """Run the script; return its exit status and its lines."""
+        """Run the script; returns its exit status and its lines."""
         done = subprocess.run(
             [str(SCRIPT), *arguments],
             env={"PATH": str(self.path), "PYTHON": python, "OS_RELEASE": str(self.os_release)},
@@ -74,14 +74,14 @@ class Machine:
         return done.returncode, done.stderr.splitlines()
 
     def installed(self) -> list[str]:
-        """Return the arguments of each install, and the run level it had."""
+        """Return the arguments of each install, and its run level."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if " install " in line]
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """Return a machine of a user who may not become root, with all that is needed."""
+    """Return a machine of a user who may not become root, with everything that is needed."""
     machine = Machine(tmp_path, user=1000)
     machine.add_apt()
     machine.add("sudo", "exit 1")
