@@ -33,7 +33,7 @@ from gateway import protocol
 from gateway.hub import Hub
 from gateway.publisher import Accepted, Publisher
 from gateway.state.delivery_state import Limits
-from gateway.state.rate_limit import Allowances
+from gateway.state.rate_limit import RateLimiters, Rates
 from gateway.websocket import WebSocket
 from tables.chat_history import ChatHistory, HistoryUnavailable
 from tables.inbox import Inbox
@@ -62,7 +62,16 @@ class Gateway:
         self._cluster = Cluster(settings)
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
-        self.allowances = Allowances(settings)
+        self.rate_limiters = RateLimiters(
+            Rates(
+                send_rate=settings.send_rate,
+                send_burst=settings.send_burst,
+                send_bytes_rate=settings.send_bytes_rate,
+                send_bytes_burst=settings.send_bytes_burst,
+                connect_rate=settings.connect_rate,
+                connect_burst=settings.connect_burst,
+            )
+        )
         self._origins = {name.strip() for name in (settings.origins or "").split(",")}
         self.statistics = Statistics("gateway")
         self.statistics.gauges = self._gauges

@@ -97,7 +97,7 @@ class Hub:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             try:
-                await self._slots.give_back(lease)
+                await self._slots.release(lease)
             except StoreUnavailable as error:
                 log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
 

@@ -24,7 +24,7 @@ from gateway import protocol
 from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
 from gateway.state.delivery_state import AckRefused, Ask, Connection
-from gateway.state.rate_limit import Allowance
+from gateway.state.rate_limit import RateLimiter
 from tables.chat_history import HistoryUnavailable
 from tables.redis_cluster import StoreUnavailable
 
@@ -63,7 +63,7 @@ class WebSocket:
     """
 
     __slots__ = (
-        *("_allowance", "_ended", "_gateway", "_held_back", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
+        *("_rate_limiter", "_ended", "_gateway", "_held_back", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
         *("_reader", "_reserved", "_stopped", "_tasks", "_timer", "_unconfirmed", "_writer", "_ws"),
         *("_expected", "_live", "_since", "_stalls", "_waits"),
         *("device", "id", "number", "patience", "state", "user"),
@@ -76,7 +76,7 @@ class WebSocket:
         self.number = 0
         self.state: Connection
         self.patience = 0.0
-        self._allowance: Allowance
+        self._rate_limiter: RateLimiter
         self._gateway = gateway
         self._hub = gateway.hub
         self._ws = ws
@@ -235,8 +235,8 @@ class WebSocket:
                 if not isinstance(hello, Hello) or len(frames) != 1:
                     raise Ended(Close.BAD_SEQUENCE, "the first frame must be a hello, alone")
                 identity = await self._identify(hello)
-                self._allowance = self._gateway.allowances.of(identity.user, self._now())
-                if wait := self._allowance.connect(self._now()):
+                self._rate_limiter = self._gateway.rate_limiters.of(identity.user, self._now())
+                if wait := self._rate_limiter.connect(self._now()):
                     text = f"too many connections: more than {settings.connect_rate:g} a second, wait {wait:.1f} s"
                     raise Ended(Close.TOO_MANY_CONNECTS, text)
                 await self._register(identity.user, hello)
@@ -380,7 +380,7 @@ class WebSocket:
             text = f"sent behind {first}, which was refused: send that again first, so that the order stays"
             self._put(protocol.error("out_of_order", text, retry=True, id=frame.id))
             return
-        if wait := self._allowance.send(len(body), self._now()):
+        if wait := self._rate_limiter.send(len(body), self._now()):
             self._hold_back(frame.to, frame.id)
             text = f"more than {settings.send_rate:g} messages or {settings.send_bytes_rate:g} bytes a second"
             in_ms = math.ceil(wait * 1000)

@@ -63,7 +63,7 @@ class Slots:
                 # Who could take it needs Redis, too. Until it is back, nobody is told that this one holds it.
                 log.warning("the slot's lease is not renewed", slot=lease.slot, error=str(error))
 
-    async def give_back(self, lease: Lease) -> None:
+    async def release(self, lease: Lease) -> None:
         """Let another gateway have the slot now."""
         await self._cluster.call(("FCALL", function("release"), 1, _key(lease.slot), self._owner))
 
