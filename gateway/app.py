@@ -6,8 +6,7 @@ import asyncio
 import random
 import signal
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Final
 
 import structlog
@@ -31,7 +30,7 @@ from chat_streams.runtime.statistics import Statistics
 from chat_streams.runtime.tokens import Authenticator
 from gateway import protocol
 from gateway.hub import Hub
-from gateway.publisher import Accepted, Publisher
+from gateway.publisher import Publisher
 from gateway.state.delivery_state import Limits
 from gateway.state.rate_limit import RateLimiters, Rates
 from gateway.websocket import WebSocket
@@ -76,7 +75,7 @@ class Gateway:
         self.statistics = Statistics("gateway")
         self.statistics.gauges = self._gauges
         self.traces = Traces.of(settings, "gateway")
-        self.publisher = Publisher(settings, self._confirm, self.statistics, self.traces)
+        self.publisher = Publisher(settings, self.statistics, self.traces)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self._log: Log | None = None
         self._ends: AIOKafkaConsumer | None = None
@@ -97,11 +96,11 @@ class Gateway:
         await self._ends.start()
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
-        saying = asyncio.create_task(self.statistics.publish(self.publisher.say))
+        publishing = asyncio.create_task(self.statistics.publish(self.publisher.publish_statistics))
         yield
         running.cancel()
-        saying.cancel()
-        await asyncio.gather(running, saying, return_exceptions=True)
+        publishing.cancel()
+        await asyncio.gather(running, publishing, return_exceptions=True)
         await self.publisher.stop()
         await self.hub.close()
         await self._ends.stop()
@@ -244,17 +243,6 @@ class Gateway:
         found = {"connections": float(len(self._sockets)), "produce_buffer_bytes": float(self.publisher.held)}
         found["lease"] = float(lease is not None)
         return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
-
-    def _confirm(self, things: Sequence[Accepted], ok: bool) -> None:
-        self.statistics.counters["accepted" if ok else "refused"] += len(things)
-        by_owner: defaultdict[WebSocket, list[Accepted]] = defaultdict(list)
-        for thing in things:
-            by_owner[thing.owner].append(thing)
-            if thing.span is not None:
-                thing.span.set_attribute("chat.accepted", ok)
-                thing.span.end()
-        for socket, accepted in by_owner.items():
-            socket.confirmed(accepted, ok)
 
 
 def _stop_if_failed(running: asyncio.Task[None]) -> None:

@@ -121,9 +121,9 @@ class Hub:
         if self._by_device.get((socket.user, socket.device)) is socket:
             del self._by_device[socket.user, socket.device]
         # Who comes back at once must not get again what was acknowledged on this connection.
-        self.publisher.hurry(socket.user)
+        self.publisher.flush(socket.user)
         if self._lease is not None:
-            self.publisher.tell(UserDisconnected(socket.user, socket.id, self._lease.epoch))
+            self.publisher.publish_event(UserDisconnected(socket.user, socket.id, self._lease.epoch))
 
     def announce(self, socket: WebSocket) -> None:
         """Tell the registry of a connection again."""
@@ -133,7 +133,7 @@ class Hub:
         """Ask for a page of an inbox."""
         if self._lease is None:
             return
-        self.publisher.ask(
+        self.publisher.request_page(
             Fetch(
                 user=socket.user,
                 connection=socket.id,
@@ -152,11 +152,11 @@ class Hub:
         """Pass on how far a device has acknowledged."""
         state, at = socket.state, socket.state.acked_forwarded_at
         forwarded_at = 0 if at is None else now_ms() - int(1000 * (time.monotonic() - at))
-        self.publisher.ask(
+        self.publisher.publish_acknowledgement(
             Acknowledge(socket.user, socket.device, state.acked, forwarded_at),
-            hurry=state.half_unreported,
+            flush=state.half_unreported,
             # Nobody waits for the acknowledgement of what came live; a page that waits for room does.
-            patience=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
+            linger=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
         )
 
     def reserve(self, socket: WebSocket, size: int) -> bool:
@@ -180,7 +180,7 @@ class Hub:
             self._to_announce.append(socket.id)
             return
         s = self.settings
-        self.publisher.tell(
+        self.publisher.publish_event(
             UserConnected(
                 user=socket.user,
                 device=socket.device,
@@ -234,7 +234,7 @@ class Hub:
         self._corrected[item.connection] = None
         if len(self._corrected) > CORRECTIONS:
             self._corrected.popitem(last=False)
-        self.publisher.tell(UserDisconnected(item.user, item.connection, item.epoch))
+        self.publisher.publish_event(UserDisconnected(item.user, item.connection, item.epoch))
 
     def _announce_partitions(self, partitions: set[int]) -> None:
         count = self.settings.partitions

@@ -184,7 +184,7 @@ class WebSocket:
         self._put(protocol.goodbye("the gateway is stopping", reconnect_in_ms))
         self.end(Close.GOING_AWAY, "the gateway is stopping")
 
-    def confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
         """Messages of this connection are in the log, or are not for sure."""
         self._unconfirmed -= len(accepted)
         if ok:
