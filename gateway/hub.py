@@ -34,6 +34,7 @@ from chat_streams.runtime.spans import Header, Mark
 from gateway.publisher import Publisher
 from gateway.slot_consumer import Deliveries
 from gateway.state.delivery_state import Ask
+from gateway.state.fetch_budget import FetchBudget
 from tables.redis_cluster import StoreUnavailable
 from tables.slots import Lease, NoSlot, Slots
 
@@ -64,8 +65,7 @@ class Hub:
         self._to_announce: deque[bytes] = deque()
         # Connections said to be gone lately: what is still on its way to them needs no second correction.
         self._corrected: OrderedDict[bytes, None] = OrderedDict()
-        self._budget = settings.fetch_budget
-        self._waiting_for_budget: deque[WebSocket] = deque()
+        self._fetch_budget = FetchBudget(settings.fetch_budget, settings.read_bytes)
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -120,6 +120,7 @@ class Hub:
             return
         if self._by_device.get((socket.user, socket.device)) is socket:
             del self._by_device[socket.user, socket.device]
+        self._fetch_budget.forget(socket.id)
         # Who comes back at once must not get again what was acknowledged on this connection.
         self.publisher.flush(socket.user)
         if self._lease is not None:
@@ -161,19 +162,14 @@ class Hub:
 
     def reserve(self, socket: WebSocket, size: int) -> bool:
         """Take bytes of the budget for pages under way; without room the connection is woken later."""
-        if self._budget < size:
-            self._waiting_for_budget.append(socket)
-            return False
-        self._budget -= size
-        return True
+        return self._fetch_budget.reserve(socket.id, size)
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Return bytes of the budget and wake who waits for some."""
-        self._budget += size
-        while self._waiting_for_budget and self._budget >= self.settings.read_bytes:
-            socket = self._waiting_for_budget.popleft()
-            if socket.id in self._connections:
-                socket.room_again()
+        self._fetch_budget.release(size)
+        while (next_id := self._fetch_budget.next_in_line()) is not None:
+            if (socket := self._connections.get(next_id)) is not None:
+                socket.on_fetch_budget()
 
     def _tell(self, socket: WebSocket, drain: bool) -> None:
         if self._lease is None:

@@ -24,6 +24,7 @@ from gateway import protocol
 from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
 from gateway.publisher import Accepted
 from gateway.state.delivery_state import AckRefused, Ask, Connection
+from gateway.state.order_barrier import OrderBarrier
 from gateway.state.rate_limit import RateLimiter
 from tables.chat_history import HistoryUnavailable
 from tables.redis_cluster import StoreUnavailable
@@ -36,7 +37,6 @@ log = structlog.get_logger()
 WRITE_BUFFER: Final = 256 * 1024
 """Bytes of answers waiting for a slow client; past it, its frames are not read."""
 HISTORY_AT_ONCE: Final = 2
-HELD_BACK_SECONDS: Final = 30.0
 CLOSE_SECONDS: Final = 5.0
 
 
@@ -63,7 +63,7 @@ class WebSocket:
     """
 
     __slots__ = (
-        *("_rate_limiter", "_ended", "_gateway", "_held_back", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
+        *("_rate_limiter", "_ended", "_gateway", "_barrier", "_hold", "_histories", "_hub", "_out", "_out_bytes"),
         *("_reader", "_reserved", "_stopped", "_tasks", "_timer", "_unconfirmed", "_writer", "_ws"),
         *("_expected", "_live", "_since", "_stalls", "_waits"),
         *("device", "id", "number", "patience", "state", "user"),
@@ -88,7 +88,7 @@ class WebSocket:
         self._reader: asyncio.Task[None] | None = None
         self._stopped = False
         self._unconfirmed = 0
-        self._held_back: dict[str, tuple[str, float]] | None = None
+        self._barrier: OrderBarrier | None = None
         self._reserved = 0
         self._since = 0
         self._live: deque[_Live] | None = None
@@ -123,7 +123,7 @@ class WebSocket:
                 self._timer.cancel()
             self._hub.remove(self)
             if self._reserved:
-                self._hub.give_back(self._reserved)
+                self._hub.release(self._reserved)
                 self._reserved = 0
             for task in self._tasks:
                 task.cancel()
@@ -213,7 +213,7 @@ class WebSocket:
         if at is not None and self._ended is None:
             self._timer = asyncio.get_running_loop().call_at(max(at, now + 0.001), self.progress)
 
-    def room_again(self) -> None:
+    def on_fetch_budget(self) -> None:
         """There is room for a page: go on asking."""
         self.state.room_again(self._now())
         self.progress()
@@ -376,7 +376,7 @@ class WebSocket:
             text = f"$.body has {len(body)} bytes, {settings.max_body} are allowed"
             self._put(protocol.error("too_large", text, id=frame.id))
             return
-        if (first := self._held(frame)) is not None:
+        if self._barrier and (first := self._barrier.blocker(frame.to, frame.id, self._now())) is not None:
             text = f"sent behind {first}, which was refused: send that again first, so that the order stays"
             self._put(protocol.error("out_of_order", text, retry=True, id=frame.id))
             return
@@ -396,22 +396,9 @@ class WebSocket:
         self._gateway.publisher.send(Accepted(Message(frame.to, self.user, frame.id, at, tail), at_text, self, span))
 
     def _hold_back(self, to: str, message_id: str) -> None:
-        if self._held_back is None:
-            self._held_back = {}
-        self._held_back.setdefault(to, (message_id, self._now() + HELD_BACK_SECONDS))
-
-    def _held(self, frame: Send) -> str | None:
-        """The refused message that must come before this one, if there is one."""
-        if not self._held_back:
-            return None
-        held = self._held_back.get(frame.to)
-        if held is None:
-            return None
-        first, until = held
-        if frame.id == first or self._now() > until:
-            del self._held_back[frame.to]
-            return None
-        return first
+        if self._barrier is None:
+            self._barrier = OrderBarrier(self._gateway.settings.unconfirmed)
+        self._barrier.refuse(to, message_id, self._now())
 
     # History
 
@@ -466,12 +453,12 @@ class WebSocket:
             self._gateway.statistics.took("catch_up", (now_ms() - self._since) / 1000)
         if self._reserved and not self.state.outstanding:
             reserved, self._reserved = self._reserved, 0
-            self._hub.give_back(reserved)
+            self._hub.release(reserved)
         self.progress()
 
     def _reserve(self, ask: Ask) -> None:
         if self._reserved:
-            self._hub.give_back(self._reserved)
+            self._hub.release(self._reserved)
             self._reserved = 0
         # Without room the hub says when there is some again.
         if self._hub.reserve(self, ask.limit_bytes):
