@@ -33,7 +33,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
 from gateway.publisher import Publisher
 from gateway.slot_consumer import Deliveries
-from gateway.state.delivery_state import Ask
+from gateway.state.delivery_state import PageRequest
 from gateway.state.fetch_budget import FetchBudget
 from tables.redis_cluster import StoreUnavailable
 from tables.slots import Lease, NoSlot, Slots
@@ -130,8 +130,8 @@ class Hub:
         """Tell the registry of a connection again."""
         self._tell(socket, drain=False)
 
-    def ask(self, socket: WebSocket, ask: Ask) -> None:
-        """Ask for a page of an inbox."""
+    def ask(self, socket: WebSocket, ask: PageRequest) -> None:
+        """PageRequest for a page of an inbox."""
         if self._lease is None:
             return
         self.publisher.request_page(
@@ -144,7 +144,7 @@ class Hub:
                 after=ask.after,
                 limit=ask.limit,
                 limit_bytes=ask.limit_bytes,
-                deadline=now_ms() + int(ask.patience * 1000),
+                deadline=now_ms() + int(ask.timeout * 1000),
                 device=socket.device,
             )
         )
@@ -155,7 +155,7 @@ class Hub:
         forwarded_at = 0 if at is None else now_ms() - int(1000 * (time.monotonic() - at))
         self.publisher.publish_acknowledgement(
             Acknowledge(socket.user, socket.device, state.acked, forwarded_at),
-            flush=state.half_unreported,
+            flush=state.is_half_used,
             # Nobody waits for the acknowledgement of what came live; a page that waits for room does.
             linger=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
         )

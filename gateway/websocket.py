@@ -21,9 +21,9 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.spans import Expected
 from chat_streams.runtime.tokens import BadToken, ExpiredToken, Identity, KeysUnavailable
 from gateway import protocol
-from gateway.protocol import Ack, Bad, ClientFrame, Hello, History, NotJson, Ping, Send
+from gateway.protocol import Ack, ClientFrame, CloseConnection, Hello, History, InvalidFrame, Ping, Send
 from gateway.publisher import Accepted
-from gateway.state.delivery_state import AckRefused, Ask, Connection
+from gateway.state.delivery_state import DeliveryState, InvalidAck, PageRequest
 from gateway.state.order_barrier import OrderBarrier
 from gateway.state.rate_limit import RateLimiter
 from tables.chat_history import HistoryUnavailable
@@ -38,14 +38,6 @@ WRITE_BUFFER: Final = 256 * 1024
 """Bytes of answers waiting for a slow client; past it, its frames are not read."""
 HISTORY_AT_ONCE: Final = 2
 CLOSE_SECONDS: Final = 5.0
-
-
-class Ended(Exception):
-    """The connection is to be closed with a code and a reason."""
-
-    def __init__(self, code: Close, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 class _Live(NamedTuple):
@@ -74,7 +66,7 @@ class WebSocket:
         self.user = ""
         self.device = ""
         self.number = 0
-        self.state: Connection
+        self.state: DeliveryState
         self.patience = 0.0
         self._rate_limiter: RateLimiter
         self._gateway = gateway
@@ -84,7 +76,7 @@ class WebSocket:
         self._out_bytes = 0
         self._writer: asyncio.Task[None] | None = None
         self._hold: asyncio.Event | None = None
-        self._ended: Ended | None = None
+        self._ended: CloseConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopped = False
         self._unconfirmed = 0
@@ -103,12 +95,12 @@ class WebSocket:
         """Serve the connection until it ends."""
         try:
             expires = await self._hello()
-        except Ended as ended:
+        except CloseConnection as ended:
             await self._close(ended)
             return
-        except Bad as bad:
+        except InvalidFrame as bad:
             await self._ws.send_str(bad.frame.decode())
-            await self._close(Ended(Close.BAD_SEQUENCE, "the first frame must be a hello"))
+            await self._close(CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello"))
             return
         expiry = asyncio.get_running_loop().call_later(
             max(0.0, expires - time.time()), self.end, Close.TOKEN_EXPIRED, "the token has expired"
@@ -138,7 +130,7 @@ class WebSocket:
     def deliver(self, delivery: Delivery) -> None:
         """A part of the inbox has come."""
         before = self.state.forwarded
-        frames = self.state.deliver(delivery, self._now())
+        frames = self.state.on_delivery(delivery, self._now())
         if self.state.forwarded > before and (at := self._gateway.forwarded(delivery, self._since)) is not None:
             if self._live is None:
                 self._live = deque()
@@ -157,26 +149,26 @@ class WebSocket:
 
     def missed(self, missed: Missed) -> None:
         """A part of the inbox left it without acknowledgement."""
-        self._advance(self.state.missed(missed, self._now()))
+        self._advance(self.state.on_missed(missed, self._now()))
 
     def registered(self, top: Position) -> None:
         """The registry knows this connection."""
-        self._advance(self.state.registered(top))
+        self._advance(self.state.on_registered(top))
 
     def heard_of(self, until: Position) -> None:
         """There is something in the inbox."""
-        self.state.heard_of(until)
+        self.state.on_inbox_advanced(until)
         self._advance([])
 
     def unregistered(self) -> None:
         """The registry must hear of this connection again."""
-        self.state.unregistered(self._now())
+        self.state.on_unregistered(self._now())
         self.progress()
 
     def end(self, code: Close, reason: str) -> None:
         """Close the connection, after what is to be written."""
         if self._ended is None:
-            self._ended = Ended(code, reason)
+            self._ended = CloseConnection(code, reason)
             self._stop_reading()
 
     def goodbye(self, reconnect_in_ms: int) -> None:
@@ -202,7 +194,7 @@ class WebSocket:
             self._timer = None
         now = self._now()
         while (due := self.state.due(now)) is not None:
-            if not isinstance(due, Ask):
+            if not isinstance(due, PageRequest):
                 self._hub.announce(self)
                 continue
             self._reserve(due)
@@ -215,7 +207,7 @@ class WebSocket:
 
     def on_fetch_budget(self) -> None:
         """There is room for a page: go on asking."""
-        self.state.room_again(self._now())
+        self.state.resume_requests(self._now())
         self.progress()
 
     # From hello to welcome
@@ -227,32 +219,32 @@ class WebSocket:
             async with asyncio.timeout(settings.hello_timeout):
                 message = await self._ws.receive()
                 if message.type is not WSMsgType.TEXT:
-                    raise Ended(Close.BAD_SEQUENCE, "the first frame must be a hello, as text")
-                frames = _parse(message.data, settings.max_frame_objects)
+                    raise CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello, as text")
+                frames = protocol.parse(message.data, settings.max_frame_objects)
                 hello = frames[0] if frames else None
-                if isinstance(hello, Bad):
+                if isinstance(hello, InvalidFrame):
                     raise hello
                 if not isinstance(hello, Hello) or len(frames) != 1:
-                    raise Ended(Close.BAD_SEQUENCE, "the first frame must be a hello, alone")
+                    raise CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello, alone")
                 identity = await self._identify(hello)
                 self._rate_limiter = self._gateway.rate_limiters.of(identity.user, self._now())
                 if wait := self._rate_limiter.connect(self._now()):
                     text = f"too many connections: more than {settings.connect_rate:g} a second, wait {wait:.1f} s"
-                    raise Ended(Close.TOO_MANY_CONNECTS, text)
+                    raise CloseConnection(Close.TOO_MANY_CONNECTS, text)
                 await self._register(identity.user, hello)
         except TimeoutError:
-            raise Ended(Close.HELLO_TIMEOUT, f"no hello within {settings.hello_timeout:g} s") from None
+            raise CloseConnection(Close.HELLO_TIMEOUT, f"no hello within {settings.hello_timeout:g} s") from None
         return identity.expires
 
     async def _identify(self, hello: Hello) -> Identity:
         try:
             return await self._gateway.authenticator.identify(hello.token)
         except KeysUnavailable as error:
-            raise Ended(Close.KEYS_AWAY, "the keys to check tokens with are away, try again") from error
+            raise CloseConnection(Close.KEYS_AWAY, "the keys to check tokens with are away, try again") from error
         except ExpiredToken as error:
-            raise Ended(Close.TOKEN_EXPIRED, "the token has expired") from error
+            raise CloseConnection(Close.TOKEN_EXPIRED, "the token has expired") from error
         except BadToken as error:
-            raise Ended(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
+            raise CloseConnection(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
 
     async def _register(self, user: str, hello: Hello) -> None:
         s = self._gateway.settings
@@ -268,10 +260,10 @@ class WebSocket:
             self._gateway.statistics.counters["acknowledged"] += removed
         except StoreUnavailable as error:
             log.warning("hello cannot be answered", user=user, error=str(error))
-            raise Ended(Close.STORE_AWAY, "the offline store is away, try again") from error
+            raise CloseConnection(Close.STORE_AWAY, "the offline store is away, try again") from error
         self.user, self.device, self.number = user, hello.device, device.number
         self._since = now_ms()
-        self.state = Connection(device.cursor, self._gateway.limits, self._now(), _jitter)
+        self.state = DeliveryState(device.cursor, self._gateway.limits, self._now(), _jitter)
         self.patience = (self.state.next_due() or 0) - self._now()
         self._put(
             protocol.welcome(
@@ -305,11 +297,11 @@ class WebSocket:
                 elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
                     return
                 else:
-                    self._ended = self._ended or Ended(Close.NOT_JSON, "frames are text")
+                    self._ended = self._ended or CloseConnection(Close.NOT_JSON, "frames are text")
                     return
                 # Not kept while the next one is waited for: it may be large, and the wait long.
                 del message
-        except Ended as ended:
+        except CloseConnection as ended:
             self._ended = self._ended or ended
         except asyncio.CancelledError:
             # An end that was wanted cancelled this task, and that is taken back.
@@ -325,14 +317,14 @@ class WebSocket:
 
     def _take(self, text: str) -> None:
         try:
-            frames = _parse(text, self._gateway.settings.max_frame_objects)
-        except Bad as bad:
+            frames = protocol.parse(text, self._gateway.settings.max_frame_objects)
+        except InvalidFrame as bad:
             self._put(bad.frame)
             return
         for frame in frames:
             if isinstance(frame, Send):
                 self._send(frame)
-            elif isinstance(frame, Bad):
+            elif isinstance(frame, InvalidFrame):
                 self._put(frame.frame)
             else:
                 self._take_other(frame)
@@ -343,7 +335,7 @@ class WebSocket:
             position, before = Position.parse(frame.pos), self.state.unacknowledged
             try:
                 moved = self.state.acknowledge(position)
-            except AckRefused as error:
+            except InvalidAck as error:
                 self._put(protocol.error("bad_ack", str(error)))
                 return
             if moved:
@@ -356,7 +348,7 @@ class WebSocket:
         elif isinstance(frame, History):
             self._start_history(frame)
         else:
-            raise Ended(Close.BAD_SEQUENCE, "a second hello")
+            raise CloseConnection(Close.BAD_SEQUENCE, "a second hello")
 
     def _count_acknowledged(self, messages: int) -> None:
         statistics = self._gateway.statistics
@@ -456,7 +448,7 @@ class WebSocket:
             self._hub.release(reserved)
         self.progress()
 
-    def _reserve(self, ask: Ask) -> None:
+    def _reserve(self, ask: PageRequest) -> None:
         if self._reserved:
             self._hub.release(self._reserved)
             self._reserved = 0
@@ -465,7 +457,7 @@ class WebSocket:
             self._reserved = ask.limit_bytes
             self._hub.ask(self, ask)
         else:
-            self.state.not_asked()
+            self.state.postpone_request()
 
     # Writing
 
@@ -502,7 +494,7 @@ class WebSocket:
         finally:
             self._writer = None
 
-    async def _close(self, ended: Ended) -> None:
+    async def _close(self, ended: CloseConnection) -> None:
         # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of them the code.
         await self._ws.close(code=ended.code, message=str(ended).encode()[:120])
 
@@ -510,13 +502,6 @@ class WebSocket:
     def _now() -> float:
         # The loop's clock; asking for the running loop costs a system call before Python 3.12.
         return time.monotonic()
-
-
-def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
-    try:
-        return protocol.parse(text, most)
-    except NotJson as error:
-        raise Ended(Close.NOT_JSON, f"not JSON: {error}") from error
 
 
 def _jitter() -> float:

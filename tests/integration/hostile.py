@@ -184,5 +184,5 @@ def bad(fuzzed: list[object]) -> Iterator[object]:
     """Leave out what is a frame by chance."""
     for value in fuzzed:
         (found,) = protocol.parse(json.dumps([value]), 1)
-        if isinstance(found, protocol.Bad):
+        if isinstance(found, protocol.InvalidFrame):
             yield value
