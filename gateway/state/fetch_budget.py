@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 
 class FetchBudget:
     """Grants bytes for pages to connections; those that were refused wait in line, each once.
@@ -12,7 +14,7 @@ class FetchBudget:
     def __init__(self, total: int, page_bytes: int) -> None:
         self._free = total
         self._page_bytes = page_bytes
-        self._waiting: dict[bytes, None] = {}
+        self._waiting: OrderedDict[bytes, None] = OrderedDict()
 
     @property
     def free(self) -> int:
@@ -30,7 +32,7 @@ class FetchBudget:
             self._waiting.setdefault(connection)
             return False
         self._free -= size
-        self._waiting.pop(connection, None)
+        self.forget(connection)
         return True
 
     def release(self, size: int) -> None:
@@ -41,9 +43,7 @@ class FetchBudget:
         """Take who waits for longest out of the line, if there is room for a page; ``None`` otherwise."""
         if not self._waiting or self._free < self._page_bytes:
             return None
-        connection = next(iter(self._waiting))
-        del self._waiting[connection]
-        return connection
+        return self._waiting.popitem(last=False)[0]
 
     def forget(self, connection: bytes) -> None:
         """Take a connection that has ended out of the line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, NamedTuple
 
 HELD_SECONDS: Final = 30.0
@@ -27,7 +28,7 @@ class OrderBarrier:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         # In the order in which they were refused, so in that of their times, too.
-        self._by_recipient: dict[str, _Refused] = {}
+        self._by_recipient: OrderedDict[str, _Refused] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_recipient)
