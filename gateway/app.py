@@ -84,7 +84,7 @@ class Endpoints:
         return ws
 
     def _is_welcome(self, request: web.Request) -> bool:
-        """Whether this is no browser, or its page is from where pages may come (RFC 6455, 10.2)."""
+        """Return whether this is no browser, or its page is from where pages may come (RFC 6455, 10.2)."""
         origin = request.headers.get("Origin")
         allowed = self._origins
         return origin is None or "*" in allowed or origin in allowed or origin.partition("://")[2] == request.host

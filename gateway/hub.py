@@ -68,7 +68,7 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        """Whether a connection can be announced: a slot is held and its partition read."""
+        """Return whether a connection can be announced: a slot is held and its partition read."""
         return self._slot.lease is not None
 
     async def run(self) -> None:

@@ -186,7 +186,7 @@ def at_text(at: int) -> str:
 
 
 def at_of(messages: bytes) -> int | None:
-    """When the first of some messages was accepted, in ms since the epoch; ``None`` where it can't be read."""
+    """The time when the first of some messages was accepted, in ms since the epoch; ``None`` where it can't be read."""
     # Ids and names before it hold no quotes.
     start = messages.find(b',"at":"', 0, 512) + 7
     try:
@@ -201,7 +201,7 @@ SPARE_DEPTH: Final = 100
 
 
 def why_no_body(body: bytes) -> str | None:
-    """What a recipient's parser would stumble over, or ``None``.
+    """The flaw in a body that a recipient's parser would stumble over, or ``None``.
 
     A number out of range, or nesting past a parser's limit, would end the recipient's client on each connection anew.
     """
@@ -269,7 +269,7 @@ def history(ref: str, objects: list[bytes], before: str | None) -> bytes:
 
 
 def error(code: str, text: str, *, retry: bool = False, **reference: str | int) -> bytes:
-    """What was wrong, with the ``id`` or ``ref`` it is about if that is known, and ``retry_in_ms`` where that is."""
+    """An error with the ``id`` or ``ref`` it is about if that is known, and ``retry_in_ms`` where that is."""
     return _encode({"type": "error", "code": code, "message": text, "retry": retry, **reference})
 
 

@@ -47,7 +47,7 @@ log = structlog.get_logger()
 SESSION_INTERVAL: Final = 0.05
 """Seconds between two times that records of session events leave: of those, each is worked on alone."""
 ITEM_BYTES: Final = 64
-"""What an item adds to a record beside its own bytes, about."""
+"""Bytes that an item adds to a record beside its own, about."""
 CLOSED_SECONDS: Final = 1.0
 """Between two tries to write to a log that was closed by a repartition."""
 
@@ -129,7 +129,7 @@ class Publisher:
 
     @property
     def has_room(self) -> bool:
-        """Whether less than ``produce_buffer`` bytes wait for Kafka."""
+        """Return whether less than ``produce_buffer`` bytes wait for Kafka."""
         return self._room > 0
 
     async def wait_for_room(self) -> None:
@@ -215,7 +215,7 @@ class Publisher:
             owner.on_confirmed(own, ok)
 
     def _headers(self, topic: str, items: list[Any]) -> list[Header] | None:
-        """What a record says of the sampled messages in it."""
+        """The headers by which a record names the sampled messages in it."""
         if self._traces is None or topic != INCOMING_MESSAGES:
             return None
         return [

@@ -1,4 +1,4 @@
-"""What one gateway process has and all its sessions share, and how that is started and stopped."""
+"""The parts of one gateway process that all its sessions share: how they are made, started and stopped."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Services:
             await self._metrics.cleanup()
 
     async def missing(self) -> list[str]:
-        """What connections need and is not there."""
+        """The names of what connections need and is not there."""
         missing = []
         if not self.hub.ready:
             missing.append("no slot")

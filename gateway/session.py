@@ -35,14 +35,14 @@ HANDLERS: Final[dict[type[Any], Callable[[SessionContext, Any], None]]] = {
     History: history.handle,
     Ping: ping.handle,
 }
-"""What is done with each type of frame; a hello comes first and only once."""
+"""The handler of each type of frame; a hello comes first and only once."""
 
 # The loop's clock; asking for the running loop costs a system call before Python 3.12.
 _now: Final = time.monotonic
 
 
 class _Live(NamedTuple):
-    """What was forwarded soon after it was accepted, ``at`` (ms since the epoch), and is not acknowledged."""
+    """Messages forwarded soon after they were accepted, ``at`` (ms since the epoch), and not acknowledged."""
 
     until: Position
     messages: int
@@ -87,7 +87,7 @@ class Session:
         self._waits = True
         self._stalls = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] | None = None
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
@@ -116,7 +116,7 @@ class Session:
                 self._timer.cancel()
             self.services.hub.remove(self)
             self._release_reserved()
-            for task in self._tasks:
+            for task in self._tasks or ():
                 task.cancel()
             await self.writer.finish()
         if self._end is not None:
@@ -217,6 +217,8 @@ class Session:
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work that ends with the session."""
         task = asyncio.create_task(work)
+        if self._tasks is None:
+            self._tasks = []
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 

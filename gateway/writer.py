@@ -47,7 +47,7 @@ class Writer:
             self._task = asyncio.create_task(self._write())
 
     def is_full(self, unacknowledged: int) -> bool:
-        """Whether too many answers wait; bytes forwarded and not acknowledged are none, the window bounds them."""
+        """Return whether too many answers wait, beside bytes not acknowledged: those are bounded by the window."""
         return self._bytes - unacknowledged > WRITE_BUFFER
 
     async def finish(self) -> None:

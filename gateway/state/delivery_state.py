@@ -114,7 +114,7 @@ class DeliveryState:
 
     @property
     def window_open(self) -> bool:
-        """Whether anything may be forwarded."""
+        """Return whether anything may be forwarded."""
         return self._count < self._limits.window and self._bytes < self._limits.window_bytes
 
     @property
@@ -124,7 +124,7 @@ class DeliveryState:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether all that the inbox held on connecting was forwarded."""
+        """Return whether all that the inbox held on connecting was forwarded."""
         return self._was_registered and self._caught_up_at is None
 
     @property
@@ -176,7 +176,7 @@ class DeliveryState:
         self.target = max(self.target, until)
 
     def acknowledge(self, position: Position) -> bool:
-        """Whether an acknowledgement moved the cursor; raises ``InvalidAck`` above what was forwarded."""
+        """Return whether an acknowledgement moved the cursor; raises ``InvalidAck`` above what was forwarded."""
         if position > self.forwarded:
             raise InvalidAck(f"{position} was not sent to this connection yet")
         if position <= self.acked:
@@ -197,12 +197,12 @@ class DeliveryState:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there is more in the inbox than was forwarded."""
+        """Return whether there is more in the inbox than was forwarded."""
         return self.forwarded < self.target
 
     @property
     def is_half_used(self) -> bool:
-        """Whether the window is at least half used up, so that an acknowledgement should travel at once."""
+        """Return whether the window is at least half used up, so that an acknowledgement should travel at once."""
         return 2 * self._count >= self._limits.window or 2 * self._bytes >= self._limits.window_bytes
 
     def due(self, now: float) -> PageRequest | RegistrationDue | None:

@@ -21,13 +21,13 @@ class FlushSchedule:
         self._linger_until = -math.inf
 
     def linger(self, now: float, linger: float) -> float:
-        """When an item that may wait up to ``linger`` s for others must leave: with those of other partitions."""
+        """The time when an item that may wait up to ``linger`` s must leave: with those of other partitions."""
         if not now < self._linger_until <= now + linger:
             self._linger_until = now + linger
         return self._linger_until
 
     def next_flush(self, now: float, left_at: float) -> float:
-        """When a record of a partition may leave whose last one left at ``left_at``."""
+        """The time when a record of a partition may leave whose last one left at ``left_at``."""
         joins = left_at < self._left_at and now - self._left_at <= TOGETHER
         return now if joins else self._left_at + self._interval
 

@@ -1,3 +1,5 @@
+"""The table from a client's frame to its handler."""
+
 from __future__ import annotations
 
 import typing
