@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from bench.report import sections, write
-from bench.run import SYSTEMS, Run, screen
+from bench.runner import SYSTEMS, Run, screen
+from bench.scale import QUICK, Scale
 from bench.systems import ROOT
-from bench.workloads import QUICK, WORKLOADS, Scale
+from bench.workloads import WORKLOADS
 
 RESULTS = ROOT / "bench" / "results"
 

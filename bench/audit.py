@@ -26,8 +26,9 @@ from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, partition_of
 from chat_streams.model.records import INCOMING, MAX_MESSAGES, Message, Messages
 from chat_streams.model.times import now_ms
 from docker.local.layout import ROOT
+from docker.local.probes import Received
+from docker.local.temporary_stack import Stack
 from gateway.protocol import at_text, message_tail
-from tests.integration.support import Received, Stack
 
 USERS = 1_000
 ACKNOWLEDGING = 10
@@ -95,7 +96,7 @@ async def acknowledge(stack: Stack, count: int) -> None:
         name = f"user-{number}"
         waiting = await stack.stored(name)
         async with stack.connect(name, received := Received()):
-            await received.wait(waiting, 60)
+            await received.wait(waiting)
             await stack.wait_stored(name, 0)
 
 

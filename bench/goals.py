@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from bench.figures import Results, figures
 
 OURS = "connect_chat"
-Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,6 @@ GOALS: Sequence[Goal] = (
     _most("Redis bytes an inbox message over its JSON", "store", "redis_over_json", 1.6, "x"),
     _most("Memory of an idle connection", "idle", "value", 20, "KiB"),
 )
-
-
-def figures(results: Results, workload: str, system: str, figure: str = "value") -> list[float]:
-    """One figure of each round that has it."""
-    rounds = results["cells"].get(workload, {}).get(system, {}).get("rounds", [])
-    return [float(found[figure]) for found in rounds if figure in found]
 
 
 def judge(results: Results) -> list[Outcome]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aioboto3
 
 from bench.links import Watch, body, pump
 from bench.measure import Meter, summary
+from bench.scale import Scale
 from bench.systems import System
+from bench.systems.connect_chat import ConnectChat
 from docker.local.layout import HOST
-
-if TYPE_CHECKING:
-    from bench.workloads import Scale
 
 SHARE = 10
 """So many times fewer messages than other workloads have: DynamoDB Local is slow."""
@@ -25,8 +24,6 @@ SAMPLES = 20
 
 async def run(system: System, scale: Scale) -> dict[str, Any]:
     """Messages a second into DynamoDB Local, in memory; ``lag_s`` of single messages after that."""
-    from bench.systems.connect_chat import ConnectChat
-
     assert isinstance(system, ConnectChat)
     count = scale.messages // SHARE
     run_id = secrets.token_hex(3)

@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure import resident_of
-from tests.integration.hostile import Bystander, connections, flood, one_byte_a_second, store
-from tests.integration.support import Stack, user
+from docker.local.hostile import Bystander, connections, flood, one_byte_a_second, store
+from docker.local.probes import user
+from docker.local.temporary_stack import Stack
 
 SECONDS = 5.0
 MIB = 1024 * 1024
@@ -47,7 +48,7 @@ async def never_acks(stack: Stack) -> AsyncIterator[None]:
     name = user("bob")
     await store(stack, name, STORED_MIB)
     async with stack.raw(name) as raw:
-        reading = asyncio.create_task(raw.quiet(60))
+        reading = asyncio.create_task(raw.closed())
         yield
         reading.cancel()
 

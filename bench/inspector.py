@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure import Meter
+from bench.scale import Scale
 from bench.systems import HERE
 from bench.systems.connect_chat import ConnectChat
-from bench.workloads import Scale, online, store
+from bench.workloads import online, store
 from chat_streams.runtime.tokens import mint
 
 ROUNDS = 7

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from bench.links import Watch
 from bench.measure import Meter, machine
+from bench.scale import Scale
 from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import SERVICES, ConnectChat
-from bench.workloads import Scale, drain, fill, fresh, idle, store, store_many
+from bench.workloads import drain, fill, fresh, idle, store, store_many
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
 from chat_streams.processing.grouping import APPEND_MESSAGES
@@ -105,7 +106,7 @@ async def reads(system: ConnectChat) -> dict[int, float]:
         system.stop_service(name)
     cluster = Cluster(Settings(redis=f"redis://127.0.0.1:{system.layout.redis}"))
     inbox = Inbox(cluster, Settings(inbox_messages=2 * STORED, inbox_bytes=2**34))
-    await inbox.adopt(NO_PARTITION, "", HOLDER)
+    await inbox.fence(NO_PARTITION, "", HOLDER)
     found = {}
     try:
         for size in READ_SIZES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from bench.goals import figures
-from bench.report import PERCENTILES, cpu_by_process
+from bench.figures import PERCENTILES, Results, cpu_by_process, figures
 
-Results = Mapping[str, Any]
 COLORS = {"connect_chat": "#c2410c", "mosquitto": "#2563eb", "nats": "#0f766e", "ejabberd": "#7c3aed"}
 PROCESSES = {
     "gateway": "#16a34a",

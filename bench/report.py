@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from bench.goals import OURS, Outcome, figures, judge
-from bench.measure import CLIENT
+from bench.figures import PERCENTILES, Results, figures, rounds_of
+from bench.goals import OURS, Outcome, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-PERCENTILES = ("p50", "p99", "p99.9")
-Results = Mapping[str, Any]
 
 
 def write(path: Path, page: Path = PAGE) -> list[Path]:
@@ -189,7 +186,7 @@ def _rest(results: Results) -> str:
     ):
         found = [spread(figures(results, workload, n, figure)) for n in _systems(results)]
         rows.append([title, *found])
-    lags = [f["lag_s"]["median"] for f in _rounds(results, "history", OURS) if "lag_s" in f]
+    lags = [f["lag_s"]["median"] for f in rounds_of(results, "history", OURS) if "lag_s" in f]
     rows.append(
         ["History behind `sent`, s, single messages", *(spread(lags if n == OURS else []) for n in _systems(results))]
     )
@@ -206,20 +203,3 @@ def _failures(results: Results) -> str:
         if "value" not in found
     ]
     return "### Not measured\n\n" + "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
-
-
-def _rounds(results: Results, workload: str, system: str) -> list[dict[str, Any]]:
-    rounds: list[dict[str, Any]] = results["cells"].get(workload, {}).get(system, {}).get("rounds", [])
-    return rounds
-
-
-def cpu_by_process(results: Results, workload: str, system: str) -> dict[str, float]:
-    """Median microseconds a message of each process, the client among them."""
-    rounds = [found for found in _rounds(results, workload, system) if found.get("cpu") and found.get("messages")]
-    names = dict.fromkeys(name for found in rounds for name in found["cpu"])
-    ordered = [name for name in names if name != CLIENT] + [CLIENT]
-    return {
-        name: statistics.median(1e6 * found["cpu"].get(name, 0.0) / found["messages"] for found in rounds)
-        for name in ordered
-        if rounds
-    }

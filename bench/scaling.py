@@ -26,9 +26,10 @@ from rich.table import Table
 
 from bench.links import Watch, body
 from bench.measure import CLIENT, machine
+from bench.scale import Scale
 from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import DEVICE, SETTINGS, ChatLink, ConnectChat
-from bench.workloads import SIZE, Scale, crowd, drain, online, paced, store, store_many
+from bench.workloads import SIZE, crowd, drain, online, paced, store, store_many
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS, partition_of
 from docker.local.layout import Layout
 from docker.local.parts import Service

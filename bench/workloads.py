@@ -17,6 +17,7 @@ from bench import history
 from bench.clock import Ticks
 from bench.links import OUTSTANDING, Link, LinkError, Numbers, Watch, body, in_turn, pump
 from bench.measure import Meter, resident
+from bench.scale import Scale
 from bench.systems import System
 
 Result = dict[str, Any]
@@ -27,22 +28,6 @@ SUSTAINED_MS = 50.0
 
 class Skipped(Exception):
     """A system can't do this; the text says why."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of everything."""
-
-    messages: int = 50_000
-    users: int = 10_000
-    storm_users: int = 1_000
-    senders: int = 1_000
-    idle: int = 10_000
-    seconds: float = 6.0
-    settle: float = 5.0
-
-
-QUICK = Scale(messages=20_000, users=2_000, storm_users=200, senders=300, idle=1_000, seconds=2.0, settle=1.0)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """``faust -A chat_streams`` looks for ``app`` here; whoever imports a module of this package needs none."""
+    """Load ``app`` only when ``faust -A chat_streams`` asks for it, so that importing this package builds no app."""
     if name != "app":
         raise AttributeError(name)
     from chat_streams.commands.app import app

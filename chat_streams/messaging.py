@@ -13,6 +13,7 @@ import structlog
 from faust.types import TP
 
 from chat_streams.kafka.names import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
+from chat_streams.model.errors import FencingTokenStale, Rewound
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     INCOMING,
@@ -20,20 +21,19 @@ from chat_streams.model.records import (
     SESSIONS,
     Announce,
     Displaced,
+    InboxAdvanced,
     Messages,
     Record,
     Registered,
     SessionEvents,
-    Target,
     UserConnected,
 )
-from chat_streams.processing.delivery_buffer import Outbox
+from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.grouping import by_recipient
-from chat_streams.processing.ordered import Rewound
 from chat_streams.processing.service import Service
-from chat_streams.recovery.fencing import Adoption
+from chat_streams.recovery.fencing import Fencing
 from chat_streams.runtime.spans import traceparent
-from tables.inbox import Appended, Batch, Inbox, StaleToken
+from tables.inbox import Appended, Batch, Inbox
 from tables.redis_cluster import Cluster
 from tables.sessions import Sessions
 
@@ -47,8 +47,8 @@ sessions = Sessions(
     most=app.settings.max_devices,
 )
 inbox = Inbox(Cluster(app.settings), app.settings)
-adoption = Adoption(app, inbox, app.settings)
-app.task(adoption.watch)
+fencing = Fencing(app, inbox, app.settings)
+app.task(fencing.watch)
 partitions_held: set[int] = set()
 
 
@@ -73,35 +73,35 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
     for span in spans.values():
         span.end()
     counters = app.statistics.counters
-    outbox = Outbox(app)
+    buffer = DeliveryBuffer(app)
     sampled_and_stored: list[tuple[str, Position, str]] = []
     for (user, _, messages), appended in zip(batches, results, strict=True):
         counters["appended"] += len(appended.json)
         counters["overflowed"] += appended.overflow
         counters["retries"] += appended.retries
         sampled = [(p, traceparent(spans[user, p])) for p, _ in messages if (user, p) in spans] if spans else []
-        pushed = _push(outbox, user, appended, sampled)
+        pushed = _push(buffer, user, appended, sampled)
         # What was there before this batch is not in what is pushed.
         sampled_and_stored += [(user, p, parent) for p, parent in sampled if not pushed or p <= appended.former]
     if sampled_and_stored:
         await inbox.keep_parents(sampled_and_stored)
-    return outbox.send()
+    return buffer.send()
 
 
 async def _append(batches: Sequence[Batch]) -> list[Appended]:
     """Append with the tokens of their partitions; raises ``Rewound`` where Redis may have lost what was applied."""
-    tokens = {partition: await adoption.token(partition) for partition in {batch.partition for batch in batches}}
+    tokens = {partition: await fencing.token(partition) for partition in {batch.partition for batch in batches}}
     try:
         with app.statistics.timed("append"):
             return await inbox.append(batches, tokens)
-    except StaleToken as error:
+    except FencingTokenStale as error:
         log.warning("redis refused to append", reason=str(error))
         for partition, token in tokens.items():
-            await adoption.adopt(partition, refused=token)
+            await fencing.fence(partition, refused=token)
         raise Rewound from error
 
 
-def _push(outbox: Outbox, user: str, appended: Appended, sampled: Sequence[tuple[Position, str]]) -> bool:
+def _push(buffer: DeliveryBuffer, user: str, appended: Appended, sampled: Sequence[tuple[Position, str]]) -> bool:
     """Add what is new for a user's connections, or only that there is something; whether it was added.
 
     Only that where some of it went to history, or nothing is new: the record is applied again. ``sampled`` has the
@@ -112,29 +112,29 @@ def _push(outbox: Outbox, user: str, appended: Appended, sampled: Sequence[tuple
     for session in connections:
         for page in pages:
             parents = [parent for position, parent in sampled if page.after < position <= page.until]
-            outbox.page(session.slot, user, session.connection, session.epoch, PUSH, page, parents)
+            buffer.page(session.slot, user, session.connection, session.epoch, PUSH, page, parents)
         if not pages:
-            outbox.add(session.slot, Target(user, session.connection, session.epoch, appended.until))
+            buffer.add(session.slot, InboxAdvanced(user, session.connection, session.epoch, appended.until))
     return bool(pages)
 
 
 async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:
     """Write the registry, then read the inbox's top: one side always sees the other (invariant 3)."""
-    outbox = Outbox(app)
+    buffer = DeliveryBuffer(app)
     connected: list[UserConnected] = []
     for record in records:
         for event in record.value:
             if isinstance(event, UserConnected):
                 for lost in sessions.connected(event):
-                    outbox.add(lost.slot, Displaced(event.user, lost.connection, lost.epoch))
+                    buffer.add(lost.slot, Displaced(event.user, lost.connection, lost.epoch))
                 connected.append(event)
             else:
                 sessions.disconnected(event)
     if connected:
         tops = await inbox.tops([event.user for event in connected])
         for event, top in zip(connected, tops, strict=True):
-            outbox.add(event.slot, Registered(event.user, event.connection, event.epoch, top))
-    return outbox.send()
+            buffer.add(event.slot, Registered(event.user, event.connection, event.epoch, top))
+    return buffer.send()
 
 
 @app.on_partitions_assigned.connect
@@ -149,7 +149,7 @@ async def ask_for_announcements(_: Any, assigned: set[TP], **__: Any) -> None:
 
 
 async def _announce(partitions: tuple[int, ...]) -> None:
-    outbox = Outbox(app)
+    buffer = DeliveryBuffer(app)
     for slot in range(app.settings.slots):
-        outbox.add(slot, Announce(partitions))
-    await (outbox.send() or asyncio.sleep(0))
+        buffer.add(slot, Announce(partitions))
+    await (buffer.send() or asyncio.sleep(0))

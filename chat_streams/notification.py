@@ -23,7 +23,7 @@ from chat_streams.model.records import (
     UserConnected,
 )
 from chat_streams.model.times import now_ms
-from chat_streams.processing.delivery_buffer import Outbox
+from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.service import Service
 from tables.inbox import Inbox
 from tables.redis_cluster import Cluster
@@ -103,10 +103,10 @@ async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
         parents: Sequence[Sequence[str]] = [()] * len(pages)
         if app.traces is not None:
             parents = await inbox.parents([(w.user, page) for w, page in zip(some, pages, strict=True)])
-        outbox = Outbox(app)
+        buffer = DeliveryBuffer(app)
         for w, page, of_page in zip(some, pages, parents, strict=True):
-            outbox.page(w.slot, w.user, w.connection, w.epoch, w.request, page, of_page)
-        if (effect := outbox.send()) is not None:
+            buffer.page(w.slot, w.user, w.connection, w.epoch, w.request, page, of_page)
+        if (effect := buffer.send()) is not None:
             sent.append(effect)
     return asyncio.gather(*sent) if sent else None
 

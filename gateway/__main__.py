@@ -10,12 +10,11 @@ from aiohttp import web
 from aiokafka.errors import KafkaError
 
 from chat_streams.compat import uvloop_streams
-from chat_streams.kafka.client import TopicsError
+from chat_streams.model.errors import RedisRefused, SettingsError, TopicsError
 from chat_streams.runtime import logs
 from chat_streams.runtime.process import tame_garbage_collector
-from chat_streams.runtime.settings import SettingsError, settings
+from chat_streams.runtime.settings import settings
 from gateway.app import create_app
-from tables.redis_cluster import StoreRefused
 
 SHUTDOWN_SECONDS = 15.0
 BACKLOG = 4_096
@@ -44,7 +43,7 @@ def main() -> None:
             loop=asyncio.new_event_loop(),
             handler_cancellation=False,
         )
-    except (SettingsError, TopicsError, StoreRefused, KafkaError) as error:
+    except (SettingsError, TopicsError, RedisRefused, KafkaError) as error:
         sys.exit(f"gateway: {error}")
     except OSError as error:
         sys.exit(f"gateway: cannot listen on {s.gateway_host}:{s.gateway_port} (CHAT_GATEWAY_PORT): {error.strerror}")

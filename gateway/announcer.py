@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from chat_streams.kafka.names import partition_of
-from chat_streams.model.records import Delivery, Missed, Registered, Target, UserConnected, UserDisconnected
+from chat_streams.model.records import Delivery, InboxAdvanced, Missed, Registered, UserConnected, UserDisconnected
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 from gateway.publisher import Publisher
@@ -89,7 +89,7 @@ class Announcer:
             connection.on_unregistered()
         self._queue(self._connections)
 
-    def correct(self, item: Delivery | Missed | Registered | Target) -> None:
+    def correct(self, item: Delivery | Missed | Registered | InboxAdvanced) -> None:
         """Say that a connection is gone which the registry names and which is not here."""
         lease = self._slot.lease
         # A later epoch is another gateway's, which took the slot from this one.

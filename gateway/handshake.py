@@ -11,14 +11,14 @@ from aiohttp import WSMsgType, web
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
+from chat_streams.model.errors import ExpiredToken, InvalidToken, KeysUnavailable, RedisUnavailable
 from chat_streams.model.position import Position
-from chat_streams.runtime.tokens import BadToken, ExpiredToken, Identity, KeysUnavailable
+from chat_streams.runtime.tokens import Identity
 from gateway import protocol
 from gateway.protocol import CloseConnection, Hello, InvalidFrame
 from gateway.services import Services
 from gateway.state.rate_limit import RateLimiter
 from tables.inbox import Device
-from tables.redis_cluster import StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -85,7 +85,7 @@ async def _identify(services: Services, hello: Hello) -> Identity:
         raise CloseConnection(Close.KEYS_AWAY, "the keys to check tokens with are away, try again") from error
     except ExpiredToken as error:
         raise CloseConnection(Close.TOKEN_EXPIRED, "the token has expired") from error
-    except BadToken as error:
+    except InvalidToken as error:
         raise CloseConnection(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
 
 
@@ -99,7 +99,7 @@ async def _register(services: Services, user: str, hello: Hello) -> Device:
             log_end = await services.log.end(partition_of(user, services.settings.partitions))
             device = await services.inbox.hello(user, hello.device, after, log_end)
             removed += device.removed
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         log.warning("hello cannot be answered", user=user, error=str(error))
         raise CloseConnection(Close.STORE_AWAY, "the offline store is away, try again") from error
     services.statistics.counters["acknowledged"] += removed

@@ -12,10 +12,9 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.names import INCOMING_MESSAGES, partition_of
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
+from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.runtime.settings import Settings
-from tables.chat_history import HistoryUnavailable
-from tables.redis_cluster import StoreUnavailable
 
 HISTORY: Final = "history"
 """The consumer group of the history service."""
@@ -42,16 +41,16 @@ class IncomingLog:
             await self._consumer.stop()
 
     async def end(self, partition: int) -> Position:
-        """A position above all in a partition of the log and below all to come; raises ``StoreUnavailable``."""
+        """A position above all in a partition of the log and below all to come; raises ``RedisUnavailable``."""
         assert self._consumer is not None
         tp = TopicPartition(INCOMING_MESSAGES, partition)
         try:
             async with asyncio.timeout(self._settings.engine_timeout):
                 end = (await self._consumer.end_offsets([tp]))[tp]
         except (KafkaError, TimeoutError) as error:
-            raise StoreUnavailable(f"the log's end is not known: {error!r}") from error
+            raise RedisUnavailable(f"the log's end is not known: {error!r}") from error
         # Not (end, 0): that is the address of the next message.
-        return Position.of(self._generation, end - 1, MAX_PLACE) if end else ORIGIN
+        return Position.of(self._generation, end - 1, MAX_INDEX) if end else ORIGIN
 
     async def wait_for_history(self, user: str, until: Position) -> None:
         """Return once the chat database has all up to ``until`` of a user's inbox that is in the log by now.
@@ -68,7 +67,7 @@ class IncomingLog:
                 await admin.start()
                 while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= last.offset:
                     await asyncio.sleep(HISTORY_LOOK_SECONDS)
-        except (StoreUnavailable, KafkaError, TimeoutError, OSError) as error:
+        except (RedisUnavailable, KafkaError, TimeoutError, OSError) as error:
             raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error
         finally:
             await admin.close()

@@ -32,7 +32,7 @@ from chat_streams.model.records import (
     UserConnected,
     UserDisconnected,
 )
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
 from chat_streams.runtime.statistics import Statistics, counting_errors
@@ -253,7 +253,7 @@ class Publisher:
 
     async def _connect_again(self) -> None:
         away = (KafkaError, OSError, TimeoutError)
-        self._producer = await patiently("connect a producer", away, self._new_producer)
+        self._producer = await retry_forever("connect a producer", away, self._new_producer)
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(

@@ -9,8 +9,9 @@ import structlog
 from aiohttp import web
 
 from chat_streams.kafka import topics
+from chat_streams.model.errors import RedisUnavailable, SettingsError
 from chat_streams.runtime.metrics import PATH, Metrics
-from chat_streams.runtime.settings import Settings, SettingsError
+from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
 from chat_streams.runtime.tokens import Authenticator
@@ -21,7 +22,7 @@ from gateway.state.delivery_state import Limits
 from gateway.state.rate_limit import RateLimiters, Rates
 from tables.chat_history import ChatHistory
 from tables.inbox import Inbox
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 from tables.slots import Slots
 
 log = structlog.get_logger()
@@ -57,7 +58,7 @@ class Services:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Connect to the engines and begin; raises ``TopicsError`` and ``StoreRefused``."""
+        """Connect to the engines and begin; raises ``TopicsError`` and ``RedisRefused``."""
         current = await topics.check(self.settings, "gateway")
         await self._cluster.check()
         self._metrics = await self._serve_metrics()
@@ -90,7 +91,7 @@ class Services:
             missing.append("kafka")
         try:
             await self._cluster.ping()
-        except StoreUnavailable:
+        except RedisUnavailable:
             missing.append("redis")
         return missing
 

@@ -208,7 +208,7 @@ class Session:
         statistics.counters["confirmed"] += messages
         while self._live and self._live[0].until <= self.state.acked:
             _, number, at = self._live.popleft()
-            statistics.took("acknowledgement", max(0.0, time.time() - at / 1000), number)
+            statistics.observe("acknowledgement", max(0.0, time.time() - at / 1000), number)
         self._live = self._live or None
         self._follow_expected()
         self.services.hub.acknowledge(self)
@@ -336,7 +336,7 @@ class Session:
         self._follow_expected()
         if self._waits and self.state.is_caught_up:
             self._waits = False
-            self.services.statistics.took("catch_up", (now_ms() - self._since) / 1000)
+            self.services.statistics.observe("catch_up", (now_ms() - self._since) / 1000)
         if not self.state.outstanding:
             self._release_reserved()
         self.progress()
@@ -347,7 +347,7 @@ class Session:
         statistics.counters["delivered"] += delivery.count
         if not delivery.count or (at := protocol.at_of(delivery.messages)) is None or at < self._since:
             return
-        statistics.took("delivery", max(0.0, time.time() - at / 1000), delivery.count)
+        statistics.observe("delivery", max(0.0, time.time() - at / 1000), delivery.count)
         if self._live is None:
             self._live = deque()
         self._live.append(_Live(delivery.until, delivery.count, at))

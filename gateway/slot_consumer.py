@@ -13,7 +13,8 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.names import MAX_RECORD, OUTGOING_MESSAGES
-from chat_streams.model.records import OUTGOING, Outgoing, Undecodable, UnknownVersion
+from chat_streams.model.errors import ConnectChatError, UndecodableRecord, UnknownVersion
+from chat_streams.model.records import OUTGOING, Outgoing
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header
 
@@ -23,7 +24,7 @@ FETCH_BYTES: Final = 4 * 1024 * 1024
 START_SECONDS: Final = 30.0
 
 
-class SlotConsumerEnded(Exception):
+class SlotConsumerEnded(ConnectChatError):
     """Nothing can be read any more; only a new process helps."""
 
 
@@ -49,13 +50,17 @@ class SlotConsumer:
             fetch_max_bytes=FETCH_BYTES,
         )
         tp = TopicPartition(OUTGOING_MESSAGES, slot)
+        # Cancelled while it connects, aiokafka loses sight of the connection, which says so when it is collected: a
+        # gateway that found its port taken ended with two lines.
+        starting = asyncio.ensure_future(consumer.start())
         try:
             async with asyncio.timeout(START_SECONDS):
-                await consumer.start()
+                await asyncio.shield(starting)
                 consumer.assign([tp])
                 await consumer.seek_to_end(tp)
                 await consumer.position(tp)
         except BaseException:
+            await asyncio.wait([starting])
             await consumer.stop()
             raise
         self._consumer = consumer
@@ -94,7 +99,7 @@ class SlotConsumer:
     def _take(self, offset: int, value: bytes | None, headers: Iterable[Header]) -> None:
         try:
             self._receive(OUTGOING.decode(value), headers)
-        except (Undecodable, UnknownVersion) as error:
+        except (UndecodableRecord, UnknownVersion) as error:
             # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
             log.error("a delivery cannot be read", offset=offset, reason=str(error))  # noqa: TRY400 - bodies are not logged
 

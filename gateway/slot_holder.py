@@ -9,13 +9,13 @@ from typing import Final
 import structlog
 from aiokafka.errors import KafkaError
 
-from chat_streams.runtime.retry import patiently
-from tables.redis_cluster import StoreUnavailable
-from tables.slots import Lease, NoSlot, Slots
+from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
+from chat_streams.runtime.retry import retry_forever
+from tables.slots import Lease, Slots
 
 log = structlog.get_logger()
 
-_NO_SLOT_YET: Final = (StoreUnavailable, NoSlot, KafkaError, TimeoutError, OSError)
+_NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, KafkaError, TimeoutError, OSError)
 
 
 class SlotHolder:
@@ -33,7 +33,7 @@ class SlotHolder:
     async def run(self) -> None:
         """Hold a slot until cancelled."""
         while True:
-            lease = await patiently("take a slot", _NO_SLOT_YET, self._take)
+            lease = await retry_forever("take a slot", _NO_SLOT_YET, self._take)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # What it awaited has swallowed the cancellation.
@@ -50,7 +50,7 @@ class SlotHolder:
             lease, self.lease = self.lease, None
             try:
                 await self._slots.release(lease)
-            except StoreUnavailable as error:
+            except RedisUnavailable as error:
                 log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
 
     async def _take(self) -> Lease:

@@ -18,9 +18,10 @@ import structlog
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from chat_streams.model.position import MAX_PLACE, Position
+from chat_streams.model.errors import HistoryUnavailable
+from chat_streams.model.position import MAX_INDEX, Position
 from chat_streams.model.records import Message
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import counting_errors
 
@@ -40,10 +41,6 @@ CURSOR: Final = re.compile(r"[0-9]{13}#[^#]+#[^#]+", re.ASCII)
 _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
 
 
-class HistoryUnavailable(Exception):
-    """The database did not answer; try again."""
-
-
 class _Again(Exception):
     """The database has not done all of what it was asked for: it limits us."""
 
@@ -55,7 +52,7 @@ class Entry(NamedTuple):
     message: Message
 
 
-class Page(NamedTuple):
+class HistoryPage(NamedTuple):
     """JSON objects of messages, oldest first, and the cursor to go on with; ``None`` at the end."""
 
     messages: list[bytes]
@@ -69,13 +66,13 @@ def conversation(a: str, b: str) -> str:
 
 
 def _sort_key(position: Position) -> str:
-    return f"{position.entry:020d}-{position.place:010d}"
+    return f"{position.entry:020d}-{position.index:010d}"
 
 
 def _below(position: Position) -> Position:
-    if position.place:
-        return Position(position.entry, position.place - 1)
-    return Position(position.entry - 1, MAX_PLACE)
+    if position.index:
+        return Position(position.entry, position.index - 1)
+    return Position(position.entry - 1, MAX_INDEX)
 
 
 def _key(message: Message) -> dict[str, Any]:
@@ -219,7 +216,7 @@ class ChatHistory:
                     raise _Again(f"{len(left)} of {len(items)} items were not processed")
 
         async with self._places:
-            await patiently("write history", (_Again, BotoCoreError, OSError, TimeoutError), put)
+            await retry_forever("write history", (_Again, BotoCoreError, OSError, TimeoutError), put)
 
     async def missing(self, messages: Sequence[Message]) -> list[int]:
         """Which of some messages the database does not have, as indexes, in order; their JSON is not looked at.
@@ -264,12 +261,12 @@ class ChatHistory:
 
         async with self._places:
             try:
-                await patiently("look for history", _Again, get, attempts=MOST_REFUSALS)
+                await retry_forever("look for history", _Again, get, attempts=MOST_REFUSALS)
             except _Again as error:
                 raise HistoryUnavailable(f"table {table}: {error}") from error
         return found
 
-    async def page(self, a: str, b: str, before: str | None, limit: int) -> Page:
+    async def page(self, a: str, b: str, before: str | None, limit: int) -> HistoryPage:
         """The newest ``limit`` messages of a conversation that are older than the cursor ``before``, oldest first.
 
         A page holds at most 1 MiB, but one message at least. Raises ``HistoryUnavailable``, and ``ValueError`` for a
@@ -289,20 +286,20 @@ class ChatHistory:
         )
         page = _within_bytes(items[:limit])
         cursor = page[-1]["at_id"]["S"] if len(items) > len(page) else None
-        return Page(_once(page), cursor)
+        return HistoryPage(_once(page), cursor)
 
     async def range(
         self, recipient: str, after: Position, until: Position, before: Position | None, limit: int
-    ) -> Page:
+    ) -> HistoryPage:
         """The newest ``limit`` messages of an inbox in ``(after, until]`` that are below ``before``, oldest first.
 
         The cursor is the next ``before``. Raises ``HistoryUnavailable``.
         """
         last = until if before is None else min(until, _below(before))
         # Indexes are whole numbers: the first key above `after`.
-        first = Position(after.entry, after.place + 1)
+        first = Position(after.entry, after.index + 1)
         if last < first:
-            return Page([], None)
+            return HistoryPage([], None)
         items = await self._query(
             IndexName=INDEX,
             KeyConditionExpression="recipient = :r AND #p BETWEEN :a AND :u",
@@ -320,7 +317,7 @@ class ChatHistory:
         if len(items) > len(page):
             entry, _, index = page[-1]["position"]["S"].partition("-")
             cursor = str(Position(int(entry), int(index)))
-        return Page(_once(page), cursor)
+        return HistoryPage(_once(page), cursor)
 
     async def _query(self, **arguments: Any) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []

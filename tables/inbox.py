@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from chat_streams.model.errors import FencingTokenStale, RedisUnavailable
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import Message
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import EXPECTED
 from tables.functions import function
-from tables.redis_cluster import Cluster, Command, StoreUnavailable
+from tables.redis_cluster import Cluster, Command
 
 RESTORE_AT_ONCE = 500
 MAX_DIGESTS = 50_000
@@ -28,13 +29,6 @@ MAX_DIGESTS = 50_000
 
 APPEND_AT_ONCE = 500
 """Messages of one part of an append."""
-
-
-class StaleToken(Exception):
-    """A Redis server does not know this worker: it may have lost its newest writes, or another worker took over.
-
-    Nothing was appended to it. The log must be applied again from before what may be lost (``Inbox.adopt``).
-    """
 
 
 class Device(NamedTuple):
@@ -59,7 +53,7 @@ class LoggedDevice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Page:
+class InboxPage:
     """All of the inbox in ``(after, until]``: ``count`` JSON objects joined by commas.
 
     With ``missed``, what was in that range left the inbox without acknowledgement.
@@ -94,7 +88,7 @@ class Appended(NamedTuple):
     overflow: int
     retries: int
 
-    def pages(self, limit_bytes: int) -> Iterator[Page]:
+    def pages(self, limit_bytes: int) -> Iterator[InboxPage]:
         """What is new in pages of at most so many bytes, or of one message, which together are ``(former, until]``."""
         after, start, size = self.former, 0, 0
         for end, json in enumerate(self.json):
@@ -105,9 +99,9 @@ class Appended(NamedTuple):
         if self.json:
             yield self._page(after, self.until, start, len(self.json))
 
-    def _page(self, after: Position, until: Position, start: int, end: int) -> Page:
+    def _page(self, after: Position, until: Position, start: int, end: int) -> InboxPage:
         messages = b",".join(self.json[start:end])
-        return Page(after, until, self.positions[start], end - start, messages, missed=False)
+        return InboxPage(after, until, self.positions[start], end - start, messages, missed=False)
 
 
 def _watermark(tag: str, partition: str) -> str:
@@ -143,7 +137,7 @@ class Inbox:
     """The inboxes of all users.
 
     Every method but ``adopt`` waits for a Redis that is away when it is called with ``patient``; else it raises
-    ``StoreUnavailable``. Doing any of them again changes nothing.
+    ``RedisUnavailable``. Doing any of them again changes nothing.
     """
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
@@ -158,23 +152,23 @@ class Inbox:
         version = version or self._version
         return str(partition) if version == 1 else f"{version}/{partition}"
 
-    async def adopt(self, partition: int, expected: str, token: str) -> int | None:
+    async def fence(self, partition: int, expected: str, token: str) -> int | None:
         """Make ``token`` the one to append with for a partition of the log.
 
         Returns ``None`` if all primaries still had the one expected, so have lost nothing since it was adopted; else
         the offset below which all that was applied is surely on every one of them, 0 if one was never marked. Raises
-        ``StoreUnavailable``.
+        ``RedisUnavailable``.
         """
         name = self._name(partition)
         answers = await self._cluster.on_primaries(
-            lambda tag: ("FCALL", function("adopt"), 1, _watermark(tag, name), name, expected, token)
+            lambda tag: ("FCALL", function("fence"), 1, _watermark(tag, name), name, expected, token)
         )
         return min((int(applied) for kept, applied in answers if not kept), default=None)
 
     async def mark(self, partition: int, token: str, applied: int) -> bool:
         """Note on every primary what was applied of a partition (all below this offset).
 
-        Returns whether all of them know the token. Raises ``StoreUnavailable``.
+        Returns whether all of them know the token. Raises ``RedisUnavailable``.
         """
         name = self._name(partition)
         answers = await self._cluster.on_primaries(
@@ -185,16 +179,16 @@ class Inbox:
     async def applied(self, partition: int, version: int | None = None) -> int:
         """The offset below which every primary has all of a partition, of a former ``version`` of the topics if given.
 
-        Raises ``StoreUnavailable``.
+        Raises ``RedisUnavailable``.
         """
         name = self._name(partition, version)
         answers = await self._cluster.on_primaries(lambda tag: ("GET", _watermark(tag, name)))
         return min(int(answer or 0) for answer in answers)
 
-    async def distrust(self, partition: int) -> None:
-        """Have the worker of a partition restore its inboxes from the log; raises ``StoreUnavailable``."""
+    async def invalidate(self, partition: int) -> None:
+        """Have the worker of a partition restore its inboxes from the log; raises ``RedisUnavailable``."""
         name = self._name(partition)
-        await self._cluster.on_primaries(lambda tag: ("FCALL", function("distrust"), 1, _watermark(tag, name), name))
+        await self._cluster.on_primaries(lambda tag: ("FCALL", function("invalidate"), 1, _watermark(tag, name), name))
 
     async def restore(self, devices: Mapping[str, Mapping[str, LoggedDevice]]) -> None:
         """Bring the devices of users back as the log has them; what is here and newer stays."""
@@ -212,8 +206,8 @@ class Inbox:
     async def append(self, batches: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
         """Append to each recipient's inbox what is new of its batches, which stand together, the oldest first.
 
-        ``tokens`` has the one adopted for each partition of the log. Raises ``StaleToken`` when a server refused it;
-        the others may have appended.
+        ``tokens`` has the one adopted for each partition of the log. Raises ``FencingTokenStale`` when a server refused
+        it; the others may have appended.
         """
         parts = list(_parts(batches))
 
@@ -229,7 +223,7 @@ class Inbox:
                 results += found
             return results
 
-        return await patiently("append", StoreUnavailable, once)
+        return await retry_forever("append", RedisUnavailable, once)
 
     async def _append(self, part: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
         commands: list[Command] = []
@@ -248,7 +242,7 @@ class Inbox:
                 applied.get(user, "0-0"),
             ]
             for position, message in messages:
-                text = f"{position.entry}-{position.place}"
+                text = f"{position.entry}-{position.index}"
                 command += (
                     text,
                     message.at // 1000,
@@ -262,7 +256,7 @@ class Inbox:
         for batch, sent, answer in zip(part, commands, answers, strict=True):
             if isinstance(answer, ResponseError):
                 if str(answer).startswith("STALETOKEN"):
-                    raise StaleToken(str(answer))
+                    raise FencingTokenStale(str(answer))
                 raise answer
             former, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[20 + 4 * i] for i, new in enumerate(added) if new == 49]
@@ -271,7 +265,7 @@ class Inbox:
             results.append(Appended(former, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
 
-    async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[Page]:
+    async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[InboxPage]:
         """One page for each (user, device, after, most messages, most bytes): what is stored above ``after``.
 
         What the device has acknowledged meanwhile is left out: the page is complete without it.
@@ -289,10 +283,10 @@ class Inbox:
                 raise answer
             after, until = Position.parse(answer[1].decode()), Position.parse(answer[2].decode())
             if answer[0] == b"missed":
-                pages.append(Page(after, until, None, 0, b"", missed=True))
+                pages.append(InboxPage(after, until, None, 0, b"", missed=True))
             else:
                 first = Position.parse(answer[3].decode()) if answer[3] else None
-                pages.append(Page(after, until, first, answer[4], answer[5], missed=False))
+                pages.append(InboxPage(after, until, first, answer[4], answer[5], missed=False))
         return pages
 
     async def keep_parents(self, parents: Sequence[tuple[str, Position, str]]) -> None:
@@ -303,7 +297,7 @@ class Inbox:
         by_user: defaultdict[str, list[str]] = defaultdict(list)
         for user, position, parent in parents:
             by_user[user] += (str(position), parent)
-        with suppress(StoreUnavailable):
+        with suppress(RedisUnavailable):
             await self._cluster.pipeline(
                 [
                     ("FCALL", function("keep_parents"), 1, _traced(user), EXPECTED, self._ttl_ms, *of_user)
@@ -311,7 +305,7 @@ class Inbox:
                 ]
             )
 
-    async def parents(self, pages: Sequence[tuple[str, Page]]) -> list[list[str]]:
+    async def parents(self, pages: Sequence[tuple[str, InboxPage]]) -> list[list[str]]:
         """The traceparents of the sampled messages on each user's page; with Redis away there are none."""
         commands: list[Command] = []
         for user, page in pages:
@@ -320,7 +314,7 @@ class Inbox:
             commands.append(("FCALL_RO", function("parents"), 1, _traced(user), first, str(page.until)))
         try:
             answers = await self._cluster.pipeline(commands)
-        except StoreUnavailable:
+        except RedisUnavailable:
             return [[] for _ in pages]
         return [[parent.decode() for parent in answer] if isinstance(answer, list) else [] for answer in answers]
 
@@ -349,7 +343,7 @@ class Inbox:
         return removed
 
     async def hello(self, user: str, device: str, after: Position | None, log_end: Position = ORIGIN) -> Device:
-        """Register a device and take its next connection number; raises ``StoreUnavailable``.
+        """Register a device and take its next connection number; raises ``RedisUnavailable``.
 
         ``after`` moves its cursor forward, as an acknowledgement does, at most to the inbox's top or ``log_end``,
         whichever is higher.

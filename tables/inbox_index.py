@@ -68,7 +68,7 @@ class InboxIndex:
     async def look(self, wanted: Sequence[tuple[str, Position, int]]) -> list[Sight]:
         """For each (user, position, count): the inbox, and its first ``count`` entries from that position on.
 
-        At most ``PAGE`` of them. A key that holds something else looks empty. Raises ``StoreUnavailable``.
+        At most ``PAGE`` of them. A key that holds something else looks empty. Raises ``RedisUnavailable``.
         """
         found: list[Sight] = []
         for start in range(0, len(wanted), LOOKS_AT_ONCE):
@@ -101,5 +101,5 @@ def _stored(entries: list[Any]) -> list[Stored]:
 
 def _position(text: bytes) -> Position:
     # Redis has made sure of the form; what was written by hand may be anything, but must not end the audit.
-    entry, _, place = text.partition(b"-")
-    return Position(int(entry), int(place or 0))
+    entry, _, index = text.partition(b"-")
+    return Position(int(entry), int(index or 0))

@@ -48,7 +48,7 @@ NOTHING: Final = InboxView(False, 0, 0, None, None, None, None, {}, {}, 0, 0)
 async def look(cluster: Cluster, user: str) -> InboxView:
     """Look at the inbox of a user; ``known`` is false for one who never connected and was never written to.
 
-    Raises ``StoreUnavailable``.
+    Raises ``RedisUnavailable``.
     """
     senders: Counter[str] = Counter()
     looked_at = gaps = 0

@@ -29,7 +29,8 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from chat_streams.runtime.retry import patiently
+from chat_streams.model.errors import RedisRefused, RedisUnavailable
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import engines
 from tables.functions import LIBRARY, function
@@ -45,14 +46,6 @@ _STATES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "OOM ")
 """Answers that say nothing of the command itself: it would be carried out elsewhere, or later."""
 
 Command = tuple[Any, ...]
-
-
-class StoreUnavailable(Exception):
-    """Redis did not do what was asked for: it is away, full, moving slots or choosing a new primary. Try again."""
-
-
-class StoreRefused(Exception):
-    """Redis does not want us, and trying again is no use; the text says why, and which setting to look at."""
 
 
 def connect(settings: Settings, **options: Any) -> RedisCluster:
@@ -88,30 +81,30 @@ class Cluster:
         await self._redis.aclose()
 
     async def check(self) -> None:
-        """Raise ``StoreRefused`` when Redis does not accept us or we not it. One that is away may come later."""
+        """Raise ``RedisRefused`` when Redis does not accept us or we not it. One that is away may come later."""
         redis, login = f"Redis at {self._settings.redis} (CHAT_REDIS)", self._settings.redis_login()
         try:
             await self.ping()
-        except StoreUnavailable as error:
+        except RedisUnavailable as error:
             for cause in _causes(error):
                 if isinstance(cause, ssl.SSLCertVerificationError):
-                    raise StoreRefused(
+                    raise RedisRefused(
                         f"{redis}: its certificate is not accepted: {cause.verify_message}; trusted is"
                         f" {self._settings.redis_ca_file or 'what the system trusts'} (CHAT_REDIS_CA_FILE)"
                     ) from error
                 if isinstance(cause, ssl.SSLError):
-                    raise StoreRefused(f"{redis} speaks no TLS that we understand: {cause.reason}") from error
+                    raise RedisRefused(f"{redis} speaks no TLS that we understand: {cause.reason}") from error
                 if isinstance(cause, AuthenticationError):
                     name = (login and login[0]) or "default"
-                    raise StoreRefused(
+                    raise RedisRefused(
                         f"{redis} refused user {name} (CHAT_REDIS_USER, CHAT_REDIS_PASSWORD): {cause}"
                     ) from error
                 if _forbidden(cause):
-                    raise StoreRefused(f"{redis}: {cause}; the rights it needs are in docs/security.md") from error
+                    raise RedisRefused(f"{redis}: {cause}; the rights it needs are in docs/security.md") from error
             log.warning("redis is away", error=str(error))
 
     async def ping(self) -> None:
-        """Raise ``StoreUnavailable`` when the cluster can't take a command."""
+        """Raise ``RedisUnavailable`` when the cluster can't take a command."""
         await self.call(("FCALL_RO", function("read"), 2, "{ping}:inbox", "{ping}:devices", "0-0", 1, 1, 0, ""))
 
     async def call(self, command: Command) -> Any:
@@ -121,17 +114,17 @@ class Cluster:
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to commands for keys anywhere in the cluster, in order; one round trip to each primary.
 
-        An answer may be a ``ResponseError``. Raises ``StoreUnavailable`` when any of the commands can't be carried
+        An answer may be a ``ResponseError``. Raises ``RedisUnavailable`` when any of the commands can't be carried
         out now; others may have been carried out, so they must be such that doing them again changes nothing.
         """
         return await self._carry_out(lambda: self._round(commands))
 
     async def patient(self, commands: Sequence[Command], what: str) -> list[Any]:
         """As ``pipeline``, but wait for an engine that is away, with a growing delay, for as long as it takes."""
-        return await patiently(what, StoreUnavailable, lambda: self.pipeline(commands))
+        return await retry_forever(what, RedisUnavailable, lambda: self.pipeline(commands))
 
     async def on_primaries(self, command: Callable[[str], Command]) -> list[Any]:
-        """The answers of every primary to a command made with a hash tag of its own; raises ``StoreUnavailable``."""
+        """The answers of every primary to a command made with a hash tag of its own; raises ``RedisUnavailable``."""
 
         async def once() -> list[Any]:
             return [(await self._send(node, [command(tag)]))[0] for node, tag in self._tagged_primaries()]
@@ -139,7 +132,7 @@ class Cluster:
         answers = await self._carry_out(once)
         for answer in answers:
             if isinstance(answer, ResponseError):
-                raise StoreUnavailable(str(answer))
+                raise RedisUnavailable(str(answer))
         return answers
 
     async def _carry_out(self, once: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
@@ -157,7 +150,7 @@ class Cluster:
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             engines["engine_errors_redis"] += 1
             await self._forget_topology()
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
         return answers
 
     def _tagged_primaries(self) -> list[tuple[ClusterNode, str]]:

@@ -11,9 +11,10 @@ from typing import Final, NamedTuple
 import structlog
 from redis.exceptions import ResponseError
 
+from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
 from chat_streams.runtime.settings import Settings
 from tables.functions import function
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 log = structlog.get_logger()
 
@@ -27,10 +28,6 @@ class Lease(NamedTuple):
     epoch: int
 
 
-class NoSlot(Exception):
-    """All slots are taken by other gateways."""
-
-
 class Slots:
     """Leases one slot and keeps it."""
 
@@ -41,14 +38,14 @@ class Slots:
         self._held_until = 0.0
 
     async def take(self) -> Lease:
-        """A slot nobody holds; raises ``NoSlot`` or ``StoreUnavailable``."""
+        """A slot nobody holds; raises ``NoFreeSlot`` or ``RedisUnavailable``."""
         slots = list(range(self._settings.slots))
         # Gateways that start together would all try the same ones first.
         random.shuffle(slots)
         for slot in slots:
             if epoch := await self._lease(slot):
                 return Lease(slot, epoch)
-        raise NoSlot(f"all {len(slots)} slots are taken: raise CHAT_SLOTS and the topic's partitions with it")
+        raise NoFreeSlot(f"all {len(slots)} slots are taken: raise CHAT_SLOTS and the topic's partitions with it")
 
     async def keep(self, lease: Lease) -> None:
         """Renew a lease until it is lost; returns then."""
@@ -59,7 +56,7 @@ class Slots:
                 if await self._lease(lease.slot) != lease.epoch:
                     log.warning("lost the slot to another gateway", slot=lease.slot, epoch=lease.epoch)
                     return
-            except StoreUnavailable as error:
+            except RedisUnavailable as error:
                 # Who could take it needs Redis, too. Until it is back, nobody is told that this one holds it.
                 log.warning("the slot's lease is not renewed", slot=lease.slot, error=str(error))
 

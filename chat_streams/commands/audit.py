@@ -1,4 +1,4 @@
-"""``faust -A chat_streams audit``: shows that each accepted message is exactly one of what it may be."""
+"""``faust -A chat_streams audit``: checks that each accepted message has exactly one fate, such as acknowledged."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from rich.table import Table
 from rich.text import Text
 
 from chat_streams.commands.output import bar, console
-from chat_streams.kafka.client import TopicsError
-from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import partition_of
-from chat_streams.model.records import UnknownVersion
+from chat_streams.model.errors import (
+    HistoryUnavailable,
+    KafkaUnavailable,
+    RedisUnavailable,
+    TopicsError,
+    UnknownVersion,
+)
 from chat_streams.operations.audit import Options, audit
 from chat_streams.operations.audit_report import MEANINGS, kept_summary, summary
 from chat_streams.operations.audit_rules import Fate, Report
 from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 from tables import last_audit
-from tables.chat_history import HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 
 class EngineAway(click.ClickException):
-    """Nothing can be said of the messages."""
+    """An engine does not answer, so that there is no audit."""
 
     exit_code = 2
 
 
 class Unclean(click.ClickException):
-    """There are findings, printed already."""
+    """The audit has findings, which are printed already."""
 
     exit_code = 1
 
@@ -43,7 +46,7 @@ class Unclean(click.ClickException):
 
 def register(app: Service) -> None:
     """Add the command to Faust's command line."""
-    # Faust's own kind of command runs in a worker, which reports an exit code as an error, with a traceback.
+    # A command made by Faust's decorator runs in a worker, which reports an exit code as an error with a traceback.
     cli.add_command(_command(app.settings))
 
 
@@ -62,10 +65,10 @@ def _command(settings: Settings) -> click.Command:
         help="Seconds to let the services catch up with the log.",
     )
     def command(partition: int | None, user: str | None, as_json: bool, no_history: bool, wait_s: float) -> None:
-        """Show that nothing is lost: what became of each message in the log, as of now.
+        """Check that no message is lost: show the fate of each message in the log, as of now.
 
-        Exits with 1 if a message is none of what it may be, or two of it, or not applied yet, naming it; with 2 if an
-        engine is away. The services may go on meanwhile.
+        Exits with 1 if a message has no fate, has two, or is not applied yet, or if anything else is wrong, and lists
+        the findings; with 2 if an engine is away. The services may run meanwhile.
         """
         partitions = None if partition is None else [partition]
         if partition is not None and partition >= settings.partitions:
@@ -86,7 +89,7 @@ async def _run(settings: Settings, options: Options, as_json: bool) -> None:
             report = await audit(settings, options, progress)
     except HistoryUnavailable as error:
         raise EngineAway(f"no audit: DynamoDB (CHAT_DYNAMODB_ENDPOINT): {error}; --no-history goes without") from error
-    except (TopicsError, LogUnavailable, StoreUnavailable, UnknownVersion) as error:
+    except (TopicsError, KafkaUnavailable, RedisUnavailable, UnknownVersion) as error:
         raise EngineAway(f"no audit: {error}") from error
     await _keep(settings, report, options)
     if as_json:
@@ -98,13 +101,13 @@ async def _run(settings: Settings, options: Options, as_json: bool) -> None:
 
 
 async def _keep(settings: Settings, report: Report, options: Options) -> None:
-    """Keep the report of a whole audit for the inspector."""
+    """Store the report for the inspector, if it is of all messages."""
     if options.partitions is not None or options.user is not None:
         return
     cluster = Cluster(settings)
     try:
         await last_audit.save(cluster, kept_summary(report, options))
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         click.echo(f"the report is not kept for the inspector: {error}", err=True)
     finally:
         await cluster.close()
@@ -148,7 +151,7 @@ def _show_findings(report: Report) -> None:
     table = Table("partition", "position", "to", "from", "id", "what is wrong", title="findings", title_justify="left")
     for found in report.findings:
         position = "" if found.position is None else str(found.position)
-        # As texts: what users chose is no markup.
+        # As Text, because ids and names that users chose must not be read as markup.
         cells = (str(found.partition), position, found.user, found.sender or "", found.id or "", found.problem)
         table.add_row(*map(Text, cells))
     out.print(table)

@@ -14,24 +14,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from chat_streams.commands.output import Since, bar, console, utc
-from chat_streams.kafka.log_reader import LogUnavailable
+from chat_streams.model import errors
+from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.operations import redrive_service
 from chat_streams.operations.dead_letters import CODECS, Filter
 from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 
 HEX_BYTES: Final = 64
-"""Shown of a record without ``--bodies``."""
+"""The number of bytes shown of a record without ``--bodies``."""
 HEX_ROW: Final = 32
+"""The number of bytes in a row of the hex dump."""
 BULK: Final = 1
-"""More than so many are redriven only after a question, where there is someone to ask."""
+"""The largest number of dead letters that are redriven without a confirmation; none is asked for without a terminal."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def register(app: Service) -> None:
     """Add the commands to Faust's command line."""
-    # Faust's own commands have no commands below them, each with options of its own.
+    # Faust's own commands cannot have subcommands with options of their own.
     cli.add_command(_group(app.settings))
 
 
@@ -55,7 +57,7 @@ def _group(settings: Settings) -> click.Group:
     def group() -> None:
         """List, show and redrive the records that could not be applied.
 
-        A dead letter goes by its number, its offset in the topic dead_letters.
+        A dead letter is identified by its number, which is its offset in the topic dead_letters.
         """
 
     @group.command("list")
@@ -91,9 +93,9 @@ def _group(settings: Settings) -> click.Group:
     ) -> None:
         """Write records back to the topic and partition they came from, for the app that failed on them.
 
-        This is the one exception to the order of messages: they come behind all that was accepted since. What fails
-        again becomes a new dead letter. Of a record that messaging had applied in part, that part is dropped as a
-        retry within the retry window and delivered a second time after it.
+        This is the one exception to the order of messages: they come after all that was accepted since. A record that
+        fails again becomes a new dead letter. If messaging had applied a part of a record, that part is dropped as a
+        retry within the retry window, and delivered a second time after it.
         """
         if everything == bool(numbers):
             raise click.UsageError("which ones? give their numbers, or --all with filters")
@@ -107,7 +109,7 @@ def _group(settings: Settings) -> click.Group:
 def _run(command: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(command)
-    except (LogUnavailable, redrive_service.Refused) as error:
+    except (KafkaUnavailable, errors.RedriveRefused) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""``faust -A chat_streams lag``: how far the services are behind, in messages, in seconds, and when that is over."""
+"""``faust -A chat_streams lag``: shows the consumer lag in messages and seconds, and the time to catch up."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from faust.cli import option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console
-from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.operations.formats import empty_in, number, seconds
 from chat_streams.operations.lag import Watermarks, summary
 from chat_streams.operations.lag_reader import GROUPS, LOOK_S, look
@@ -25,6 +26,7 @@ from chat_streams.processing.service import Service
 from chat_streams.runtime.settings import Settings
 
 LOOKS: Final = 3
+"""The number of looks at offsets that the rates are computed from."""
 
 
 def register(app: Service) -> None:
@@ -36,13 +38,13 @@ def register(app: Service) -> None:
         base=Command,
     )
     async def lag(self: Command, as_json: bool, most_s: float | None) -> None:
-        """Show how far each service is behind the log, as the inspector does; it looks for a few seconds."""
+        """Show how far each service is behind the log, as the inspector does; it measures for a few seconds."""
         try:
             rows = await _measure(app.settings)
-        except LogUnavailable as error:
+        except KafkaUnavailable as error:
             raise click.ClickException(str(error)) from error
         except (KafkaError, OSError, TimeoutError) as error:
-            raise click.ClickException(await trouble(app.settings, error)) from error
+            raise click.ClickException(await explain_failure(app.settings, error)) from error
         _show(rows, as_json)
         if most_s is not None and (late := [row for row in rows if (row["seconds"] or 0) > most_s]):
             names = ", ".join(f"{row['group']} on {row['topic']}" for row in late)

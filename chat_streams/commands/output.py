@@ -1,4 +1,4 @@
-"""What the commands have in common: times as texts and back, a console, a bar for what takes long."""
+"""Helpers that the commands share: times as texts and back, a console, a progress bar, a base class."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from chat_streams.model.times import duration, utc
 __all__ = ["Command", "Since", "bar", "console", "duration", "utc"]
 
 WIDTH: Final = 200
-"""Columns of a table that goes into a file or a pipe."""
+"""The width in columns of a table that is written to a file or a pipe."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _AGE: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 
 
 def console() -> Console:
-    """A console on stdout, as wide as the terminal; where there is none, wide enough for any table."""
+    """Return a console on stdout, as wide as the terminal; without a terminal, wide enough for any table."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 class Command(AppCommand):
-    """A base for ``app.command``: an error is its one line and its exit code, as click has it.
+    """A base for ``app.command`` that reports an error as click does, in one line and with its exit code.
 
-    Faust by itself runs a command as a service, and an exception that ends it is logged with two tracebacks.
+    Faust runs a command as a service, and logs an exception that ends it with two tracebacks.
     """
 
     abstract = True
@@ -54,7 +54,7 @@ class Command(AppCommand):
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Report]:
-    """A progress bar on stderr while something is read; none where stderr is no terminal."""
+    """Show a progress bar on stderr while something is read; nothing if stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(what, total=None)
@@ -67,7 +67,7 @@ class Since(click.ParamType):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The time a text stands for."""
+        """Return the time that a text stands for, in ms since the epoch."""
         if isinstance(value, int):
             return value
         now = datetime.now(UTC)

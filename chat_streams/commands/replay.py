@@ -1,4 +1,4 @@
-"""``faust -A chat_streams replay``: have the inboxes restored from the log, while the service runs."""
+"""``faust -A chat_streams replay``: has the workers restore the inboxes from the log, while everything runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from chat_streams.commands.output import Command
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable
 from chat_streams.processing.service import Service
 from tables.inbox import Inbox
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 LOOK_SECONDS: Final = 0.5
 
@@ -32,8 +33,9 @@ def register(app: Service) -> None:
     async def replay(self: Command, partition: int | None, wait_s: int) -> None:
         """Restore inboxes from the log: cursors first, then all messages above them.
 
-        The messaging workers do it by themselves when they find a Redis that is empty or was not theirs; this makes
-        them. Where nothing is lost, it changes nothing. What is acknowledged does not come back.
+        The messaging workers do this by themselves when they find that Redis is empty or does not have their fencing
+        token; this command makes them do it now. If nothing is lost, it changes nothing. Acknowledged messages do not
+        come back.
         """
         if partition is not None and partition >= app.settings.partitions:
             raise click.BadParameter(f"there are partitions 0 to {app.settings.partitions - 1}")
@@ -41,7 +43,7 @@ def register(app: Service) -> None:
         cluster = Cluster(app.settings)
         try:
             await _replay(app, Inbox(cluster, app.settings), partitions, wait_s)
-        except (StoreUnavailable, LogUnavailable) as error:
+        except (RedisUnavailable, KafkaUnavailable) as error:
             raise click.ClickException(str(error)) from error
         finally:
             await cluster.close()
@@ -51,7 +53,7 @@ async def _replay(app: Service, inbox: Inbox, partitions: list[int], wait_s: int
     async with LogReader(app.settings) as reader:
         ends = {span.partition: span.end for span in await reader.spans(INCOMING_MESSAGES, partitions)}
     for partition in partitions:
-        await inbox.distrust(partition)
+        await inbox.invalidate(partition)
     deadline = time.monotonic() + wait_s
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

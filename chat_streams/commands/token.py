@@ -1,4 +1,4 @@
-"""``faust -A chat_streams token USER``: a token for development."""
+"""``faust -A chat_streams token USER``: prints a token for development."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import click
 from faust.cli import AppCommand, argument, option
 
 from chat_streams.commands.output import Command
+from chat_streams.model.errors import SettingsError
 from chat_streams.processing.service import Service
-from chat_streams.runtime.settings import SettingsError
 from chat_streams.runtime.tokens import mint
 
 DAY = 24 * 3600

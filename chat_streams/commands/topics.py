@@ -1,4 +1,4 @@
-"""``faust -A chat_streams topics create|check|repartition``."""
+"""``faust -A chat_streams topics create|check|repartition``: creates, checks or repartitions the topics."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from aiokafka.errors import KafkaError
 from faust.cli import AppCommand, argument, option
 
 from chat_streams.commands.output import Command
-from chat_streams.kafka import client, topics
+from chat_streams.kafka import topics
+from chat_streams.model import errors
+from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.operations import repartition
 from chat_streams.processing.service import Service
-from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.chat_history import ChatHistory
 
 ACTIONS: Final = ("create", "check", "repartition")
 
@@ -37,7 +39,7 @@ def register(app: Service) -> None:
     async def topics(self: AppCommand, action: str, partitions: int | None, dry_run: bool, wait_s: float) -> None:
         """Create what is missing (topics, the table of the chat database), check what is there, or repartition.
 
-        A repartition goes on while the services run. Afterwards they are restarted with the settings it prints.
+        A repartition is done while the services run. Afterwards restart them with the settings that it prints.
         """
         if (action == "repartition") != (partitions is not None):
             raise click.UsageError("--partitions goes with repartition, and repartition needs it")
@@ -60,7 +62,7 @@ async def _repartition(app: Service, partitions: int, dry_run: bool, wait_s: flo
             click.echo("dry run: nothing is changed")
             return
         await repartition.repartition(settings, plan, wait_s, click.echo)
-    except (client.TopicsError, KafkaError) as error:
+    except (errors.TopicsError, KafkaError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"now restart the workers, then the gateways, with {plan.settings}")
 
@@ -70,13 +72,13 @@ async def _run(app: Service, action: str) -> None:
     history = ChatHistory(settings)
     try:
         if action == "create":
-            # One after the other: where one fails, nothing of the other is left under way.
+            # Not concurrently: if one fails, no creation of the other is left unfinished.
             made, table_made = await topics.create(settings), await history.create()
             made_all = [*made, *([f"table {settings.history_table}"] if table_made else [])]
             click.echo(f"created: {', '.join(made_all) or 'nothing was missing'}")
         log = await topics.check(settings)
         click.echo(f"the log is generation {log.generation} with {log.partitions} partitions; all topics are right")
-    except (client.TopicsError, HistoryUnavailable) as error:
+    except (errors.TopicsError, HistoryUnavailable) as error:
         raise click.ClickException(str(error)) from error
     finally:
         await history.close()

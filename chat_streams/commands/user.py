@@ -1,4 +1,4 @@
-"""``faust -A chat_streams user USER``: where somebody is, and what waits for them."""
+"""``faust -A chat_streams user USER``: shows a user's connections, devices and inbox."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from faust.cli import argument, option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console, utc
+from chat_streams.model.errors import RedisUnavailable, UnknownUser
 from chat_streams.model.ids import is_id
 from chat_streams.operations import user_state
 from chat_streams.operations.formats import ago, number, size
 from chat_streams.operations.leases import leases
-from chat_streams.operations.user_state import NoSuchUser, Sources
+from chat_streams.operations.user_state import Sources
 from chat_streams.processing.service import Service
 from tables.chat_history import ChatHistory
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.redis_cluster import Cluster
 
 
 def register(app: Service) -> None:
@@ -29,9 +30,9 @@ def register(app: Service) -> None:
         base=Command,
     )
     async def user(self: Command, user: str, as_json: bool) -> None:
-        """Show a user as the inspector does: online or not, devices, connections, what waits in the inbox.
+        """Show a user as the inspector does: online or not, devices, connections, and the messages in the inbox.
 
-        Exit code 1 if nothing is known of them, or an engine is away.
+        Exits with 1 if the user is not known, or if an engine is away.
         """
         if not is_id(user):
             raise click.ClickException(f"{user[:60]!r} is no user id: 1-128 characters of A-Z a-z 0-9 . _ ~ @ : -")
@@ -39,10 +40,10 @@ def register(app: Service) -> None:
         try:
             try:
                 slots = await leases(cluster, app.settings.slots)
-            except StoreUnavailable:
+            except RedisUnavailable:
                 slots = None
             found = await user_state.look(Sources(app.settings, cluster, history), user, slots, bodies=False)
-        except NoSuchUser as error:
+        except UnknownUser as error:
             raise click.ClickException(str(error)) from error
         finally:
             await cluster.close()

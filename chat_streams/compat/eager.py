@@ -1,32 +1,41 @@
 """Running a coroutine without a task up to where it waits for something: most that are started wait for nothing.
 
-As the eager tasks of Python 3.12 do, but for ``current_task()``, which is the caller's until it first waits.
+By an eager task where there are some, from Python 3.12 on; before, by hand.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import types
 from collections.abc import Coroutine, Generator
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
-
-IS_SAFE: Final = sys.version_info < (3, 12)
-"""From 3.12 on ``asyncio.wait_for`` keeps to the task it begins in, as ``asyncio.timeout`` does: that of the caller."""
 
 
 def begin(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T] | None:
     """Run until it ends, and return ``None``, or until it waits, and return what goes on with it.
 
-    Raises what it raises. Until it first waits, ``current_task()`` is the caller's: it must not enter
-    ``asyncio.timeout`` by then, nor, from Python 3.12 on, ``asyncio.wait_for``.
+    Raises what it raises. Before Python 3.12 ``current_task()`` is the caller's until it first waits: it must not enter
+    ``asyncio.timeout`` by then.
     """
+    if sys.version_info >= (3, 12):
+        # There ``asyncio.wait_for`` keeps to the task it begins in, too, which has to be its own.
+        task = asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
+        if not task.done():
+            return _finish(task)
+        task.result()
+        return None
     try:
         waits_for = coroutine.send(None)
     except StopIteration:
         return None
     return _go_on(coroutine, waits_for)
+
+
+async def _finish(task: asyncio.Task[T]) -> T:
+    return await task
 
 
 async def _go_on(begun: Coroutine[Any, Any, T], waits_for: Any) -> T:

@@ -1,6 +1,6 @@
-"""The stream inspection web view: where is a message, and why isn't it delivered.
+"""The inspector, a web site for operators that shows where a message is and why it is not delivered.
 
-faust -A chat_streams.inspector worker
+To start it: ``faust -A chat_streams.inspector worker``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """``faust -A chat_streams.inspector`` looks for ``app`` here; who imports a module needs none."""
+    """Load ``app`` only when ``faust -A chat_streams.inspector`` asks for it, so that an import builds no app."""
     if name != "app":
         raise AttributeError(name)
     from chat_streams.inspector.worker import app

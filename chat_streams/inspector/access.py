@@ -1,4 +1,4 @@
-"""Who may look: a token of the project's own keys, kept in a cookie that only this site sends back."""
+"""Access to the inspector: a token signed with the project's keys, kept in a cookie for this site only."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from chat_streams.runtime.tokens import Authenticator, BadToken, KeysUnavailable
+from chat_streams.model.errors import ConnectChatError, InvalidToken, KeysUnavailable
+from chat_streams.runtime.tokens import Authenticator
 
 COOKIE: Final = "inspector_token"
 OPERATOR: Final = "operator"
-"""May redrive."""
+"""The role that may redrive dead letters and start audits."""
 BODIES: Final = "bodies"
-"""May read what people write."""
+"""The role that may read the bodies of messages."""
 MAX_TOKEN: Final = 4096
 
 
 class Viewer(NamedTuple):
-    """Who looks, until when (s since the epoch), and what they may."""
+    """The user of a request, the time their token expires (s since the epoch), and their roles."""
 
     user: str
     expires: float
@@ -27,49 +28,49 @@ class Viewer(NamedTuple):
     bodies: bool
 
 
-class Refused(Exception):
-    """There is no token, or it is not good; the text says why."""
+class AccessDenied(ConnectChatError):
+    """A request has no token or an invalid one; the text gives the reason."""
 
 
 class Access:
-    """Tells who a request is from."""
+    """The check of a request's token."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
 
     async def viewer(self, request: web.Request) -> Viewer:
-        """The viewer of a request, by its ``Authorization`` header or cookie; raises ``Refused``."""
+        """Return the viewer of a request, by its ``Authorization`` header or cookie; raises ``AccessDenied``."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             token = request.cookies.get(COOKIE, "")
         if not token:
-            raise Refused("there is no token")
+            raise AccessDenied("there is no token")
         return await self.of_token(token.strip())
 
     async def of_token(self, token: str) -> Viewer:
-        """The viewer a token names; raises ``Refused``."""
+        """Return the viewer that a token names; raises ``AccessDenied``."""
         if len(token) > MAX_TOKEN:
-            raise Refused("it is too long for a token")
+            raise AccessDenied("it is too long for a token")
         try:
             found = await self._authenticator.identify(token)
-        except BadToken as error:
-            raise Refused(str(error)) from error
+        except InvalidToken as error:
+            raise AccessDenied(str(error)) from error
         except KeysUnavailable as error:
-            raise Refused("the keys to check it with are away, try again") from error
+            raise AccessDenied("the keys to check it with are away, try again") from error
         return Viewer(found.user, found.expires, OPERATOR in found.roles, BODIES in found.roles)
 
 
 def same_origin(request: web.Request) -> bool:
-    """Whether a form was sent from a page of this site: no other page may make a viewer's browser act."""
+    """Return whether a form was sent from a page of this site, to refuse cross-site request forgery."""
     origin = request.headers.get("Origin")
     if origin is None:
-        # A program with its token in a header: there is no browser that could be misled.
+        # A program that sends its token in a header is no browser that another site could misuse.
         return "Authorization" in request.headers
     return urlsplit(origin).netloc == request.host
 
 
 def remember(response: web.StreamResponse, token: str, viewer: Viewer, secure: bool) -> None:
-    """Have the browser keep the token until it expires."""
+    """Set the cookie that keeps the token in the browser until it expires."""
     response.set_cookie(
         COOKIE,
         token,

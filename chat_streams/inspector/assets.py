@@ -1,7 +1,7 @@
 """The scripts, styles and pictures of the inspector's pages, served below an address that names their version.
 
-A module imports its neighbours by relative addresses, so all of a page's modules come from one version, and a browser
-may keep them for ever: another version has other addresses.
+A script imports other scripts by relative addresses, so all scripts of a page are of one version, and a browser may
+cache them for ever: another version has other addresses.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LIBRARIES: Final = {
     "uPlot.min.css": FOLDER / "web/node_modules/uplot/dist/uPlot.min.css",
 }
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
-# Without the system's own table, which differs from machine to machine: a browser runs no module of another type.
+# Not the system's own table, which differs from machine to machine: a browser runs no script module of a wrong type.
 _TYPES: Final = mimetypes.MimeTypes()
 
 
 class Assets:
-    """All files, read once: what is served under a version is what the version was computed from."""
+    """All files, read once at the start, so that a version always serves the bytes it was computed from."""
 
     def __init__(self, folder: Path = FOLDER / "static", libraries: Mapping[str, Path] = LIBRARIES) -> None:
         paths = {path.name: path for path in folder.iterdir()} | dict(libraries)
@@ -40,7 +40,7 @@ class Assets:
     async def serve(self, request: web.Request) -> web.Response:
         """Answer with the file ``name``.
 
-        A page that came just before a restart asks for an older ``version``: it gets what there is, not to be kept.
+        A page that was served before a restart asks for an older ``version``: it gets the present file, uncached.
         """
         name, version = request.match_info["name"], request.match_info["version"]
         if name not in self._contents:

@@ -1,6 +1,7 @@
-"""Looks at the engines every few seconds: ends and committed offsets, leases, what the services say of themselves.
+"""Collecting the state of the system every few seconds: offsets, leases, and the statistics that services publish.
 
-It reads no topic but ``service_stats``. A few records of the others are looked at only while somebody watches.
+The only topic that is read whole is ``service_stats``. A few records of the others are sampled while they are
+watched.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from chat_streams.kafka import names
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SERVICE_STATS
+from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable
 from chat_streams.model.position import Position
 from chat_streams.model.times import now_ms
 from chat_streams.operations.lag import Lag, Watermarks
@@ -34,17 +36,21 @@ from chat_streams.runtime import statistics
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
 from tables import last_audit
-from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.chat_history import ChatHistory
+from tables.redis_cluster import Cluster
 
 log = structlog.get_logger()
 
 WATCHED_S: Final = 10.0
+"""Seconds that sampling goes on after the last call of ``watch``."""
 SAMPLE_S: Final = 4.0
+"""Seconds between two samples."""
 REQUEST_S: Final = 5.0
+"""Seconds that Kafka has to answer a request."""
 WAIT_MS: Final = 2000
-"""Kafka holds a fetch back so long while there is nothing: each answer costs both of them."""
+"""The time in ms that Kafka may hold back a fetch while there is nothing new, as each empty answer costs both sides."""
 DATABASE_S: Final = 4.0
+"""Seconds between two looks at the chat database, besides ``LOOK_S``."""
 TOPICS: Final = (
     names.INCOMING_MESSAGES,
     names.SESSION_EVENTS,
@@ -53,13 +59,13 @@ TOPICS: Final = (
     names.DEAD_LETTERS,
 )
 OTHER_TOPICS: Final = (names.REGISTRY_CHANGELOG, names.GENERATIONS, names.SERVICE_STATS)
-"""They have a tail, too."""
+"""Further topics whose tail can be shown."""
 ONE_PARTITION: Final = (names.DEAD_LETTERS, names.GENERATIONS, names.SERVICE_STATS)
 
 
 @dataclass
 class Engine:
-    """An engine as it was at the last look; ``since`` is when it came or went, in ms since the epoch."""
+    """The state of an engine at the last look; ``since`` is when ``up`` last changed, in ms since the epoch."""
 
     name: str
     up: bool | None = None
@@ -67,7 +73,7 @@ class Engine:
     error: str = ""
 
     def see(self, error: Exception | None) -> None:
-        """Note how a look went."""
+        """Record the result of a look: the error, or ``None`` if the engine answered."""
         up = error is None
         if up != self.up:
             self.up, self.since = up, now_ms()
@@ -75,7 +81,7 @@ class Engine:
 
 
 class Collector:
-    """What the pages show of the whole system, as of the last look."""
+    """The state of the whole system at the last look, as the pages show it."""
 
     def __init__(self, settings: Settings, cluster: Cluster, history: ChatHistory) -> None:
         self.settings = settings
@@ -85,7 +91,7 @@ class Collector:
         self.slots: list[Slot] = []
         self.audit: dict[str, Any] | None = None
         self.statistics_trouble = ""
-        """Why what the services say of themselves cannot be read; empty while it can."""
+        """The reason why ``service_stats`` cannot be read; empty while it can."""
         self.samples: dict[str, Sample] = {}
         self.lags: dict[tuple[str, str, int], Lag] = {}
         self._cluster = cluster
@@ -95,7 +101,7 @@ class Collector:
         self._watched_at = -math.inf
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
-        """Look for as long as the site runs (``web.Application.cleanup_ctx``)."""
+        """Look at everything for as long as the site runs (``web.Application.cleanup_ctx``)."""
         looks = (self._kafka, self._read_statistics, self._redis, self._dynamodb, self._publish, self._sample)
         tasks = [asyncio.create_task(self._forever(look)) for look in looks]
         yield
@@ -104,7 +110,7 @@ class Collector:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def watch(self) -> None:
-        """Somebody looks at the streams: sample them for a while."""
+        """Sample the streams for the next ``WATCHED_S``, because somebody looks at them."""
         self._watched_at = time.monotonic()
 
     def _gauges(self) -> dict[str, float]:
@@ -118,10 +124,10 @@ class Collector:
         while True:
             try:
                 await look()
-            except StoreUnavailable as error:
+            except RedisUnavailable as error:
                 self.engines["Redis"].see(error)
-            except Exception as error:  # noqa: BLE001 - a look that failed is told of, and tried again
-                # One look judges whether Kafka is there: the others may fail for reasons of their own.
+            except Exception as error:  # noqa: BLE001 - a look that failed is reported and tried again
+                # Only this look decides whether Kafka is up: the others may fail for reasons of their own.
                 if look == self._kafka:
                     self.engines["Kafka"].see(error)
                 elif look == self._read_statistics:
@@ -160,7 +166,7 @@ class Collector:
             await admin.close()
 
     def partitions(self, topic: str) -> int:
-        """How many partitions a topic has, by the settings."""
+        """Return the number of partitions of a topic, by the settings."""
         if topic == names.OUTGOING_MESSAGES:
             return self.settings.slots
         return 1 if topic in ONE_PARTITION else self.settings.partitions
@@ -171,7 +177,7 @@ class Collector:
             consumer.assign([tp])
             newest = max((r.at for r in self.series.instances.values()), default=0)
             async with asyncio.timeout(REQUEST_S):
-                # After a while without Kafka, it goes on where it was; after a start, the last hour is read.
+                # After an outage of Kafka, continue after the newest record; after a start, read the last hour.
                 found = await consumer.offsets_for_times({tp: max(now_ms() - HOUR_MS, newest + 1)})
                 offset = found[tp].offset if found[tp] else (await consumer.end_offsets([tp]))[tp]
             consumer.seek(tp, offset)
@@ -208,7 +214,7 @@ class Collector:
 
     @property
     def leases(self) -> list[Slot] | None:
-        """The leases of gateways; ``None`` while Redis does not say."""
+        """The leases of gateways; ``None`` while Redis does not answer."""
         return self.slots if self.engines["Redis"].up else None
 
     async def _sample(self) -> None:

@@ -1,7 +1,8 @@
-"""What comes into a topic, read once for all who follow it, and never more than a budget allows.
+"""New records of a topic, read once for all viewers that follow it, and within a budget of bytes.
 
-As long as little comes, everything is read. Of more, the newest of each partition is: what is left out is counted by
-its offsets. A follower's place is its own, so that one who was away goes on where they were.
+While there are few new records, all are read. If there are more than the budget allows, the newest of each partition
+are read, and the others are counted by their offsets. Each follower has offsets of its own, so that a viewer who
+reconnects goes on where they were.
 """
 
 from __future__ import annotations
@@ -18,44 +19,45 @@ from typing import Any, Final
 import structlog
 
 from chat_streams.inspector.reading import things_of
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Span
-from chat_streams.model.records import Undecodable, UnknownVersion
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
+from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord, UnknownVersion
 from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
 
 log = structlog.get_logger()
 
 TICK_S: Final = 0.5
+"""Seconds between two reads."""
 BYTES_PER_S: Final = 256 * 1024
-"""Of all topics together, however many follow: what the inspector may cost the path."""
+"""The budget of all topics and followers together, so that the inspector takes little from the path of messages."""
 BURST_BYTES: Final = 4 * 1024 * 1024
-"""What was not used is kept, so that a burst is read whole."""
+"""The largest unused budget that is kept, so that a burst can be read whole."""
 RECORD_COST: Final = 512
-"""Reading a record costs as much as so many bytes, whatever is in it."""
+"""The fixed cost of reading a record, in bytes, in addition to its size."""
 
 
 class Budget:
-    """Bytes that may be read: ``per_s`` more each second, ``most`` at once. A read that was larger is a debt."""
+    """A budget of bytes to read: ``per_s`` more each second, ``most`` at once. A larger read leaves it negative."""
 
     def __init__(self, per_s: float = BYTES_PER_S, most: float = BURST_BYTES) -> None:
         self._per_s, self._most = per_s, most
         self._left, self._at = most, time.monotonic()
 
     def left(self, now: float) -> float:
-        """What there is at a time (s, monotonic)."""
+        """Return the bytes that may be read at a time (s, monotonic)."""
         self._left = min(self._most, self._left + (now - self._at) * self._per_s)
         self._at = now
         return self._left
 
     def spend(self, cost: float) -> None:
-        """Take off what was read."""
+        """Subtract the cost of a read."""
         self._left -= cost
 
 
 def plan(behind: Mapping[int, tuple[int, int]], most: int) -> dict[int, tuple[int, int]]:
-    """Of the offsets ``[first, end)`` of each partition those to read: the newest, ``most`` in all.
+    """Choose the offsets to read from the ``[first, end)`` of each partition: the newest, ``most`` in all.
 
-    Where there are more partitions than that, some by chance; the others are for the next time.
+    If there are more partitions than ``most``, a random choice of them is read, and the others at a later call.
     """
     waiting = {p: end - first for p, (first, end) in behind.items() if first < end}
     chosen = sorted(random.sample(sorted(waiting), max(0, min(most, len(waiting)))), key=waiting.__getitem__)
@@ -68,7 +70,7 @@ def plan(behind: Mapping[int, tuple[int, int]], most: int) -> dict[int, tuple[in
 
 
 class Read:
-    """A record that was read, and what is in it, decoded when somebody asks, once for all."""
+    """A record that was read; it is decoded on first use, once for all followers."""
 
     def __init__(self, record: LogRecord) -> None:
         self.record = record
@@ -76,77 +78,77 @@ class Read:
 
     @cached_property
     def things(self) -> list[Any] | str:
-        """What is in it, or why that can't be decoded."""
+        """The items in the record, or a text that says why it can't be decoded."""
         try:
             return things_of(self.record.topic, self.record.value)
-        except (Undecodable, UnknownVersion) as error:
+        except (UndecodableRecord, UnknownVersion) as error:
             return str(error)
 
 
 @dataclass(eq=False)
 class Follower:
-    """Who follows: each record from their place on is given to ``take``, and the place moves on."""
+    """A viewer of a topic: ``take`` is called with each record from the offsets ``at`` on, which then advance."""
 
     at: dict[int, int | None]
-    """Per partition the offset to go on at; ``None`` before the first look, which begins at the end."""
+    """The next offset of each partition; ``None`` before the first look, which starts at the end of the partition."""
     take: Callable[[Read], None]
     skipped: int = 0
-    """Records that were not read."""
+    """The number of records that were not read."""
     skipped_things: float = 0.0
-    """What was in them, by what those that were read held."""
+    """An estimate of the number of items in the skipped records, by the average of those that were read."""
 
     @property
     def placed(self) -> bool:
-        """Whether it is known where it goes on."""
+        """True if the next offset of every partition is known."""
         return None not in self.at.values()
 
     @property
     def place(self) -> str:
-        """Where it goes on, as text: ``0:17,3:2``."""
+        """The next offset of each partition, as text: ``0:17,3:2``."""
         return ",".join(f"{p}:{offset}" for p, offset in self.at.items() if offset is not None)
 
 
 @dataclass
 class Feed:
-    """One topic, read for as long as it has followers."""
+    """The reading of one topic, for as long as it has followers."""
 
     settings: Settings
     topic: str
     budget: Budget
     followers: set[Follower] = field(default_factory=set)
     present: tuple[Follower, ...] = ()
-    """Those whose places what is being read was chosen by."""
+    """The followers whose offsets decided what is being read now."""
     task: asyncio.Task[None] | None = None
     cost: float = RECORD_COST
-    """Of a record, on average of the latest."""
+    """The average cost of the latest records, in bytes."""
     things: float | None = None
-    """In a record, likewise."""
+    """The average number of items in the latest records; ``None`` before the first."""
 
     async def run(self, share: Callable[[], float]) -> None:
-        """Read a ``share`` of the budget every ``TICK_S``; raises ``LogUnavailable``."""
+        """Read a ``share`` (0 to 1) of the budget every ``TICK_S``; raises ``KafkaUnavailable``."""
         async with LogReader(self.settings) as reader:
             while True:
                 await self.look(reader, int(self.budget.left(time.monotonic()) * share() / self.cost))
                 await asyncio.sleep(TICK_S)
 
     async def look(self, reader: LogReader, most: int) -> None:
-        """Read what there is for the followers, ``most`` records at most."""
+        """Read the new records for the followers, ``most`` at most."""
         spans = plan(await self._behind(reader), most)
         async for record in reader.read([Span(self.topic, p, *span) for p, span in spans.items()]):
             self._take(Read(record))
         self._move_on(spans)
 
     async def _behind(self, reader: LogReader) -> dict[int, tuple[int, int]]:
-        """From where the first of the followers is to the end, per partition."""
+        """Return for each partition the offsets ``[first, end)`` that some follower has not been given."""
         ends = await reader.ends(self.topic, sorted({p for f in self.followers for p in f.at}))
         self.present = tuple(self.followers)
         firsts = dict(ends)
         for follower in self.present:
             for p, at in follower.at.items():
                 end = ends.get(p, at)
-                follower.at[p] = place = end if at is None or end is None else min(at, end)
-                if place is not None and p in firsts:
-                    firsts[p] = min(firsts[p], place)
+                follower.at[p] = offset = end if at is None or end is None else min(at, end)
+                if offset is not None and p in firsts:
+                    firsts[p] = min(firsts[p], offset)
         return {p: (firsts[p], end) for p, end in ends.items()}
 
     def _take(self, read: Read) -> None:
@@ -164,7 +166,7 @@ class Feed:
                 follower.take(read)
 
     def _move_on(self, spans: Mapping[int, tuple[int, int]]) -> None:
-        # Past what is gone from the log, too.
+        # Offsets advance also past records that are gone from the log.
         for follower in self.present:
             for p, (_, end) in spans.items():
                 if (at := follower.at.get(p)) is not None:
@@ -172,7 +174,7 @@ class Feed:
 
 
 class Feeds:
-    """The topics that somebody follows."""
+    """The feeds of all topics that have followers; they share one budget."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -181,7 +183,7 @@ class Feeds:
 
     @contextlib.contextmanager
     def follow(self, topic: str, follower: Follower) -> Iterator[Callable[[], str]]:
-        """Have ``follower`` given what comes into a topic; what it yields says why nothing comes, or is empty."""
+        """Give ``follower`` the new records of a topic; yields a function that returns why reading ended, or ``""``."""
         feed = self._feeds.get(topic)
         if feed is None or feed.task is None:
             feed = self._feeds[topic] = Feed(self._settings, topic, self._budget)
@@ -199,9 +201,9 @@ class Feeds:
     async def _run(self, feed: Feed) -> None:
         try:
             await feed.run(lambda: 1 / max(1, len(self._feeds)))
-        except LogUnavailable as error:
+        except KafkaUnavailable as error:
             log.warning("a tail has ended", topic=feed.topic, error=str(error))
-        except Exception as error:  # noqa: BLE001 - its followers begin anew
+        except Exception as error:  # noqa: BLE001 - its followers reconnect and start it again
             log.warning("a tail has ended", topic=feed.topic, error=repr(error))
         finally:
             self._forget(feed)

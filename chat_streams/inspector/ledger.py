@@ -1,8 +1,8 @@
-"""Whether what was accepted is all accounted for, by the counters of the services: pure, one record after the other.
+"""The live balance of accepted messages against applied ones, by the counters of the services (pure).
 
-Services count at different moments, so at any one the sum is off by what they did in seconds. It is exact when nothing
-was counted for two intervals and nothing waits in the log; from one such moment to the next it must add up. In between
-it must be off by no more than what moves.
+Services publish their counters at different times, so at any moment the balance is off by what they did in seconds. It
+is exact when nothing was counted for two intervals and nothing waits in the log; from one such moment to the next it
+must add up to 0. In between it may be off by no more than the messages in flight.
 """
 
 from __future__ import annotations
@@ -16,40 +16,43 @@ from chat_streams.runtime.statistics import INTERVAL_S
 
 INTERVAL_MS: Final = int(1000 * INTERVAL_S)
 QUIET: Final = 2
-"""Intervals without a count, after which all have said all."""
+"""The number of intervals without a change after which every service has published all that it counted."""
 PATIENCE: Final = 3
-"""Intervals that it may be off, before it is wrong."""
+"""The number of intervals that the balance may be off before it counts as wrong."""
 MAX_REASONS: Final = 20
 APPLIED: Final = ("appended", "retries", "overflowed")
+"""The counters of messaging that add up to the messages it applied."""
 
 
 class Reason(NamedTuple):
-    """Something that is known to put counters out."""
+    """An event that is known to make the counters differ, with its time in ms since the epoch."""
 
     at: int
     text: str
 
 
 class Ledger:
-    """Accepted messages against what messaging did with them; times in ms since the epoch."""
+    """The balance of accepted messages against those that messaging applied; times in ms since the epoch."""
 
     def __init__(self) -> None:
         self.off = 0
-        """Accepted and not accounted for, since the sum was exact; negative where more was applied."""
+        """Messages accepted and not applied since the balance was exact last; negative if more were applied."""
         self.exact_at: int | None = None
-        """When it was exact; ``None`` before that."""
+        """The time at which the balance was exact last; ``None`` before the first time."""
         self.off_since: int | None = None
+        """The time since which the balance is off by too much; ``None`` while it is not."""
         self.wrong = False
+        """True while the balance is off for too long and there is no reason for it."""
         self.reasons: deque[Reason] = deque(maxlen=MAX_REASONS)
-        """Why it may be off, since it last added up."""
+        """The reasons why the balance may be off, since it was exact last."""
         self.explained: deque[Reason] = deque(maxlen=MAX_REASONS)
-        """Why it was off, with by how much, since the last audit."""
+        """The differences since the last audit for which there was a reason, each with its amount."""
         self._again = 0
         self._moves: deque[tuple[int, int, int]] = deque(maxlen=1_000)
         self._began: int | None = None
 
     def count(self, at: int, rose: Mapping[str, int], dead: int) -> None:
-        """Take in by how much counters of a process rose; ``dead`` records became dead letters."""
+        """Add the increase of a process's counters; ``dead`` is the number of records that became dead letters."""
         accepted, applied = rose.get("accepted", 0), sum(rose.get(name, 0) for name in APPLIED)
         self._again += rose.get("retries", 0)
         if accepted or applied or dead:
@@ -61,16 +64,19 @@ class Ledger:
             self.reasons.append(Reason(at, f"{dead:,} records became dead letters, of one message or many"))
 
     def explain(self, at: int, text: str) -> None:
-        """Note why it may be off."""
+        """Add a reason why the balance may be off."""
         self.reasons.append(Reason(at, text))
 
     def audited(self, at: int) -> None:
-        """Begin anew: the audit has the exact sum."""
+        """Start again after an audit made ``at`` a time, as its result is exact."""
         if self.exact_at is not None and self.exact_at < at:
             self.__init__()  # type: ignore[misc]
 
     def judge(self, now: int, lag: int, all_spoke: bool) -> None:
-        """Look whether it adds up; ``lag`` is in records, ``all_spoke`` whether each process there is did so lately."""
+        """Check the balance; does nothing unless ``all_spoke``: each running process has published counters lately.
+
+        ``lag`` is messaging's lag in records.
+        """
         if not all_spoke:
             return
         self._began = self._began or now

@@ -1,4 +1,4 @@
-"""The live parts of pages: server-sent events with a heartbeat, each panel made once for all who look at the same."""
+"""The live parts of pages: server-sent events with a heartbeat, each panel rendered once for all its viewers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from aiohttp import web
 from chat_streams.model.times import now_ms
 
 LIVE_S: Final = 2.0
+"""Seconds between two updates of a panel."""
 SHARED_S: Final = 1.0
-"""A panel so young is not made anew for another viewer."""
+"""Seconds for which a rendered panel is shared with other viewers."""
 HEARTBEAT_S: Final = 10.0
+"""Seconds without an event after which a heartbeat is sent."""
 MAX_STREAMS: Final = 64
-"""Live parts at once, over all viewers."""
+"""The largest number of open live parts, over all viewers."""
 
 Event = tuple[str, str, str]
 """``(id, event, data)``; an empty event is a heartbeat."""
@@ -29,14 +31,14 @@ class _Panel(NamedTuple):
 
 
 class Live:
-    """All live parts that are open."""
+    """The open live parts of all viewers, and the panels they share."""
 
     def __init__(self) -> None:
         self._open = 0
         self._panels: dict[tuple[str, bool, bool], _Panel] = {}
 
     async def events(self, request: web.Request, source: AsyncIterator[Event]) -> web.StreamResponse:
-        """Send events for as long as there are any, the browser is there, and its token is good."""
+        """Send events until the source ends, the browser disconnects or its token expires."""
         if self._open >= MAX_STREAMS:
             raise web.HTTPServiceUnavailable(
                 text=f"{MAX_STREAMS} live parts are open already", headers={"Retry-After": "5"}
@@ -55,9 +57,9 @@ class Live:
                     await response.write(b": heartbeat\n\n")
                     continue
                 lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
-                # An empty id would have the browser forget where it was.
-                place = f"id: {id_}\n" if id_ else ""
-                await response.write(f"{place}event: {event}\n{lines}\n".encode())
+                # An empty id would make the browser forget the last one.
+                id_line = f"id: {id_}\n" if id_ else ""
+                await response.write(f"{id_line}event: {event}\n{lines}\n".encode())
         except ConnectionError:
             pass
         finally:
@@ -65,17 +67,17 @@ class Live:
         return response
 
     async def panel(self, request: web.Request, make: Callable[[], Awaitable[str]]) -> web.StreamResponse:
-        """Send what ``make`` makes every ``LIVE_S``, where it has changed."""
+        """Send the text that ``make`` returns every ``LIVE_S``, if it has changed."""
 
         async def panels() -> AsyncIterator[Event]:
-            last, said = "", time.monotonic()
+            last, sent_at = "", time.monotonic()
             for number in itertools.count(now_ms()):
                 text = await self._shared(request, make)
                 if text != last:
-                    last, said = text, time.monotonic()
+                    last, sent_at = text, time.monotonic()
                     yield str(number), "panel", text
-                elif time.monotonic() - said > HEARTBEAT_S:
-                    said = time.monotonic()
+                elif time.monotonic() - sent_at > HEARTBEAT_S:
+                    sent_at = time.monotonic()
                     yield "", "", ""
                 await asyncio.sleep(LIVE_S)
 
@@ -87,5 +89,5 @@ class Live:
         self._panels = {k: p for k, p in self._panels.items() if now - p.at < SHARED_S or not p.text.done()}
         if key not in self._panels:
             self._panels[key] = _Panel(now, asyncio.ensure_future(make()))
-        # Who leaves does not take it from the others.
+        # A viewer who disconnects must not cancel the rendering for the others.
         return await asyncio.shield(self._panels[key].text)

@@ -1,4 +1,4 @@
-"""What the inspector shows Prometheus of the whole system."""
+"""The metrics of the whole system that the inspector exposes to Prometheus."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from chat_streams.runtime.metrics import Samples
 
 FATES = ("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost")
 _NAMES = {"accepted": "messages", "lost": "none"}
-"""What the report of an audit calls them, where that is another word."""
+"""The fates that have another name in the report of an audit."""
 
 
 def samples(collector: Collector) -> Samples:
-    """All metrics of the inspector, as of its last look; who asks has it look at lags, too."""
+    """Return all metrics of the inspector, as of its last look; a scrape also keeps the sampling of lags going."""
     collector.watch()
     found: defaultdict[str, list[tuple[tuple[str, ...], float]]] = defaultdict(list)
     for row in summary(collector.watermarks, collector.lags, GROUPS):

@@ -1,4 +1,7 @@
-"""Records as JSON values, for the pages: bodies masked unless who looks may see them."""
+"""Records as JSON values for the pages; the bodies of messages are masked unless the viewer may see them.
+
+A thing is an item of a record: a message, a session event, a request, a delivery or a dead letter.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from typing import Any, Final
 
 from chat_streams.kafka import names
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
@@ -17,8 +21,6 @@ from chat_streams.model.records import (
     Delivery,
     Message,
     Messages,
-    Undecodable,
-    UnknownVersion,
 )
 from chat_streams.operations.dead_letters import readable
 
@@ -32,12 +34,12 @@ _CODECS: Final[dict[str, Codec[Any]]] = {
 
 
 def things_of(topic: str, value: bytes | None) -> list[Any]:
-    """The things in a record, not made readable yet; raises ``Undecodable`` or ``UnknownVersion``."""
+    """Return the things in a record, decoded; raises ``UndecodableRecord`` or ``UnknownVersion``."""
     if topic not in _CODECS:
         try:
             found = json.loads(value or b"null")
         except (ValueError, RecursionError) as error:
-            raise Undecodable(f"records of {topic} are not decoded here") from error
+            raise UndecodableRecord(f"records of {topic} are not decoded here") from error
         return [found if isinstance(found, dict) else {"value": found}]
     record = _CODECS[topic].decode(value)
     if isinstance(record, Messages):
@@ -46,14 +48,14 @@ def things_of(topic: str, value: bytes | None) -> list[Any]:
 
 
 def field_of(thing: Any, name: str) -> Any:
-    """A field of a thing; ``None`` where it has none. ``type`` is the kind of thing."""
+    """Return a field of a thing, ``None`` if it has none; the field ``type`` is the kind of thing."""
     if isinstance(thing, dict):
         return thing.get(name, "record" if name == "type" else None)
     return thing.__struct_config__.tag or "message" if name == "type" else getattr(thing, name, None)
 
 
 def shown(thing: Any, bodies: bool) -> dict[str, Any]:
-    """A thing as JSON values."""
+    """Return a thing as JSON values."""
     if isinstance(thing, dict):
         return thing
     if isinstance(thing, Message):
@@ -61,7 +63,7 @@ def shown(thing: Any, bodies: bool) -> dict[str, Any]:
         return item
     (item,) = readable([thing], bodies)
     if isinstance(thing, DeadLetter):
-        # The record it holds has a page of its own, where its bodies are masked.
+        # A dead letter has a page that shows the record it holds, with bodies masked.
         item["value"] = f"<{len(thing.value or b'')} bytes>"
         item["key"] = f"<{len(thing.key or b'')} bytes>"
     if isinstance(thing, Delivery):
@@ -71,8 +73,8 @@ def shown(thing: Any, bodies: bool) -> dict[str, Any]:
 
 
 def decoded(topic: str, value: bytes | None, bodies: bool) -> tuple[list[dict[str, Any]] | None, str | None]:
-    """All things in a record as JSON values, or ``None`` and why it can't be decoded."""
+    """Return all things in a record as JSON values, or ``None`` and the reason why it can't be decoded."""
     try:
         return [shown(thing, bodies) for thing in things_of(topic, value)], None
-    except (Undecodable, UnknownVersion) as error:
+    except (UndecodableRecord, UnknownVersion) as error:
         return None, str(error)

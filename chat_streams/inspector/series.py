@@ -1,4 +1,4 @@
-"""The last hour as points of 5 s, made of the records of ``service_stats``: pure, bounded whatever comes."""
+"""The last hour as points of 5 s, from the records of ``service_stats``; pure, and of bounded size."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ POINTS: Final = HOUR_MS // STEP_MS
 MAX_INSTANCES: Final = 200
 MAX_EVENTS: Final = 200
 SPOKE_MS: Final = STEP_MS * 3 // 2
+"""The age up to which an instance's newest record is up to date."""
 GONE_MS: Final = 4 * STEP_MS
-"""An instance that said nothing for so long is gone."""
+"""The age of its newest record beyond which an instance is gone."""
 COUNTED: Final = ("gateway", "messaging")
-"""Whose counters the sum is made of."""
+"""The services whose counters go into the ledger."""
 WITNESSES: Final = {
     "dead_letters": "dead_letters was written to: what is redriven is applied without being accepted anew",
     "redis_since": "Redis was away: what it lost is applied again",
 }
-"""Gauges of the inspector, and what it means for the sum when one changes."""
+"""Gauges of the inspector with the reason that a change of one gives for the ledger to be off."""
 _COUNTERS: Final = ("accepted", "delivered", "acknowledged", "appended", "overflowed", "retries", "stored", "refused")
 _HIGHEST: Final = ("latency_p50_ms", "latency_p99_ms", "lag_messaging", "lag_notification", "lag_history")
 
 
 class Event(NamedTuple):
-    """Something on the time line: a rebalance, a start, an end."""
+    """An event on the time line: a start or a rebalance."""
 
     at: int
     what: str
@@ -37,21 +38,21 @@ class Event(NamedTuple):
 
 
 class Series:
-    """Points by their time, the newest record of each instance, and what happened."""
+    """The points by time, the newest record of each instance, the latest events, and the ledger."""
 
     def __init__(self) -> None:
         self._points: OrderedDict[int, defaultdict[str, float]] = OrderedDict()
         self.instances: OrderedDict[str, ServiceStats] = OrderedDict()
         self.before: dict[str, ServiceStats] = {}
-        """The record before the newest, for rates."""
+        """The record before the newest of each instance, for rates."""
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.ledger = Ledger()
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def add(self, record: ServiceStats) -> None:
-        """Take a record in; they come in the order of the topic."""
-        former = self.instances.get(record.instance)
-        deltas = self._deltas(former, record)
+        """Add a record; records must be added in the order of the topic."""
+        previous = self.instances.get(record.instance)
+        deltas = self._deltas(previous, record)
         point = self._points.get(record.at // STEP_MS * STEP_MS)
         if point is None:
             point = self._points[record.at // STEP_MS * STEP_MS] = defaultdict(float)
@@ -60,12 +61,12 @@ class Series:
         for name in _HIGHEST:
             if name in record.gauges:
                 point[name] = max(point.get(name, 0.0), record.gauges[name])
-        point["dead"] += (dead := max(0, _dead(record) - (_dead(former) if _same(former, record) else 0)))
-        self._note(former, record)
+        point["dead"] += (dead := max(0, _dead(record) - (_dead(previous) if _same(previous, record) else 0)))
+        self._note(previous, record)
         if record.service in COUNTED:
             self.ledger.count(record.at, deltas, dead)
-        if former is not None:
-            self.before[record.instance] = former
+        if previous is not None:
+            self.before[record.instance] = previous
         self.instances[record.instance] = record
         self.instances.move_to_end(record.instance)
         newest = record.at
@@ -74,25 +75,25 @@ class Series:
         while len(self._points) > POINTS + 1:
             self._points.popitem(last=False)
         if record.service == "inspector":
-            self._judge(former, record)
+            self._judge(previous, record)
         while len(self.instances) > MAX_INSTANCES:
             gone, _ = self.instances.popitem(last=False)
             self.before.pop(gone, None)
 
     def rate(self, instance: str, counter: str) -> float | None:
-        """A counter's rise a second between the last two records of an instance."""
+        """Return a counter's increase per second between the last two records of an instance."""
         new, old = self.instances.get(instance), self.before.get(instance)
         if new is None or old is None or old.started_at != new.started_at or new.at <= old.at:
             return None
         return 1000 * (new.counters.get(counter, 0) - old.counters.get(counter, 0)) / (new.at - old.at)
 
     def living(self, now: int) -> list[ServiceStats]:
-        """The newest record of each instance that still speaks, by service."""
+        """Return the newest record of each instance that is not gone, ordered by service."""
         found = [r for r in self.instances.values() if now - r.at <= GONE_MS]
         return sorted(found, key=lambda r: (r.service, r.started_at))
 
     def since(self, start_ms: int) -> dict[str, float]:
-        """How much each counter rose since a time."""
+        """Return the increase of each counter since a time (ms since the epoch), to within a point."""
         total: defaultdict[str, float] = defaultdict(float)
         for at, point in self._points.items():
             if at + STEP_MS > start_ms:
@@ -101,7 +102,7 @@ class Series:
         return dict(total)
 
     def chart(self) -> dict[str, list[float | None]]:
-        """Columns of equal length, by time in s: rates a second, gauges, and how pending changed since the first."""
+        """Return columns of equal length: ``at`` in s, rates per second, gauges, and the change of pending messages."""
         times = sorted(self._points)
         columns: dict[str, list[float | None]] = {"at": [t / 1000 for t in times]}
         for name in ("accepted", "delivered", "acknowledged"):
@@ -115,18 +116,18 @@ class Series:
         columns["pending"] = list(pending)
         return columns
 
-    def _deltas(self, former: ServiceStats | None, record: ServiceStats) -> dict[str, int]:
-        if former is not None and _same(former, record):
-            return {n: v - former.counters.get(n, 0) for n, v in record.counters.items()}
-        # A process seen for the first time: what it counted before is of the time before, unless it is new.
+    def _deltas(self, previous: ServiceStats | None, record: ServiceStats) -> dict[str, int]:
+        if previous is not None and _same(previous, record):
+            return {n: v - previous.counters.get(n, 0) for n, v in record.counters.items()}
+        # The first record of a process that is not new: its counters cover the time before the first point.
         return dict(record.counters) if record.at - record.started_at <= 2 * STEP_MS else {}
 
-    def _note(self, former: ServiceStats | None, record: ServiceStats) -> None:
-        if former is None or not _same(former, record):
+    def _note(self, previous: ServiceStats | None, record: ServiceStats) -> None:
+        if previous is None or not _same(previous, record):
             if record.at - record.started_at <= 2 * STEP_MS:
                 self.events.append(Event(record.started_at, "started", record.instance))
             return
-        more = record.gauges.get("rebalances", 0) - former.gauges.get("rebalances", 0)
+        more = record.gauges.get("rebalances", 0) - previous.gauges.get("rebalances", 0)
         if more > 0:
             self.events.append(Event(record.at, f"{more:g} rebalance{'s' if more > 1 else ''}", record.instance))
             if record.service == "messaging":
@@ -134,8 +135,8 @@ class Series:
                     record.at, f"{record.instance} was in a rebalance, after which some is applied again"
                 )
 
-    def _judge(self, former: ServiceStats | None, record: ServiceStats) -> None:
-        """The inspector's own record tells how much waits in the log: time to look whether all adds up."""
+    def _judge(self, previous: ServiceStats | None, record: ServiceStats) -> None:
+        """Check the ledger at each of the inspector's own records, which have the lag of messaging."""
         silent = False
         for other in self.instances.values():
             if other.service in COUNTED and other.at < record.at - SPOKE_MS:
@@ -146,21 +147,21 @@ class Series:
                     self.ledger.explain(other.at, f"{other.instance} ended, and up to 5 s of its counts with it")
         while len(self._ended) > MAX_INSTANCES:
             self._ended.popitem(last=False)
-        if former is not None and _same(former, record):
+        if previous is not None and _same(previous, record):
             for name, text in WITNESSES.items():
-                if former.gauges.get(name) != record.gauges.get(name):
+                if previous.gauges.get(name) != record.gauges.get(name):
                     self.ledger.explain(record.at, text)
         if "lag_messaging" in record.gauges:
             self.ledger.judge(record.at, int(record.gauges["lag_messaging"]), not silent)
 
 
-def _same(former: ServiceStats | None, record: ServiceStats) -> bool:
-    """Whether a record is of the same process as the one before it."""
-    return former is not None and former.started_at == record.started_at
+def _same(previous: ServiceStats | None, record: ServiceStats) -> bool:
+    """Return whether a record is of the same process as the one before it."""
+    return previous is not None and previous.started_at == record.started_at
 
 
 def _dead(record: ServiceStats | None) -> int:
-    """Records that became dead letters where messages are counted; those of other topics are none of the sum."""
+    """Return the dead letters of messaging from ``incoming_messages``; only these are part of the ledger."""
     if record is None:
         return 0
     return sum(a.dead_letters for a in record.agents if (record.service, a.topic) == ("messaging", INCOMING_MESSAGES))

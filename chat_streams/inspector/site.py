@@ -1,4 +1,4 @@
-"""The web site: who may see it, how a page is made of its model, how its live parts are kept up."""
+"""The web site of the inspector: access control, pages and their JSON API, live parts, and errors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ import jinja2
 import structlog
 from aiohttp import web
 
-from chat_streams.inspector.access import Access, Refused, Viewer, same_origin
+from chat_streams.inspector.access import Access, AccessDenied, Viewer, same_origin
 from chat_streams.inspector.assets import FOLDER, Assets
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
-from chat_streams.kafka.client import TopicsError
-from chat_streams.kafka.log_reader import LogUnavailable
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES, SESSION_EVENTS
+from chat_streams.model.errors import (
+    ConnectChatError,
+    HistoryUnavailable,
+    KafkaUnavailable,
+    RedisUnavailable,
+    TopicsError,
+)
 from chat_streams.model.times import now_ms, utc
 from chat_streams.operations import formats
 from chat_streams.runtime.metrics import PATH
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import Authenticator
-from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.chat_history import ChatHistory
+from tables.redis_cluster import Cluster
 
 log = structlog.get_logger()
 
@@ -34,16 +39,16 @@ POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_AWAY: Final = (LogUnavailable, StoreUnavailable, HistoryUnavailable, TopicsError)
+_AWAY: Final = (KafkaUnavailable, RedisUnavailable, HistoryUnavailable, TopicsError)
 
 
-class NotFound(Exception):
-    """There is no such thing; the text says what was searched where."""
+class NotFound(ConnectChatError):
+    """Nothing was found; the text says what was searched, and where."""
 
 
 @dataclass
 class Answer:
-    """What a page shows: the same values go to its template and to the JSON API."""
+    """The values that a page shows: they go to its template and to the JSON API alike."""
 
     data: dict[str, Any]
     status: int = 200
@@ -54,7 +59,7 @@ Model = Callable[[web.Request, Viewer], Awaitable[Answer]]
 
 @dataclass
 class Site:
-    """The pages and what they are made from."""
+    """The web site: its pages, and the collector, stores and templates they are made from."""
 
     settings: Settings
     cluster: Cluster = field(init=False)
@@ -85,16 +90,13 @@ class Site:
         )
 
     def install(self, app: web.Application) -> None:
-        """Add everything to the application of Faust's web server."""
-        from chat_streams.inspector import pages
-
+        """Add everything but the pages to the application of Faust's web server."""
         app.middlewares.append(self._guard)
         app.cleanup_ctx.append(self.collector.run)
         app.cleanup_ctx.append(self._close)
         router = app.router
         router.add_get("/static/{version}/{name}", self.assets.serve)
         self.router = router
-        pages.register(self)
 
     async def _close(self, _: web.Application) -> AsyncIterator[None]:
         yield
@@ -104,9 +106,9 @@ class Site:
     # Pages
 
     def page(self, path: str, template: str, model: Model, live: str | None = None, needs: Sequence[str] = ()) -> None:
-        """A page, the same as JSON under ``/api``, and its live part, a template of its own, under ``/live``.
+        """Add a page, its values as JSON under ``/api`` and, with the template ``live``, its live part under ``/live``.
 
-        While an engine it ``needs`` is away, it says so at once.
+        While an engine that the page ``needs`` is away, it answers 503 at once instead of waiting for the engine.
         """
 
         async def html(request: web.Request) -> web.StreamResponse:
@@ -127,7 +129,7 @@ class Site:
             self.router.add_get("/live" + (path if path != "/" else "/overview"), events)
 
     def render(self, request: web.Request, template: str, data: dict[str, Any], status: int = 200) -> web.Response:
-        """A template with what every page knows."""
+        """Render a template with ``data`` and the values that all templates use."""
         text = self.templates.get_template(template).render(
             {
                 "viewer": request.get("viewer"),
@@ -160,7 +162,7 @@ class Site:
         except web.HTTPException as error:
             return self.render(request, "_away.html", {"what": error.text}).text or ""
 
-    # Who may see it
+    # Access control
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
@@ -173,7 +175,7 @@ class Site:
                 {
                     "Content-Security-Policy": POLICY,
                     "X-Content-Type-Options": "nosniff",
-                    # "no-referrer" would have the origin of our own forms hidden from us, too.
+                    # With "no-referrer", browsers would hide the origin of our own forms from us, too.
                     "Referrer-Policy": "same-origin",
                     "X-Frame-Options": "DENY",
                 }
@@ -189,11 +191,12 @@ class Site:
         if request.path not in OPEN_PATHS and not request.path.startswith("/static/"):
             try:
                 request["viewer"] = await self.access.viewer(request)
-            except Refused as error:
+            except AccessDenied as error:
                 if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
                     raise web.HTTPUnauthorized(text=f"a token is wanted: {error}") from error
                 if request.headers.get("Sec-Fetch-Site") == "cross-site":
-                    # A link from elsewhere comes without the cookie; once more from here, it comes with it.
+                    # A request from a link on another site comes without the SameSite cookie. The page that answers it
+                    # loads the address again from this site, with the cookie.
                     return self.render(request, "again.html", {"url": request.path_qs})
                 return web.HTTPSeeOther(f"/login?next={quote(request.path_qs)}")
         try:
@@ -212,7 +215,7 @@ class Site:
             return web.json_response({"error": text}, status=status)
         if request.get("viewer") is None:
             return web.Response(text=text, status=status)
-        # What htmx asked for becomes a part of a page that is there already.
+        # The answer to a request of htmx is put into a page that is there already.
         template = "_away.html" if "HX-Request" in request.headers else "error.html"
         return self.render(request, template, {"status": status, "what": text}, status)
 

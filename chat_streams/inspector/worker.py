@@ -5,22 +5,23 @@ from __future__ import annotations
 import click
 from faust.app.base import BootStrategy
 
+from chat_streams.inspector import pages
 from chat_streams.inspector.measured import samples
 from chat_streams.inspector.site import Site
+from chat_streams.model.errors import SettingsError
 from chat_streams.processing.service import Service
 from chat_streams.runtime.metrics import Metrics
-from chat_streams.runtime.settings import SettingsError
 
 PORT = 8084
 
 
 class _WebOnly(BootStrategy):
-    # An engine that is away must not keep the page away that says so: no client of Faust's own.
+    # No Kafka client of Faust's own: it would not start while Kafka is away, and then no page could say so.
     enable_kafka = False
 
 
 class Inspector(Service):
-    """The web view; starts whatever engine is away."""
+    """The app of the inspector; it starts even if engines are away."""
 
     BootStrategy = _WebOnly
     producer_only = True
@@ -33,19 +34,20 @@ class Inspector(Service):
             raise click.ClickException(str(error)) from error
         self.metrics = Metrics(self.site.collector.statistics, lambda: samples(self.site.collector))
         self.site.install(self.web.web_app)
+        pages.register(self.site)
 
     def worker_init(self) -> None:
         """Check nothing: the pages say what is missing."""
 
     async def watch(self) -> None:
-        """Nothing is applied here."""
+        """Do nothing: no records are applied here."""
 
     async def publish_statistics(self) -> None:
-        """The collector does it, with what it measures."""
+        """Do nothing: the collector publishes the statistics, together with what it measures."""
 
     @property
     def is_ready(self) -> bool:
-        """Always: the pages say what is missing."""
+        """Always true: the pages say what is missing."""
         return True
 
 

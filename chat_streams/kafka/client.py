@@ -13,16 +13,13 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from aiokafka.protocol.metadata import MetadataRequest
 
+from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 MECHANISM: Final = "SCRAM-SHA-512"
 PROBE_S: Final = 5.0
 REQUEST_SECONDS: Final = 10.0
 """An answer of Kafka to an admin client."""
-
-
-class TopicsError(Exception):
-    """The topics are not as they must be; the text says what is wrong and what to do."""
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
@@ -37,7 +34,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
-async def trouble(settings: Settings, error: BaseException) -> str:
+async def explain_failure(settings: Settings, error: BaseException) -> str:
     """What keeps us from Kafka, in words for an operator, after ``error`` of a client that could not connect.
 
     aiokafka logs why it could not and raises that it could not; so this tries once more, for 5 s a server at most.
@@ -88,7 +85,7 @@ class Admin:
             await self._client.start()
         except KafkaError as error:
             await self._client.close()
-            raise TopicsError(await trouble(self._settings, error)) from error
+            raise TopicsError(await explain_failure(self._settings, error)) from error
         return self._client
 
     async def __aexit__(self, *_: object) -> None:

@@ -10,9 +10,10 @@ import msgspec
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from chat_streams.kafka.client import REQUEST_SECONDS, Admin, TopicsError, client_options
+from chat_streams.kafka.client import REQUEST_SECONDS, Admin, client_options
 from chat_streams.kafka.metadata import topics_of
 from chat_streams.kafka.names import GENERATIONS, VERSION, Names
+from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 
@@ -53,7 +54,7 @@ async def generations(settings: Settings) -> list[Generation]:
     return found
 
 
-async def former(settings: Settings) -> list[Generation]:
+async def previous(settings: Settings) -> list[Generation]:
     """The generations of earlier versions whose topics Kafka still has, the oldest first.
 
     Raises ``TopicsError``, also where we may not see them, and ``KafkaError``.

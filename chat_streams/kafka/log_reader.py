@@ -18,7 +18,9 @@ import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
-from chat_streams.kafka.client import client_options, trouble
+from chat_streams.compat.aiokafka import fetch_metadata
+from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.runtime.settings import Settings
 
 T = TypeVar("T")
@@ -27,16 +29,12 @@ Progress = Callable[[int, int], None]
 """Is given how many offsets are done and how many there are, of all partitions together."""
 
 PATIENCE_S: Final = 30.0
-"""Without an answer from Kafka for so long, reading ends with ``LogUnavailable``."""
+"""Without an answer from Kafka for so long, reading ends with ``KafkaUnavailable``."""
 POLL_S: Final = 1.0
 POLL_RECORDS: Final = 500
 PARTITION_FETCH_BYTES: Final = 1024 * 1024
 FETCH_BYTES: Final = 8 * 1024 * 1024
 """Of one answer; a single larger record comes all the same."""
-
-
-class LogUnavailable(Exception):
-    """Kafka did not answer, or does not have the topic; the text says which."""
 
 
 class Span(NamedTuple):
@@ -63,7 +61,7 @@ class LogRecord(NamedTuple):
 class LogReader:
     """A connection to Kafka, to read one topic after another; any number of reads, one at a time.
 
-    ``fetch_bytes`` is what is asked for of a partition at once. Every method raises ``LogUnavailable``.
+    ``fetch_bytes`` is what is asked for of a partition at once. Every method raises ``KafkaUnavailable``.
     """
 
     def __init__(self, settings: Settings, fetch_bytes: int = PARTITION_FETCH_BYTES) -> None:
@@ -104,17 +102,16 @@ class LogReader:
         With ``since_ms`` from the first record of that time (ms since the epoch) on, with ``until_ms`` to the first
         record of that time, which is left out.
         """
-        # AIOKafkaConsumer.topics() does this and returns the names only.
-        cluster = await self._answer(self._consumer._client.fetch_all_metadata())
+        cluster = await self._answer(fetch_metadata(self._consumer))
         existing = cluster.partitions_for_topic(topic)
         if not existing:
-            raise LogUnavailable(
+            raise KafkaUnavailable(
                 f"there is no topic {topic} at {self._settings.kafka}: 'faust -A chat_streams topics create'"
             )
         if partitions is None:
             partitions = sorted(existing)
         elif missing := set(partitions) - existing:
-            raise LogUnavailable(f"topic {topic} at {self._settings.kafka} has no partition {min(missing)}")
+            raise KafkaUnavailable(f"topic {topic} at {self._settings.kafka} has no partition {min(missing)}")
         tps = [TopicPartition(topic, partition) for partition in partitions]
         if not tps:
             return []
@@ -181,7 +178,7 @@ class LogReader:
                 progress(done, total)
             if silent_s >= PATIENCE_S:
                 waiting = ", ".join(f"{tp.topic}/{tp.partition} at offset {at[tp]}" for tp in left)
-                raise LogUnavailable(
+                raise KafkaUnavailable(
                     f"nothing came from Kafka at {self._settings.kafka} for {PATIENCE_S:g} s: {waiting}"
                 )
 
@@ -210,6 +207,6 @@ class LogReader:
         except OffsetOutOfRangeError:
             raise
         except TimeoutError as error:
-            raise LogUnavailable(f"no answer from Kafka at {self._settings.kafka} within {PATIENCE_S:g} s") from error
+            raise KafkaUnavailable(f"no answer from Kafka at {self._settings.kafka} within {PATIENCE_S:g} s") from error
         except KafkaError as error:
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error

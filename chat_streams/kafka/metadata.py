@@ -27,6 +27,8 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from chat_streams.compat.aiokafka import send_to_any_broker, send_to_broker
+
 _UNSETTLED: Final = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 NOT_ALLOWED: Final = 29
 """TOPIC_AUTHORIZATION_FAILED"""
@@ -115,7 +117,7 @@ class _MetadataRequest(Request[_Metadata10]):
 
 async def topics_of(admin: AIOKafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, TopicMetadata], set[str]]:
     """Those of the topics that exist, and the names of those we may not even see; raises ``KafkaError``."""
-    answer: Any = await admin._client.send(admin._client.get_random_node(), _MetadataRequest(names))
+    answer: Any = await send_to_any_broker(admin, _MetadataRequest(names))
     topics = answer.to_object()["topics"]
     found = {
         t["topic"]: TopicMetadata(
@@ -137,7 +139,7 @@ async def may_join(admin: AIOKafkaAdminClient, group: str) -> bool | None:
     """
     try:
         node = await admin.find_coordinator(group)
-        answer: Any = await admin._send_request_to_node(node, HeartbeatRequest(group, -1, ""))
+        answer: Any = await send_to_broker(admin, node, HeartbeatRequest(group, -1, ""))
     except GroupAuthorizationFailedError:
         return False
     except _UNSETTLED:

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from chat_streams.kafka.client import REQUEST_SECONDS, Admin, TopicsError
+from chat_streams.kafka.client import REQUEST_SECONDS, Admin
 from chat_streams.kafka.generations import Log, generations, note_generation
 from chat_streams.kafka.metadata import TopicMetadata, may_join, topics_of
 from chat_streams.kafka.names import (
@@ -30,6 +30,7 @@ from chat_streams.kafka.names import (
     VERSION,
     Names,
 )
+from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 DEAD_LETTER_PARTITIONS: Final = 1

@@ -1,20 +1,69 @@
-"""Codes that clients get: the close codes of a WebSocket."""
+"""The codes that clients get: of errors about one frame, and of closed connections (``docs/protocol.md``)."""
 
 from __future__ import annotations
 
 import enum
+from typing import Self
+
+
+class ErrorCode(enum.StrEnum):
+    """The code of an ``error`` frame, with its meaning and whether the same frame may work later (``retry``)."""
+
+    meaning: str
+    retry: bool
+
+    def __new__(cls, code: str, meaning: str, retry: bool) -> Self:
+        """Make a member of its code; ``meaning`` and ``retry`` are attributes."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.meaning, member.retry = meaning, retry
+        return member
+
+    BAD_FRAME = "bad_frame", "a field is missing or wrong; the message names it", False
+    UNKNOWN_TYPE = "unknown_type", "there is no such type of frame", False
+    TOO_MANY = "too_many", "too many objects in one frame; none was handled", False
+    TOO_LARGE = "too_large", "the body is above max_body_bytes", False
+    NOT_LOGGED = "not_logged", "the log did not take the message, or not for sure", True
+    RATE_LIMITED = "rate_limited", "more messages or bytes a second than a user may send", True
+    OUT_OF_ORDER = "out_of_order", "an earlier message to this recipient was refused", True
+    BAD_ACK = "bad_ack", "the position is above the last until of this connection", False
+    BUSY = "busy", "too many history requests are under way already", True
+    HISTORY_UNAVAILABLE = "history_unavailable", "the chat database is away", True
 
 
 class Close(enum.IntEnum):
-    """Close codes: 4000-4499 reconnect, 4500-4999 don't."""
+    """A close code of the gateway, with its meaning: after 4000-4499 a client connects again, after others not."""
 
-    GOING_AWAY = 4000
-    HELLO_TIMEOUT = 4008
-    STORE_AWAY = 4010
-    KEYS_AWAY = 4011
-    TOO_MANY_CONNECTS = 4012
-    TOKEN_EXPIRED = 4401
-    BAD_TOKEN = 4501
-    BAD_SEQUENCE = 4502
-    NOT_JSON = 4503
-    TAKEN_OVER = 4510
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        """Make a member of its number; ``meaning`` is an attribute."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    @property
+    def reconnect(self) -> bool:
+        """Whether a client is to connect again."""
+        return self < 4500
+
+    GOING_AWAY = 4000, "the gateway stops"
+    HELLO_TIMEOUT = 4008, "no hello in time"
+    STORE_AWAY = 4010, "the offline store is away"
+    KEYS_AWAY = 4011, "the keys that tokens are checked with are away"
+    TOO_MANY_CONNECTS = 4012, "more connections a second than a user may open"
+    TOKEN_EXPIRED = 4401, "the token has expired"
+    BAD_TOKEN = 4501, "the token is refused"
+    BAD_SEQUENCE = 4502, "the first frame was no hello, or a second hello came"
+    NOT_JSON = 4503, "a frame is no JSON, or binary"
+    TAKEN_OVER = 4510, "a newer connection of this device has taken over"
+
+
+STANDARD_CLOSES = {
+    1000: "normal",
+    1001: "the client goes away",
+    1006: "lost without a close",
+    1009: "a frame is too large",
+}
+"""The close codes of RFC 6455 that a connection to the gateway may end with, and their meanings."""

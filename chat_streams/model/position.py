@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Self
 OFFSET_BITS: Final = 40
 MAX_OFFSET: Final = (1 << OFFSET_BITS) - 1
 MAX_GENERATION: Final = (1 << 24) - 1
-MAX_PLACE: Final = (1 << 32) - 1
+MAX_INDEX: Final = (1 << 32) - 1
 
 # No leading zeros: one position has one text, so texts may be compared for equality.
 _TEXT = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,9})", re.ASCII)
@@ -17,20 +17,20 @@ _TEXT = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,9})", re.ASCII)
 class Position(NamedTuple):
     """A message's address: ordered as a pair of integers; its text is the id of a Redis Stream entry.
 
-    ``entry`` is ``generation << 40 | offset`` (the offset of the record in ``incoming_messages``), ``place`` that
+    ``entry`` is ``generation << 40 | offset`` (the offset of the record in ``incoming_messages``), ``index`` that
     of the message in the record. Positions are comparable for one recipient only: one recipient lives on one
     partition. Generations start at 1, so every message is above ``ORIGIN``, which is no valid stream id.
     """
 
     entry: int
-    place: int
+    index: int  # type: ignore[assignment]  # in the place of tuple.index, which nobody needs of a position
 
     @classmethod
-    def of(cls, generation: int, offset: int, place: int) -> Self:
-        """The position of the message at ``place`` in a record; raises ``ValueError`` when out of range."""
-        if not (1 <= generation <= MAX_GENERATION and 0 <= offset <= MAX_OFFSET and 0 <= place <= MAX_PLACE):
-            raise ValueError(f"generation {generation}, offset {offset}, place {place}: out of range")
-        return cls(generation << OFFSET_BITS | offset, place)
+    def of(cls, generation: int, offset: int, index: int) -> Self:
+        """The position of the message at ``index`` in a record; raises ``ValueError`` when out of range."""
+        if not (1 <= generation <= MAX_GENERATION and 0 <= offset <= MAX_OFFSET and 0 <= index <= MAX_INDEX):
+            raise ValueError(f"generation {generation}, offset {offset}, index {index}: out of range")
+        return cls(generation << OFFSET_BITS | offset, index)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -38,10 +38,10 @@ class Position(NamedTuple):
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"{text[:60]!r} is not a position")
-        entry, place = int(match[1]), int(match[2])
-        if entry >> OFFSET_BITS > MAX_GENERATION or place > MAX_PLACE:
+        entry, index = int(match[1]), int(match[2])
+        if entry >> OFFSET_BITS > MAX_GENERATION or index > MAX_INDEX:
             raise ValueError(f"{text!r} is not a position: out of range")
-        return cls(entry, place)
+        return cls(entry, index)
 
     @property
     def generation(self) -> int:
@@ -54,7 +54,7 @@ class Position(NamedTuple):
         return self.entry & MAX_OFFSET
 
     def __str__(self) -> str:
-        return f"{self.entry}-{self.place}"
+        return f"{self.entry}-{self.index}"
 
 
 ORIGIN: Final = Position(0, 0)

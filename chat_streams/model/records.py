@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.position import Position
 
 MAGIC: Final = b"\xcc\x43"
@@ -23,14 +24,6 @@ MAX_MESSAGES: Final = 1_000
 PUSH: Final = 0
 FIRST_REQUEST: Final = 1
 """Numbers of requests for a page: what nobody asked for, the page on connecting, and from there up."""
-
-
-class Undecodable(Exception):
-    """The bytes are no record of this topic: a dead letter."""
-
-
-class UnknownVersion(Exception):
-    """A newer program wrote the record: this one must stop, not skip it (deploy consumers before producers)."""
 
 
 class _Record(msgspec.Struct, gc=False, array_like=True):
@@ -160,7 +153,7 @@ class Registered(_Record, tag="registered"):
     top: Position
 
 
-class Target(_Record, tag="target"):
+class InboxAdvanced(_Record, tag="target"):
     """There is something in the inbox up to ``until``: to be fetched."""
 
     user: str
@@ -183,7 +176,7 @@ class Announce(_Record, tag="announce"):
     partitions: tuple[int, ...]
 
 
-Outgoing = tuple[Delivery | Missed | Registered | Target | Displaced | Announce, ...]
+Outgoing = tuple[Delivery | Missed | Registered | InboxAdvanced | Displaced | Announce, ...]
 
 
 class DeadLetter(_Record, tag="dead_letter"):
@@ -239,15 +232,15 @@ class Codec(Generic[T]):
         return _HEADER + self._encoder.encode(record)
 
     def decode(self, value: bytes | None) -> T:
-        """The record some bytes stand for; raises ``Undecodable`` or ``UnknownVersion``."""
+        """The record some bytes stand for; raises ``UndecodableRecord`` or ``UnknownVersion``."""
         if value is None or value[:2] != MAGIC or len(value) < 3:
-            raise Undecodable(f"does not begin with {MAGIC.hex()}, as records do")
+            raise UndecodableRecord(f"does not begin with {MAGIC.hex()}, as records do")
         if value[2] != VERSION:
             raise UnknownVersion(f"the record has version {value[2]}, this program reads {VERSION}")
         try:
             return self._decoder.decode(memoryview(value)[3:])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Undecodable(str(error)) from error
+            raise UndecodableRecord(str(error)) from error
 
 
 INCOMING: Final[Codec[Messages]] = Codec(Messages)

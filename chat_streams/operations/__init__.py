@@ -1,1 +1,1 @@
-"""The operations that the commands and the inspector share: audit, journeys, dead letters, lag, leases."""
+"""Operations that the commands and the inspector share: audit, journeys, dead letters, lag, leases, repartition."""

@@ -1,9 +1,10 @@
-"""Reads the log, the acknowledgements, the inboxes and the history, and has ``audit.py`` judge each message.
+"""The audit: reads the log, the acknowledgements, the inboxes and the history, and judges each message by the rules.
 
-The log is read from its start to its end as of the start of the audit, one partition after the other, twice: once to
-find out which messages may be retries, once to judge them, some thousand at a time. The services go on meanwhile.
-What looks wrong is looked at again, with newer acknowledgements, before it is called a finding: an inbox that was read
-first and the log after it show the acknowledgement of whatever was gone from the inbox.
+The log is read from its start to the end it had when the audit began, one partition after the other, twice: once to
+find out which messages may be retries, once to judge them, some thousand at a time. The services run meanwhile. So a
+message that seems to have a problem is judged again, with newer acknowledgements, before it is reported: if an inbox is
+read first and the log after it, the log holds the acknowledgement of every message that was gone from the inbox. The
+rules are in ``audit_rules.py``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from chat_streams.kafka import names, topics
-from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
+from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable, UndecodableRecord
 from chat_streams.model.position import Position
-from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, Undecodable, UserConnected
+from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, UserConnected
 from chat_streams.model.redrive import offset_for
 from chat_streams.model.times import now_ms
 from chat_streams.operations import dead_letters
@@ -53,23 +55,27 @@ from chat_streams.operations.audit_rules import (
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
-from tables.redis_cluster import Cluster, StoreUnavailable, connect
+from tables.redis_cluster import Cluster, connect
 
 NOTIFICATION: Final = "notification"
 CHUNK: Final = 4_000
-"""Messages judged at once."""
+"""The number of messages that are judged at a time."""
 LOOK_AGAIN_AT: Final = 4_000
+"""The number of suspicious messages after which they are judged again."""
 MOST_OPEN: Final = 1_000
-"""Messages that are looked at again and again until ``SETTLE_SECONDS`` are over; past it, twice only."""
+"""The largest number of messages that are judged again and again for ``SETTLE_SECONDS``; any others only twice."""
 SETTLE_SECONDS: Final = 3.0
-"""In which a device's hello, and what it let go, must be in the log."""
+"""Seconds within which a device's connection, and the acknowledgements that removed entries, must be in the log."""
 LOOK_SECONDS: Final = 0.2
 GROUP_SECONDS: Final = 30.0
 USERS_AT_ONCE: Final = 1_000
 
 
 class Options(NamedTuple):
-    """What to audit: partitions, ``None`` for all; one user of those, ``None`` for all; how long to wait, in s."""
+    """The scope of an audit: partitions (``None`` for all), one user of those (``None`` for all), and ``history``.
+
+    ``wait_s`` is how many seconds to wait for the services to catch up with the log.
+    """
 
     partitions: Sequence[int] | None
     user: str | None
@@ -99,7 +105,7 @@ class _Letters:
 
 
 class _Groups:
-    """How far the services are; raises ``LogUnavailable``."""
+    """The progress of the services' consumer groups; raises ``KafkaUnavailable``."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -110,20 +116,20 @@ class _Groups:
             await self._admin.start()
         except KafkaError as error:
             await self._admin.close()
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._admin.close()
 
     async def reached(self, group: str, spans: Iterable[Span]) -> dict[int, int]:
-        """By partition: the offset below which the group has applied everything, at most the end of the span."""
+        """Return by partition the offset below which the group has applied everything, at most the end of the span."""
         tps = {TopicPartition(span.topic, span.partition): span for span in spans}
         try:
             async with asyncio.timeout(GROUP_SECONDS):
                 found = await self._admin.list_consumer_group_offsets(group, partitions=list(tps))
         except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(
+            raise KafkaUnavailable(
                 f"Kafka at {self._settings.kafka} does not say how far {group} is: {error!r}"
             ) from error
         return {
@@ -132,7 +138,10 @@ class _Groups:
         }
 
     async def wait(self, group: str, spans: Sequence[Span], until: float) -> dict[int, int]:
-        """``reached`` the ends of all spans, or as far as it is at a time of the monotonic clock."""
+        """Wait until the group has ``reached`` the ends of all spans, or until a time of the monotonic clock.
+
+        Returns what it has reached then.
+        """
         while True:
             reached = await self.reached(group, spans)
             if all(reached[span.partition] >= span.end for span in spans) or time.monotonic() >= until:
@@ -141,14 +150,14 @@ class _Groups:
 
 
 async def audit(settings: Settings, options: Options, progress: Progress) -> Report:
-    """Audit a running system; ``progress`` hears of offsets read.
+    """Audit a running system; ``progress`` is called with the offsets read and to be read.
 
-    Raises ``TopicsError``, ``LogUnavailable``, ``StoreUnavailable``, ``HistoryUnavailable``, ``UnknownVersion``.
+    Raises ``TopicsError``, ``KafkaUnavailable``, ``RedisUnavailable``, ``HistoryUnavailable`` and ``UnknownVersion``.
     """
     log = await topics.check(settings)
     history, cluster = ChatHistory(settings), Cluster(settings)
     try:
-        # Two readers: acknowledgements are read while messages are.
+        # Two readers, because acknowledgements are read while messages are being read.
         async with LogReader(settings) as messages, LogReader(settings) as acks, _Groups(settings) as groups:
             auditor = _Auditor(settings, options, progress, log.generation, messages, acks, groups, cluster, history)
             return await auditor.run()
@@ -158,7 +167,7 @@ async def audit(settings: Settings, options: Options, progress: Progress) -> Rep
 
 
 class _Acks:
-    """What the log says of the devices of one partition's users, and up to which offsets it was read."""
+    """The devices of one partition's users by the log, and the offsets up to which that was read."""
 
     def __init__(self, number: int, user: str | None) -> None:
         self.number = number
@@ -169,7 +178,7 @@ class _Acks:
     def take(self, record: LogRecord) -> None:
         try:
             items: Any = (SESSIONS if record.topic == SESSION_EVENTS else REQUESTS).decode(record.value)
-        except Undecodable:
+        except UndecodableRecord:
             return
         for item in items:
             if self._user not in (None, item.user):
@@ -181,6 +190,8 @@ class _Acks:
 
 
 class _Auditor:
+    """One audit; the parts that are I/O."""
+
     def __init__(
         self,
         settings: Settings,
@@ -205,7 +216,7 @@ class _Auditor:
         self._report = Report()
         self._letters = _Letters()
         self._known_users: set[str] = set()
-        self._notified = True
+        self._acks_caught_up = True
         self._done = self._total = 0
 
     @property
@@ -214,28 +225,28 @@ class _Auditor:
         return Rules(now_ms(), s.inbox_ttl, s.retry_window, s.max_devices, s.retention)
 
     async def run(self) -> Report:
-        # Who is away is said before anything is waited for.
+        # An engine that is away is reported now, not after the wait for the services.
         await self._index.look([("", Position(0, 0), 1)])
         if self._options.history:
             await self._history.page("a", "b", None, 1)
         until = time.monotonic() + self._options.wait_s
         partitions = self._options.partitions
         spans = await self._messages.spans(INCOMING_MESSAGES, partitions)
-        asked = await self._messages.spans(INBOX_REQUESTS, partitions)
+        requests = await self._messages.spans(INBOX_REQUESTS, partitions)
         events = await self._messages.spans(SESSION_EVENTS, partitions)
-        self._total = sum(s.end - s.first for s in (*spans, *spans, *asked, *events))
+        self._total = sum(s.end - s.first for s in (*spans, *spans, *requests, *events))
         applied = await self._groups.wait(MESSAGING, spans, until)
-        notified = await self._groups.wait(NOTIFICATION, asked, until)
-        kept = await self._groups.wait(HISTORY, spans, until) if self._options.history else {}
-        self._report.acks_in_flight = sum(s.end - notified[s.partition] for s in asked)
-        self._notified = not self._report.acks_in_flight
+        requests_applied = await self._groups.wait(NOTIFICATION, requests, until)
+        stored = await self._groups.wait(HISTORY, spans, until) if self._options.history else {}
+        self._report.acks_in_flight = sum(s.end - requests_applied[s.partition] for s in requests)
+        self._acks_caught_up = not self._report.acks_in_flight
         letters = await self._messages.spans(names.DEAD_LETTERS)
         async for _, letter in dead_letters.read(self._messages, letters):
             if isinstance(letter, DeadLetter):
                 self._letters.add(letter)
         self._letters.sort()
         for span in spans:
-            await self._audit(span, applied[span.partition], kept.get(span.partition, 0))
+            await self._audit(span, applied[span.partition], stored.get(span.partition, 0))
         end = {span.partition: self._position(applied[span.partition]) - 1 for span in spans}
         start = {span.partition: self._position(span.first) - 1 for span in spans}
         if self._options.user is None:
@@ -247,7 +258,7 @@ class _Auditor:
 
     # One partition
 
-    async def _audit(self, span: Span, applied: int, kept: int) -> None:
+    async def _audit(self, span: Span, applied: int, stored: int) -> None:
         number = span.partition
         acks = _Acks(number, self._options.user)
         await self._read_acks(acks, count=True)
@@ -267,25 +278,28 @@ class _Auditor:
                 age = None if dead else repeats.age(message)
                 items.append(Item(position, message, age, dead))
             if len(items) >= CHUNK:
-                suspicious += await self._judge(part, items, kept)
+                suspicious += await self._judge(part, items, stored)
                 items = []
             if len(suspicious) >= LOOK_AGAIN_AT:
                 await self._triage(acks, suspicious, open_)
                 suspicious = []
-        suspicious += await self._judge(part, items, kept)
+        suspicious += await self._judge(part, items, stored)
         await self._triage(acks, suspicious, open_)
         await self._settle(acks, open_)
         await self._check_users(acks, part, self._position(applied) - 1)
         self._known_users.update(part.users, acks.logged)
 
     def _decode(self, record: LogRecord, judged: int, quiet: bool) -> list[tuple[int, Any]]:
-        """The messages to be judged; ``quiet`` does not report those that can't be."""
+        """Return the messages of a record that are to be judged, with their packed positions.
+
+        Unless ``quiet``, messages and records that can't be judged go into the report.
+        """
         if offset_for(MESSAGING, record.offset, record.headers) is None:
             return []
         user, report = self._options.user, self._report
         try:
             messages = INCOMING.decode(record.value).messages
-        except Undecodable as error:
+        except UndecodableRecord as error:
             if not quiet and user is None:
                 if record.offset >= judged:
                     report.fates[Fate.IN_FLIGHT] += 1
@@ -295,26 +309,26 @@ class _Auditor:
                     text = f"the record at offset {record.offset} cannot be read and is no dead letter: {error}"
                     report.other(Finding(record.partition, "", text))
             return []
-        mine = [(place, message) for place, message in enumerate(messages) if user in (None, message.to)]
+        mine = [(index, message) for index, message in enumerate(messages) if user in (None, message.to)]
         if record.offset >= judged:
             if not quiet:
                 report.fates[Fate.IN_FLIGHT] += len(mine)
             return []
         first = self._position(record.offset)
-        return [(first + place, message) for place, message in mine]
+        return [(first + index, message) for index, message in mine]
 
-    async def _judge(self, part: Partition, items: Sequence[Item], kept: int) -> list[Item]:
+    async def _judge(self, part: Partition, items: Sequence[Item], stored: int) -> list[Item]:
         if not items:
             return []
-        views, missing = await asyncio.gather(self._views(part.looks(items)), self._missing(part.number, items, kept))
+        views, missing = await asyncio.gather(self._views(part.looks(items)), self._missing(part.number, items, stored))
         for item in missing:
             self._report.missing(part.number, item)
-        return part.judge(items, views, self._rules, self._notified)
+        return part.judge(items, views, self._rules, self._acks_caught_up)
 
-    async def _missing(self, number: int, items: Sequence[Item], kept: int) -> list[Item]:
+    async def _missing(self, number: int, items: Sequence[Item], stored: int) -> list[Item]:
         if not self._options.history:
             return []
-        reached = [item for item in items if unpack(item.position).offset < kept]
+        reached = [item for item in items if unpack(item.position).offset < stored]
         self._report.history_behind += len(items) - len(reached)
         wanted = [
             item
@@ -327,7 +341,7 @@ class _Auditor:
     # Inboxes
 
     async def _views(self, looks: Sequence[Look]) -> dict[str, View]:
-        """What is in the parts of inboxes, and the entry that follows: it may be the end of a gap."""
+        """Read ranges of inboxes, each with the entry that follows, which may be the end of a gap."""
         views: dict[str, View] = {}
         waiting = [(look, look.after + 1) for look in looks]
         while waiting:
@@ -345,7 +359,7 @@ class _Auditor:
         return views
 
     async def _triage(self, acks: _Acks, suspicious: Sequence[Item], open_: list[Item]) -> None:
-        """Look again at what is suspicious; the rest is kept open or, past the limit, reported."""
+        """Judge suspicious messages again; the rest goes to ``open_`` or, if that is full, into the report."""
         for start in range(0, len(suspicious), LOOK_AGAIN_AT):
             for item, problem in await self._look_again(acks, suspicious[start : start + LOOK_AGAIN_AT]):
                 if len(open_) < MOST_OPEN:
@@ -366,10 +380,10 @@ class _Auditor:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look_again(self, acks: _Acks, items: Sequence[Item]) -> list[tuple[Item, Problem]]:
-        """Judge again: first the inboxes against acknowledgements that were applied before, then against all."""
+        """Judge again: first by the acknowledgements that were applied before the inboxes are read, then by all."""
         if not items:
             return []
-        notified = await self._acks_are_applied(acks)
+        acks_applied = await self._acks_are_applied(acks)
         sights = await self._index.look([(item.message.to, unpack(item.position), 1) for item in items])
         views = []
         before = []
@@ -377,7 +391,7 @@ class _Auditor:
             view = View(_head(sight), {}, [])
             _enter(view, sight.entries)
             views.append(view)
-            before.append(judge(item, view, acks.logged.of(item.message.to), self._rules, notified))
+            before.append(judge(item, view, acks.logged.of(item.message.to), self._rules, acks_applied))
         await self._read_acks(acks)
         found = []
         for item, view, first in zip(items, views, before, strict=True):
@@ -391,7 +405,7 @@ class _Auditor:
         return found
 
     async def _check_users(self, acks: _Acks, part: Partition, until: int) -> None:
-        """Look once at each inbox whose user is in the log: for entries behind the last message, and its cursors."""
+        """Check once the inbox of each user in the log: its cursors, and any entries after the user's last message."""
         users = sorted({*part.users, *acks.logged, *([] if self._options.user is None else [self._options.user])})
         for start in range(0, len(users), USERS_AT_ONCE):
             some = users[start : start + USERS_AT_ONCE]
@@ -401,7 +415,7 @@ class _Auditor:
             await self._check_heads(acks, {user: view.head for user, view in views.items()})
 
     async def _check_heads(self, acks: _Acks, heads: Mapping[str, Head]) -> None:
-        """Report what is wrong with the state of some inboxes, and stays so for a while."""
+        """Report what is wrong with the state of some inboxes and stays so for ``SETTLE_SECONDS``."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             late = time.monotonic() > deadline
@@ -426,7 +440,7 @@ class _Auditor:
             await self._read_acks(acks)
 
     async def _check_strange_users(self, start: Mapping[int, int], end: Mapping[int, int]) -> None:
-        """Look at the inboxes whose users are not in the log at all."""
+        """Check the inboxes of users who are not in the log at all."""
         batch: list[str] = []
         async for user in self._users_in_redis():
             if user not in self._known_users and partition_of(user, self._settings.partitions) in end:
@@ -438,10 +452,10 @@ class _Auditor:
         await self._check_strangers(batch, start, end)
 
     async def _check_strangers(self, users: Sequence[str], start: Mapping[int, int], end: Mapping[int, int]) -> None:
-        of = {user: partition_of(user, self._settings.partitions) for user in users}
-        views = await self._views([Look(user, start[of[user]], end[of[user]], 1) for user in users])
+        numbers = {user: partition_of(user, self._settings.partitions) for user in users}
+        views = await self._views([Look(user, start[numbers[user]], end[numbers[user]], 1) for user in users])
         for user, view in views.items():
-            number = of[user]
+            number = numbers[user]
             Partition(number, start[number], Logged(), self._report).strangers(user, view, end[number], set())
             await self._check_heads(_Acks(number, user), {user: view.head})
 
@@ -452,7 +466,7 @@ class _Auditor:
                 with contextlib.suppress(UnicodeDecodeError):
                     yield key[len(b"{u:") : -len(b"}:inbox")].decode()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
         finally:
             await redis.aclose()
 
@@ -465,12 +479,12 @@ class _Auditor:
         self._done = base + span.end - span.first
 
     async def _read_acks(self, acks: _Acks, count: bool = False) -> None:
-        """Read on to where the log of acknowledgements ends now; ``count`` those for the progress bar."""
+        """Read the acknowledgements up to the present end of their topics; ``count`` them for the progress bar."""
         for topic, read_to in acks.ends.items():
             (span,) = await self._acks_log.spans(topic, [acks.number])
             span = span._replace(first=max(span.first, read_to))
             async for record in self._acks_log.read([span]):
-                # What could not be applied removed nothing.
+                # An acknowledgement that could not be applied removed nothing from an inbox.
                 if (
                     not self._letters.has(NOTIFICATION, topic, record.partition, record.offset)
                     or topic == SESSION_EVENTS
@@ -484,7 +498,7 @@ class _Auditor:
 
     async def _acks_are_applied(self, acks: _Acks) -> bool:
         span = Span(INBOX_REQUESTS, acks.number, 0, acks.ends[INBOX_REQUESTS])
-        if not self._notified:
+        if not self._acks_caught_up:
             return False
         reached = await self._groups.wait(NOTIFICATION, [span], time.monotonic() + SETTLE_SECONDS)
         return reached[acks.number] >= span.end

@@ -1,4 +1,4 @@
-"""The report of an audit as JSON values, and the meaning of each fate in words: for the command and the page."""
+"""The report of an audit as JSON values, and the meaning of each fate in words, for the command and the page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from chat_streams.operations.audit import Options
 from chat_streams.operations.audit_rules import Fate, Report
 
 MOST_KEPT = 50
+"""The largest number of findings in a report that is stored."""
 MEANINGS = {
     Fate.ACKNOWLEDGED: "every device of the recipient has it",
     Fate.PENDING: "in the inbox, for a device that has not acknowledged it",
@@ -21,13 +22,13 @@ MEANINGS = {
 
 
 def kept_summary(report: Report, options: Options) -> dict[str, Any]:
-    """What is kept of a report: with its time, in ms since the epoch, and few findings."""
+    """Return the report as it is stored: with its time ``at``, in ms since the epoch, and the first findings only."""
     found = summary(report, options)
     return found | {"at": now_ms(), "findings": found["findings"][:MOST_KEPT]}
 
 
 def summary(report: Report, options: Options) -> dict[str, Any]:
-    """The report as JSON values."""
+    """Return the report as JSON values."""
     return {
         "clean": report.clean,
         "partitions": options.partitions,

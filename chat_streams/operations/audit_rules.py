@@ -1,7 +1,7 @@
-"""What became of each accepted message, from the log, the acknowledgements in it and the inboxes: pure, no I/O.
+"""The rules of the audit: each accepted message's fate, by the log, its acknowledgements and the inboxes (pure).
 
-Positions are held packed, ``entry << 32 | place``, one number each: there are many. What is held is per user and
-device, never per message, but for the messages that are looked at (``Item``) and what ``Repeats`` says of itself.
+Positions are packed into one integer each, ``entry << 32 | index``, because there are many. Memory is used per user and
+device, not per message, except for the messages that are being judged (``Item``) and in ``Repeats``, within its limits.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from typing import Any, Final, NamedTuple
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Message, UserConnected
 
-PLACE_BITS: Final = 32
+INDEX_BITS: Final = 32
 FILTER_BITS: Final = 28
-"""2^28 bits are 32 MiB: of 10 million messages on one partition, about 190,000 look repeated and are not."""
+"""The filter takes 2^28 bits, 32 MiB; of 10 million messages on a partition about 190,000 look repeated and are not."""
 MOST_SUSPECTS: Final = 1_000_000
 MOST_RECENT: Final = 500_000
 MOST_FINDINGS: Final = 100
 SURELY: Final = 0.9
-"""Of a time after which something may be forgotten: what is younger must be there."""
+"""The share of a retention time within which nothing may have been removed yet: anything younger must be there."""
 
 
 def pack(position: Position) -> int:
-    """A position as one number, in the same order."""
-    return position.entry << PLACE_BITS | position.place
+    """Return a position as one integer; the order is the same."""
+    return position.entry << INDEX_BITS | position.index
 
 
 def unpack(packed: int) -> Position:
-    """The position of a number."""
-    return Position(packed >> PLACE_BITS, packed & ((1 << PLACE_BITS) - 1))
+    """Return the position that an integer stands for."""
+    return Position(packed >> INDEX_BITS, packed & ((1 << INDEX_BITS) - 1))
 
 
 class Fate(enum.StrEnum):
-    """What became of a message: exactly one of these."""
+    """The outcome of a message; each message has exactly one."""
 
     ACKNOWLEDGED = "acknowledged"
     PENDING = "pending"
@@ -47,18 +47,18 @@ class Fate(enum.StrEnum):
     RETRY = "retry"
     DEAD_LETTERED = "dead-lettered"
     IN_FLIGHT = "in flight"
-    """Not applied yet."""
+    """Messaging has not applied it yet."""
 
 
 class Problem(NamedTuple):
-    """A message is none of the fates, or, with ``twice``, more than one."""
+    """A message that has no fate or, with ``twice``, more than one; ``text`` says how."""
 
     text: str
     twice: bool
 
 
 class Finding(NamedTuple):
-    """Something that is not as it must be; ``position``, ``sender`` and ``id`` are those of a message, if it is one."""
+    """Something that is wrong; ``position``, ``sender`` and ``id`` are the message's, if it concerns one."""
 
     partition: int
     user: str
@@ -68,13 +68,13 @@ class Finding(NamedTuple):
     id: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        place = self.position
+        """Return the finding as JSON values."""
+        position = self.position
         return {
             "partition": self.partition,
-            "offset": None if place is None else place.offset,
-            "index": None if place is None else place.place,
-            "position": None if place is None else str(place),
+            "offset": None if position is None else position.offset,
+            "index": None if position is None else position.index,
+            "position": None if position is None else str(position),
             "user": self.user,
             "sender": self.sender,
             "id": self.id,
@@ -83,7 +83,7 @@ class Finding(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What the judgement goes by: the time in ms since the epoch, and settings of the services (``settings.py``)."""
+    """The time in ms since the epoch, and the settings of the services that a fate depends on (times in s)."""
 
     now: int
     inbox_ttl: int
@@ -92,15 +92,15 @@ class Rules(NamedTuple):
     retention: int
 
 
-# What the log says of the devices
+# Devices, by the log
 
 
 class Claim:
-    """What the log says of a device; positions are packed, 0 for none.
+    """The state of a device by the log; positions are packed, 0 for none.
 
-    ``acked`` is the highest it acknowledged; ``held`` the highest it surely had: that, or the cursor it connected with;
-    ``shown`` the highest named for it at all, also by what was merely forwarded; ``seen`` when it last connected or
-    acknowledged, in ms since the epoch.
+    ``acked`` is the highest position it acknowledged; ``held`` the highest it certainly had, by acknowledgement or by
+    the cursor it connected with; ``shown`` the highest that any record names for it, including positions that were
+    forwarded only; ``seen`` is when it last connected or acknowledged, in ms since the epoch.
     """
 
     __slots__ = ("acked", "held", "seen", "shown")
@@ -114,7 +114,7 @@ _NO_CLAIM: Final = Claim()
 
 
 class Logged:
-    """The devices of users as ``session_events`` and ``inbox_requests`` have them."""
+    """The devices of all users, collected from ``session_events`` and ``inbox_requests``."""
 
     def __init__(self) -> None:
         self._users: dict[str, dict[str, Claim]] = {}
@@ -123,20 +123,20 @@ class Logged:
         return iter(self._users)
 
     def of(self, user: str) -> Claims:
-        """The devices of a user."""
+        """Return the devices of a user, by name."""
         return self._users.get(user, {})
 
     def connected(self, event: UserConnected, at: int) -> None:
-        """Note a connection, logged ``at`` (ms since the epoch)."""
+        """Record a connection that was logged ``at`` (ms since the epoch)."""
         claim, after = self._claim(event.user, event.device), pack(event.after)
         claim.shown = max(claim.shown, after)
-        # Announced again, it names what was forwarded since: that is no acknowledgement.
+        # A repeated announcement (without ``drain``) names what was forwarded since: that is no acknowledgement.
         if event.drain:
             claim.held = max(claim.held, after)
             claim.seen = max(claim.seen, at)
 
     def acknowledged(self, ack: Acknowledge, at: int) -> None:
-        """Note an acknowledgement, likewise."""
+        """Record an acknowledgement that was logged ``at`` (ms since the epoch)."""
         claim, position = self._claim(ack.user, ack.device), pack(ack.position)
         claim.acked = max(claim.acked, position)
         claim.held = max(claim.held, position)
@@ -153,22 +153,23 @@ class Logged:
         return claim
 
 
-# What the log says of messages sent again
+# Messages sent again, by the log
 
 
 class Repeats:
-    """Finds the messages that an earlier one of the same recipient, sender and id preceded; in two passes.
+    """A filter that finds messages preceded by one of the same recipient, sender and id; it takes two passes.
 
-    ``mark`` all messages, then ask ``age`` of all in the same order. The first pass holds 2^``bits`` bits, and a hash
-    of each message whose bit was set already: of those that are repeated, and of n^2 / 2^(bits + 1) others. Only for
-    them the second pass holds when they came last, exactly. Past ``MOST_SUSPECTS`` all messages are suspects. Of
-    suspects the latest ``MOST_RECENT`` are held: a message sent again behind more than those is not recognized.
+    Call ``mark`` for all messages, then ``age`` for all in the same order. The first pass keeps 2^``bits`` bits, and a
+    hash of each message whose bit was set already, a suspect: these are the repeated messages, and n^2 / 2^(bits + 1)
+    others. The second pass keeps the time of the latest message of a name, exactly, but for suspects only. Once there
+    are more than ``MOST_SUSPECTS``, all messages are suspects. The second pass keeps the latest ``MOST_RECENT``
+    suspects: a message sent again after more suspects than that is not recognized.
     """
 
     def __init__(
         self, bits: int = FILTER_BITS, most_suspects: int = MOST_SUSPECTS, most_recent: int = MOST_RECENT
     ) -> None:
-        # Unlike a bytearray's, its pages take memory only once they are written.
+        # Unlike the pages of a bytearray, those of a mapping take memory only once they are written.
         self._bits: mmap.mmap | None = mmap.mmap(-1, 1 << (bits - 3))
         self._mask = (1 << bits) - 1
         self._suspects: set[int] | None = set()
@@ -177,7 +178,7 @@ class Repeats:
         self._recent: OrderedDict[bytes, int] = OrderedDict()
 
     def mark(self, message: Message) -> None:
-        """First pass: note a message."""
+        """Record a message in the first pass."""
         suspects, bits = self._suspects, self._bits
         if suspects is None or bits is None:
             return
@@ -192,7 +193,10 @@ class Repeats:
             self._suspects = None
 
     def age(self, message: Message) -> int | None:
-        """Second pass: ms from the last one of the same name to this message, either way; ``None`` if there is none."""
+        """Return the ms between this message and the latest of the same name before it; ``None`` if there is none.
+
+        To be called in the second pass. It is never negative, whichever of the two was accepted first.
+        """
         if self._bits is not None:
             self._bits.close()
             self._bits = None
@@ -207,14 +211,15 @@ class Repeats:
         return None if before is None else abs(message.at - before)
 
 
-# What Redis says of the inboxes
+# Inboxes, by Redis
 
 
 class Head:
-    """The state of an inbox at one moment; positions packed, 0 for none.
+    """The state of an inbox at one moment; positions are packed, 0 for none.
 
-    ``first`` is the lowest position it has something to say of, ``None`` for an empty one; ``last`` the highest.
-    ``devices`` are the cursors of the living ones, ``seen`` when each was last seen (s since the epoch).
+    ``first`` is the lowest position that a message or a gap in it covers, ``None`` for an empty inbox; ``last`` is the
+    highest. ``devices`` has the cursor of each device that it waits for, ``seen`` when each was last seen (s since the
+    epoch).
     """
 
     __slots__ = ("devices", "first", "floor", "last", "seen", "top")
@@ -230,12 +235,12 @@ class Head:
         self.seen = seen
 
     def is_empty_up_to(self, until: int) -> bool:
-        """Whether nothing at or below a position can be in it, now or later: entries come above the top only."""
+        """Return whether nothing at or below ``until`` is in it or can still come: entries are added above the top."""
         return until <= self.top if self.first is None else until < self.first
 
 
 class View(NamedTuple):
-    """An inbox and what is in a part of it: accepted when (s since the epoch), and gaps ``(after, until]``."""
+    """An inbox with its entries in a range: each message's time of acceptance (s), and gaps ``(after, until]``."""
 
     head: Head
     messages: dict[int, int]
@@ -243,7 +248,10 @@ class View(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A message of the log: packed position, the message without its JSON, ``age`` as ``Repeats`` has it."""
+    """A message of the log: its packed position, the message without its JSON, and its ``age`` by ``Repeats.age``.
+
+    ``dead`` is true if messaging could not apply its record.
+    """
 
     position: int
     message: Message
@@ -252,9 +260,9 @@ class Item(NamedTuple):
 
 
 def judge(item: Item, view: View, claims: Claims, rules: Rules, acks_applied: bool) -> Fate | Problem:
-    """What became of a message that was applied.
+    """Return the fate of a message that messaging has read, or what is wrong with it.
 
-    ``acks_applied`` says that the acknowledgements in ``claims`` had their effect before ``view``.
+    ``acks_applied`` states that the acknowledgements in ``claims`` had been applied when ``view`` was read.
     """
     position, at = item.position, view.messages.get(item.position)
     window = rules.retry_window * 1000
@@ -271,7 +279,7 @@ def judge(item: Item, view: View, claims: Claims, rules: Rules, acks_applied: bo
         return Fate.ACKNOWLEDGED
     if item.message.at < rules.now - rules.inbox_ttl * 1000:
         return Fate.EXPIRED
-    # Windows have fixed limits, and what is in this one or the one before is dropped.
+    # Retry windows begin at fixed times, and a repeat of a message in this window or the one before is dropped.
     if item.age is not None and item.age <= 2 * window:
         return Fate.RETRY
     return Problem(f"is nowhere: {_evidence(position, view.head, claims)}", twice=False)
@@ -302,12 +310,12 @@ def _judge_stored(
 def _acknowledged(position: int, head: Head, claims: Claims, rules: Rules) -> bool:
     living: Iterable[str] = head.devices
     if not head.devices:
-        # The inbox is gone. What the devices that count would have is what they had.
+        # The inbox is gone: go by the devices that it would wait for if it were there.
         oldest = rules.now - rules.inbox_ttl * 1000
         living = [name for name, claim in claims.items() if claim.seen >= oldest] or claims
     if claims and position <= min((claims.get(name, _NO_CLAIM).held for name in living), default=0):
         return True
-    # Below the floor: the devices which counted then may be forgotten by now.
+    # Below the floor, one device is enough: the others that it waited for then may be forgotten by now.
     return position <= head.floor and any(claim.held >= position for claim in claims.values())
 
 
@@ -322,9 +330,10 @@ def _evidence(position: int, head: Head, claims: Claims) -> str:
 
 
 def check_head(head: Head, claims: Claims, rules: Rules, log_start: int, log_end: int) -> list[str]:
-    """What is wrong with the state of an inbox; ``log_end`` is a position (packed) that the log had not reached.
+    """Return what is wrong with the state of an inbox, a sentence for each.
 
-    What is below ``log_start`` is of an earlier generation, and the log knows nothing of it.
+    ``log_start`` and ``log_end`` are packed positions: those up to ``log_start`` belong to earlier generations, of
+    which this log has nothing; those from ``log_end`` on are beyond the end of the log.
     """
     problems = []
     if max(head.top, head.last) >= log_end:
@@ -349,44 +358,46 @@ def check_head(head: Head, claims: Claims, rules: Rules, log_start: int, log_end
     return problems
 
 
-# The whole
+# The audit as a whole
 
 
 @dataclass
 class Report:
-    """The outcome: how many messages had which fate, and what is not as it must be."""
+    """The result of an audit: the number of messages of each fate, and what is wrong."""
 
     fates: Counter[Fate] = field(default_factory=Counter)
     none: int = 0
+    """The number of messages without a fate."""
     twice: int = 0
+    """The number of messages with more than one fate."""
     others: int = 0
-    """Findings that are no message of the log: strange entries, cursors, records."""
+    """The number of findings that concern no message of the log, but an unknown entry, a cursor or a record."""
     findings: list[Finding] = field(default_factory=list)
     acks_in_flight: int = 0
-    """Records of ``inbox_requests`` that were there at the start and are not applied."""
+    """The number of records of ``inbox_requests`` that were there at the start and were not applied in time."""
     history_checked: int = 0
     history_missing: int = 0
     history_behind: int = 0
-    """Messages that history has not reached yet."""
+    """The number of messages that history has not reached yet."""
 
     @property
     def messages(self) -> int:
-        """All messages of the log that were judged."""
+        """The number of messages of the log that were judged."""
         return self.fates.total() + self.none + self.twice
 
     @property
     def clean(self) -> bool:
-        """Whether each message is exactly one, and applied, and nothing else is wrong."""
+        """True if each message was applied and has exactly one fate, and nothing else is wrong."""
         wrong = self.none + self.twice + self.others + self.history_missing
         return not (wrong + self.fates[Fate.IN_FLIGHT] + self.acks_in_flight)
 
     @property
     def left_out(self) -> int:
-        """Findings past the limit."""
+        """The number of findings that are not in ``findings``, which is limited to ``MOST_FINDINGS``."""
         return self.none + self.twice + self.others + self.history_missing - len(self.findings)
 
     def wrong(self, partition: int, item: Item, problem: Problem) -> None:
-        """Note a message that is none or two."""
+        """Report a message that has no fate, or more than one."""
         if problem.twice:
             self.twice += 1
         else:
@@ -394,12 +405,12 @@ class Report:
         self._add(_finding(partition, item, problem.text))
 
     def missing(self, partition: int, item: Item) -> None:
-        """Note a message that history does not have."""
+        """Report a message that history does not have."""
         self.history_missing += 1
         self._add(_finding(partition, item, "is not in history"))
 
     def other(self, finding: Finding) -> None:
-        """Note anything else."""
+        """Report anything else."""
         self.others += 1
         self._add(finding)
 
@@ -414,7 +425,7 @@ def _finding(partition: int, item: Item, problem: str) -> Finding:
 
 
 class Look(NamedTuple):
-    """A part ``(after, until]`` of an inbox is to be looked at; the log has ``messages`` in it. Packed."""
+    """A request to read the range ``(after, until]`` (packed) of an inbox; the log has ``messages`` messages in it."""
 
     user: str
     after: int
@@ -423,9 +434,9 @@ class Look(NamedTuple):
 
 
 class Partition:
-    """The second pass over one partition: its messages in order, some at a time.
+    """The second pass over one partition, which takes its messages in order, a chunk at a time.
 
-    ``start`` is the packed position below the log's first message; what is in an inbox below it is not judged.
+    ``start`` is the packed position just below the log's first message; entries of inboxes up to it are not judged.
     """
 
     def __init__(self, number: int, start: int, logged: Logged, report: Report) -> None:
@@ -438,15 +449,15 @@ class Partition:
 
     @property
     def users(self) -> Iterable[str]:
-        """The recipients so far."""
+        """The recipients of the messages so far."""
         return self._judged_to.keys()
 
     def judged_to(self, user: str) -> int:
-        """The position up to which a user's inbox was compared with the log."""
+        """Return the packed position up to which a user's inbox was compared with the log."""
         return self._judged_to.get(user, self._start)
 
     def looks(self, items: Sequence[Item]) -> list[Look]:
-        """Which inboxes must be looked at to judge the next items."""
+        """Return the ranges of inboxes that must be read to judge the next items."""
         counts = Counter(item.message.to for item in items)
         last = {item.message.to: item.position for item in items}
         return [
@@ -456,7 +467,7 @@ class Partition:
         ]
 
     def judge(self, items: Sequence[Item], views: Mapping[str, View], rules: Rules, acks_applied: bool) -> list[Item]:
-        """Judge the next items, with the views that ``looks`` wanted; returns those that must be looked at again."""
+        """Judge the next items by the views that ``looks`` asked for; returns those that seem to have a problem."""
         suspicious = []
         for user, view in views.items():
             self._heads[user] = view.head
@@ -477,7 +488,7 @@ class Partition:
         return suspicious
 
     def strangers(self, user: str, view: View, until: int, known: set[tuple[str, int]]) -> None:
-        """Note the entries of a view up to ``until`` which are none of the messages that the log has there."""
+        """Report the entries of a view, up to ``until``, that are not among the ``known`` messages of the log."""
         for position in [*view.messages, *(end for _, end in view.gaps)]:
             if self.judged_to(user) < position <= until and (user, position) not in known:
                 text = "is in the inbox and not in the log"

@@ -1,6 +1,6 @@
-"""Dead letters: records that could not be applied. What is said of them, which are meant, and how they go back.
+"""Dead letters, the records that could not be applied: reading, filtering and decoding them, and planning a redrive.
 
-A dead letter goes by its number, its offset in ``dead_letters``.
+A dead letter is identified by its number, which is its offset in the topic ``dead_letters``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from chat_streams.kafka.names import (
     Names,
     partition_of,
 )
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
@@ -34,8 +35,6 @@ from chat_streams.model.records import (
     Message,
     Messages,
     Redriven,
-    Undecodable,
-    UnknownVersion,
 )
 from chat_streams.model.redrive import Redrive
 
@@ -51,13 +50,13 @@ FORMER: Final[Mapping[str, Codec[Any]]] = {
     for version in range(1, VERSION)
     for name, codec in zip(Names.of(version).logs, CODECS.values(), strict=True)
 }
-"""Topics of before the last repartition: what failed there can be looked at."""
+"""Codecs of the topics that repartitions have replaced: their dead letters can be shown, but not redriven."""
 GAP: Final = 100
-"""Dead letters so near to each other are read in one go."""
+"""The largest distance between two dead letters that are read in one range."""
 
 
 class Origin(NamedTuple):
-    """Where a record failed."""
+    """The topic, partition and offset of a record that failed."""
 
     topic: str
     partition: int
@@ -69,7 +68,11 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Filter:
-    """Which dead letters are meant; ``None`` is all. ``since`` asks for the last failure, in ms since the epoch."""
+    """A filter for dead letters; a field that is ``None`` matches all.
+
+    ``reason`` matches any part of the reason, in upper or lower case; ``since`` is compared with the time of the last
+    failure, in ms since the epoch.
+    """
 
     app: str | None = None
     topic: str | None = None
@@ -77,7 +80,7 @@ class Filter:
     since: int | None = None
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Whether this one is; ``reason`` may be any part of it, in upper or lower case."""
+        """Return whether a dead letter passes the filter."""
         return (
             self.app in (None, letter.app)
             and self.topic in (None, letter.topic)
@@ -87,7 +90,7 @@ class Filter:
 
 
 class Summary(NamedTuple):
-    """A dead letter without its bytes; ``size`` is how many they are."""
+    """A dead letter without the bytes of its record; ``size`` is their number, times are in ms since the epoch."""
 
     number: int
     app: str
@@ -99,7 +102,7 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, number: int, letter: DeadLetter) -> Summary:
-        """What a list shows of it."""
+        """Return the summary of a dead letter."""
         return cls(
             number,
             letter.app,
@@ -112,9 +115,9 @@ class Summary(NamedTuple):
 
 
 class Write(NamedTuple):
-    """What redriving a dead letter does: its bytes go back to its topic and partition with these headers.
+    """The write that redrives a dead letter: its bytes go back to its topic and partition with these headers.
 
-    ``covers`` are the numbers of the dead letters that are done with then.
+    ``covers`` are the numbers of all dead letters that this one write redrives.
     """
 
     headers: list[tuple[str, bytes]]
@@ -123,17 +126,19 @@ class Write(NamedTuple):
 
 @dataclass
 class Catalogue:
-    """What must be known of all dead letters to redrive one; a few hundred bytes for each."""
+    """An index of all dead letters, as needed to redrive any of them; a few hundred bytes for each."""
 
     redriven: dict[int, Redriven] = field(default_factory=dict)
+    """The latest redrive of each dead letter that was redriven, by number."""
     chosen: list[int] = field(default_factory=list)
     """The numbers that match the filter, in order."""
     apps: dict[Origin, list[tuple[int, str]]] = field(default_factory=dict)
-    """The numbers and apps of those with the same origin in ``incoming_messages``: both its readers may fail."""
+    """Numbers and apps of the dead letters of each record of ``incoming_messages``: both of its readers may fail."""
     numbers: set[int] = field(default_factory=set)
+    """The numbers of all dead letters."""
 
     def add(self, number: int, item: DeadLetter | Redriven, wanted: Filter) -> None:
-        """Note a record of ``dead_letters``."""
+        """Add a record of ``dead_letters``; ``number`` is its offset."""
         if isinstance(item, Redriven):
             self.redriven[item.number] = item
             return
@@ -144,16 +149,17 @@ class Catalogue:
             self.chosen.append(number)
 
     def write(self, number: int, letter: DeadLetter) -> Write:
-        """How to redrive one.
+        """Return the write that redrives a dead letter, addressed to the app that failed.
 
-        It is for the app that failed. The chat database must hold a message at the position it has in the inbox: so
-        what messaging failed on is for history, too, which writes it anew at its new position; and what history alone
-        failed on keeps the position it had.
+        The chat database must hold a message at the position it has in the inbox. So a record that messaging failed on
+        is addressed to history, too, which writes it again at its new position; and a record that history alone failed
+        on keeps its position.
         """
         apps, covers, offset = {letter.app}, [number], None
         if letter.topic == INCOMING_MESSAGES:
             same = self.apps.get(origin_of(letter), [])
-            # The second time, history stays with the first: that is the one an inbox took, and this one a retry.
+            # When messaging is redriven again, history keeps the position of the first redrive: the inbox took that
+            # copy, and drops this one as a retry.
             if letter.app == MESSAGING and number not in self.redriven:
                 apps.add(HISTORY)
                 covers += [n for n, app in same if app == HISTORY and n not in self.redriven]
@@ -164,12 +170,12 @@ class Catalogue:
 
 
 def origin_of(letter: DeadLetter) -> Origin:
-    """Where the record of a dead letter failed."""
+    """Return topic, partition and offset of the record that a dead letter holds."""
     return Origin(letter.topic, letter.partition, letter.offset)
 
 
 def runs(numbers: Iterable[int], gap: int = GAP) -> list[tuple[int, int]]:
-    """The ranges ``[first, end)`` that hold some ascending numbers, with holes of up to ``gap``."""
+    """Return ranges ``[first, end)`` that cover ascending numbers; numbers up to ``gap`` apart share a range."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and number - found[-1][1] <= gap:
@@ -180,25 +186,28 @@ def runs(numbers: Iterable[int], gap: int = GAP) -> list[tuple[int, int]]:
 
 
 def decode(letter: DeadLetter) -> Any:
-    """The record of a dead letter; raises ``Undecodable`` or ``UnknownVersion``, as its app did or would."""
+    """Decode the record of a dead letter; raises ``UndecodableRecord`` or ``UnknownVersion``, as in its app."""
     codec = CODECS.get(letter.topic) or FORMER.get(letter.topic)
     if codec is None:
-        raise Undecodable(f"no record of topic {letter.topic} can be decoded here")
+        raise UndecodableRecord(f"no record of topic {letter.topic} can be decoded here")
     return codec.decode(letter.value)
 
 
 def wrong_partition(letter: DeadLetter, partitions: int) -> str | None:
-    """A user of the record who lives on another partition than it is for, by now; ``None`` if there is none."""
+    """Return a user of the record who is on another partition after a repartition; ``None`` if there is none.
+
+    ``partitions`` is the number of partitions that the record's topic has now.
+    """
     try:
         record = decode(letter)
-    except (Undecodable, UnknownVersion):
+    except (UndecodableRecord, UnknownVersion):
         return None
     users = [m.to for m in record.messages] if isinstance(record, Messages) else [item.user for item in record]
     return next((user for user in users if partition_of(user, partitions) != letter.partition), None)
 
 
 def readable(record: Any, bodies: bool) -> list[dict[str, Any]]:
-    """What is in a record as JSON values, the bodies of messages masked unless ``bodies``."""
+    """Return the items of a decoded record as JSON values, the bodies of messages masked unless ``bodies``."""
     if isinstance(record, Messages):
         return [_message(message, bodies) for message in record.messages]
     return [
@@ -226,9 +235,9 @@ def _message(message: Message, bodies: bool) -> dict[str, Any]:
 async def read(
     reader: LogReader, spans: Iterable[Span], progress: Progress | None = None
 ) -> AsyncGenerator[tuple[int, DeadLetter | Redriven], None]:
-    """Each record of ``dead_letters`` with its number; one that doesn't decode is left out with a warning."""
+    """Yield each record of ``dead_letters`` with its offset; one that doesn't decode is skipped with a warning."""
     async for record in reader.read(spans, progress):
         try:
             yield record.offset, DEAD_LETTERS.decode(record.value)
-        except (Undecodable, UnknownVersion) as error:
+        except (UndecodableRecord, UnknownVersion) as error:
             log.warning("no dead letter", topic=record.topic, offset=record.offset, reason=str(error))

@@ -1,6 +1,6 @@
-"""One message's way through the system, put together from what the log and the stores say: pure, no I/O.
+"""The journey of one message through the system, assembled from the log and the stores, and its verdict (pure).
 
-Times are in ms since the epoch: those of records are Kafka's, which its writer sets.
+Times are in ms since the epoch. The time of a record is its Kafka timestamp, which the writer of the record sets.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from chat_streams.model.records import (
     DeadLetter,
     Delivery,
     Displaced,
+    InboxAdvanced,
     InboxRequests,
     Message,
     Missed,
@@ -25,18 +26,17 @@ from chat_streams.model.records import (
     Redriven,
     Registered,
     SessionEvents,
-    Target,
     UserConnected,
 )
 from chat_streams.model.redrive import Redrive
 
 MESSAGING: Final = "messaging"
 MAX_HOPS: Final = 500
-"""Of each kind: a client that connects again and again is sent a message again and again."""
+"""The largest number of stages of one kind: a client that keeps reconnecting is sent a message again and again."""
 
 
 class Copy(NamedTuple):
-    """The message as it is in one record: accepted and logged ``at``; ``size`` is that of its JSON in bytes."""
+    """The message as one record of the log holds it: times of acceptance and logging, ``size`` of its JSON in bytes."""
 
     position: Position
     partition: int
@@ -47,17 +47,17 @@ class Copy(NamedTuple):
 
     @classmethod
     def of(cls, position: Position, partition: int, logged_at: int, message: Message, redrive: Redrive | None) -> Copy:
-        """What is kept of a message that was found."""
+        """Return the copy for a message that was found in the log."""
         return cls(position, partition, message.at, logged_at, len(message.json), redrive)
 
     @property
     def for_messaging(self) -> bool:
-        """Whether it is to be delivered at all."""
+        """True if messaging is to deliver it, false if it was redriven for other apps only."""
         return self.redrive is None or MESSAGING in self.redrive.apps
 
 
 class Name(NamedTuple):
-    """What makes a message one message: who wrote to whom under which id."""
+    """The identity of a message: its sender, its recipient and the id that the sender chose."""
 
     sender: str
     to: str
@@ -65,7 +65,7 @@ class Name(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """A dead letter of one of the copies, and where it went back to, if it did."""
+    """A dead letter of one of the copies, and when it was redriven, if it was."""
 
     number: int
     app: str
@@ -78,7 +78,7 @@ class Letter(NamedTuple):
 
 @dataclass
 class Connection:
-    """A connection of the recipient; ``heard_at`` is the latest announcement of it."""
+    """A connection of the recipient; ``heard_at`` is when it was announced last."""
 
     device: str
     number: int
@@ -91,7 +91,11 @@ class Connection:
 
 @dataclass
 class Inbox:
-    """The inbox as it is now; ``gap`` is where the range begins that the entry at or above the position stands for."""
+    """The recipient's inbox as it is now, at the message's position.
+
+    ``stored`` states whether the message is in it, with ``before`` messages ahead of it. If the position is in a gap
+    ``(gap, …]``, whose messages are in history only, ``gap`` is where that begins.
+    """
 
     top: Position | None = None
     floor: Position | None = None
@@ -102,7 +106,7 @@ class Inbox:
 
 
 class Hop(NamedTuple):
-    """A stage of the way; ``detail`` is for the eye."""
+    """A stage of the journey; ``what`` is a keyword, ``detail`` a text for people."""
 
     at: int
     what: str
@@ -110,14 +114,14 @@ class Hop(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of the message: ``fate`` is a word for programs, ``text`` a sentence."""
+    """The outcome of the message: ``fate`` is a keyword for programs, ``text`` a sentence for people."""
 
     fate: str
     text: str
 
 
 @dataclass
-class Trail:
+class Journey:
     """All that was found of one message, in one or more copies."""
 
     name: Name
@@ -126,19 +130,19 @@ class Trail:
     hops: list[Hop] = field(default_factory=list)
     connections: dict[bytes, Connection] = field(default_factory=dict)
     acknowledged: dict[str, int] = field(default_factory=dict)
-    """When each device acknowledged it."""
+    """The time at which each device acknowledged it."""
     sent: dict[bytes, int] = field(default_factory=dict)
-    """When it was last sent towards each connection."""
+    """The time at which it was last sent towards each connection."""
     inbox: Inbox = field(default_factory=Inbox)
     in_history: bool | None = None
-    """``None`` where the database did not answer."""
+    """True if the chat database has it; ``None`` if the database did not answer."""
     _counts: Counter[str] = field(default_factory=Counter)
     next_offsets: dict[str, int | None] = field(default_factory=dict)
-    """The offset that each app applies next on the message's partition; ``None`` where it never ran."""
+    """The offset that each app applies next on the message's partition; ``None`` if the app never ran there."""
 
     @property
     def applied(self) -> Copy | None:
-        """The copy that counts: it is in the inbox, was, or will be. ``None`` where messaging could not apply any."""
+        """The copy that is, was, or will be in the inbox; ``None`` if messaging could not apply any."""
         return next((c for c in self.copies if c.for_messaging and not self._is_dead(c)), None)
 
     @property
@@ -150,13 +154,13 @@ class Trail:
         return any(letter.app == MESSAGING and letter.offset == copy.position.offset for letter in self.letters)
 
     def add_hop(self, at: int, what: str, detail: str) -> None:
-        """Add a stage, unless there are very many of the kind."""
+        """Add a stage, unless there are ``MAX_HOPS`` of the kind already."""
         self._counts[what] += 1
         if self._counts[what] <= MAX_HOPS:
             self.hops.append(Hop(at, what, detail))
 
     def add_copies(self) -> None:
-        """Add what is known of the copies and dead letters to the stages."""
+        """Add the copies and the dead letters to the stages."""
         applied = self.applied
         for copy in self.copies:
             where = f"partition {copy.partition}, offset {copy.position.offset}, position {copy.position}"
@@ -170,7 +174,7 @@ class Trail:
             self.add_hop(letter.last_at, "dead letter", f"number {letter.number} of {letter.app}: {letter.reason}")
 
     def add_sessions(self, events: SessionEvents, at: int) -> None:
-        """Note who of the recipient was connected."""
+        """Record the recipient's connections and disconnections; ``at`` is the time of the events' record."""
         for event in events:
             if event.user != self.name.to:
                 continue
@@ -188,7 +192,7 @@ class Trail:
             self.connections[event.connection] = Connection(event.device, event.number, event.slot, event.epoch, at, at)
 
     def add_connections(self) -> None:
-        """Add the comings and goings since the message was accepted to the stages."""
+        """Add the connections and disconnections since the message was accepted to the stages."""
         for key, connection in self.connections.items():
             if connection.since >= self.first.accepted_at:
                 self.add_hop(connection.since, "connected", self._line(key))
@@ -196,7 +200,7 @@ class Trail:
                 self.add_hop(connection.gone_at, "disconnected", self._line(key))
 
     def add_requests(self, requests: InboxRequests, at: int) -> None:
-        """Note what the recipient asked for and acknowledged."""
+        """Record the recipient's fetches and acknowledgements that concern the message."""
         applied = self.applied
         for request in requests:
             if request.user != self.name.to or applied is None:
@@ -205,7 +209,7 @@ class Trail:
                 if request.position >= applied.position and request.device not in self.acknowledged:
                     self.acknowledged[request.device] = at
                     if request.forwarded_at:
-                        # In an acknowledgement of several deliveries it is the last one's.
+                        # An acknowledgement of several deliveries has the time of the last one.
                         latest = "" if request.position == applied.position else ", at the latest"
                         detail = f"by its gateway to device {request.device}{latest}"
                         self.add_hop(request.forwarded_at, "forwarded", detail)
@@ -214,13 +218,16 @@ class Trail:
                 self.add_hop(at, "asked for", f"what is above {request.after}, {self._line(request.connection)}")
 
     def add_outgoing(self, items: Outgoing, slot: int, at: int) -> None:
-        """Note what was sent towards the recipient's connections."""
+        """Record what was sent of the message, or about it, towards the recipient's connections."""
         applied = self.applied
         if applied is None:
             return
         position = applied.position
         for item in items:
-            if isinstance(item, Delivery | Missed | Registered | Target | Displaced) and item.user == self.name.to:
+            if (
+                isinstance(item, Delivery | Missed | Registered | InboxAdvanced | Displaced)
+                and item.user == self.name.to
+            ):
                 line = self._line(item.connection, slot)
                 if isinstance(item, Delivery):
                     if item.after < position <= item.until and b'"pos":"%b"' % str(position).encode() in item.messages:
@@ -230,11 +237,11 @@ class Trail:
                 elif isinstance(item, Missed):
                     if item.after < position <= item.until:
                         self.add_hop(at, "missed", f"told that ({item.after}, {item.until}] is in history only, {line}")
-                elif isinstance(item, Target) and item.until >= position:
+                elif isinstance(item, InboxAdvanced) and item.until >= position:
                     self.add_hop(at, "announced", f"something up to {item.until}, {line}")
 
     def ordered(self) -> list[Hop]:
-        """The stages in the order of time."""
+        """Return the stages by time."""
         return sorted(self.hops, key=lambda hop: hop.at)
 
     def _line(self, connection: bytes, slot: int | None = None) -> str:
@@ -244,13 +251,13 @@ class Trail:
         return f"{device}connection {connection.hex()[:8]}" + (f", gateway slot {slot}" if slot is not None else "")
 
 
-def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window_ms: int) -> list[Trail]:
-    """The copies of one name, in the order of their positions, as one trail for each time that it is delivered.
+def journeys(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window_ms: int) -> list[Journey]:
+    """Group the copies of one name, in the order of their positions, into a journey for each delivery of it.
 
-    A copy is dropped as a retry where one before it was accepted in the same retry window or the one before that
-    (``append`` in ``inbox.lua``). What messaging could not apply left nothing to compare with.
+    Messaging drops a copy as a retry if an earlier one was accepted in the same retry window or in the window before
+    (``append`` in ``inbox.lua``). A copy that messaging could not apply does not count as an earlier one.
     """
-    found: list[Trail] = []
+    found: list[Journey] = []
     windows: set[int] = set()
     dead = {letter.offset for letter in letters if letter.app == MESSAGING}
     for copy in sorted(copies, key=lambda c: c.position):
@@ -258,7 +265,7 @@ def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window
         again = not copy.for_messaging or copy.position.offset in dead
         dropped = bool(windows & {window, window - 1})
         if not found or (not again and not dropped and found[-1].applied is not None):
-            found.append(Trail(name, []))
+            found.append(Journey(name, []))
         if not again:
             windows.add(window)
         found[-1].copies.append(copy)
@@ -267,7 +274,7 @@ def trails(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window
 
 
 def letter_of(number: int, letter: DeadLetter, redriven: Redriven | None) -> Letter:
-    """What a trail says of a dead letter."""
+    """Return the journey's entry for a dead letter."""
     return Letter(
         number,
         letter.app,
@@ -280,9 +287,10 @@ def letter_of(number: int, letter: DeadLetter, redriven: Redriven | None) -> Let
 
 
 class Rules(NamedTuple):
-    """What the verdict depends on: now (ms), in which time (ms) a living connection is announced again, the TTL (ms).
+    """The times that a verdict depends on, in ms.
 
-    ``heard_from`` is since when connections are known, ``sent_from`` since when deliveries are.
+    ``sweep_ms`` is the interval at which open connections are announced again, ``ttl_ms`` the inbox's TTL. Connections
+    are known since ``heard_from`` only, deliveries since ``sent_from`` only.
     """
 
     now: int
@@ -292,11 +300,11 @@ class Rules(NamedTuple):
     sent_from: int
 
 
-def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
-    """What became of the message, and why it is not delivered, if so; ``utc`` makes a text of a time."""
-    to, copy = trail.name.to, trail.applied
+def verdict(journey: Journey, rules: Rules, utc: Callable[[int], str]) -> Verdict:
+    """Return the outcome of the message and, if it was not delivered, the reason; ``utc`` formats a time."""
+    to, copy = journey.name.to, journey.applied
     if copy is None:
-        letter = next((letter for letter in reversed(trail.letters) if letter.app == MESSAGING), None)
+        letter = next((letter for letter in reversed(journey.letters) if letter.app == MESSAGING), None)
         if letter is None:
             return Verdict("missing", "in the part of the log that was read it is only as redriven for history")
         return Verdict(
@@ -304,10 +312,10 @@ def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
             f"messaging could not apply it: {letter.reason}; it is dead letter {letter.number},"
             f" and 'dead-letters redrive {letter.number}' brings it back once the cause is mended",
         )
-    inbox, position = trail.inbox, copy.position
-    if trail.acknowledged:
-        device, at = min(trail.acknowledged.items(), key=lambda item: item[1])
-        others = sorted(d for d, cursor in inbox.cursors.items() if cursor < position and d not in trail.acknowledged)
+    inbox, position = journey.inbox, copy.position
+    if journey.acknowledged:
+        device, at = min(journey.acknowledged.items(), key=lambda item: item[1])
+        others = sorted(d for d, cursor in inbox.cursors.items() if cursor < position and d not in journey.acknowledged)
         rest = f"; not yet by {', '.join(others)}, for which it is kept" if others and inbox.stored else ""
         return Verdict("acknowledged", f"{to}'s device {device} acknowledged it at {utc(at)}{rest}")
     if inbox.gap is not None:
@@ -319,9 +327,9 @@ def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
     if inbox.stored:
         if rules.now - copy.accepted_at > rules.ttl_ms:
             return Verdict("expired", f"it was in {to}'s inbox for too long and is in history only")
-        return Verdict("pending", _why_pending(trail, copy, rules, utc))
+        return Verdict("pending", _why_pending(journey, copy, rules, utc))
     if inbox.top is None or inbox.top < position:
-        following = trail.next_offsets.get(MESSAGING)
+        following = journey.next_offsets.get(MESSAGING)
         if following is None or following <= position.offset:
             behind = f"its next is offset {following}" if following is not None else "it never ran on this partition"
             return Verdict(
@@ -352,21 +360,21 @@ def verdict(trail: Trail, rules: Rules, utc: Callable[[int], str]) -> Verdict:
     )
 
 
-def _why_pending(trail: Trail, copy: Copy, rules: Rules, utc: Callable[[int], str]) -> str:
-    to = trail.name.to
-    waits = f"it waits in the inbox at position {copy.position}, {trail.inbox.before} before it"
+def _why_pending(journey: Journey, copy: Copy, rules: Rules, utc: Callable[[int], str]) -> str:
+    to = journey.name.to
+    waits = f"it waits in the inbox at position {copy.position}, {journey.inbox.before} before it"
     living = {
         key: c
-        for key, c in trail.connections.items()
+        for key, c in journey.connections.items()
         if c.gone_at is None and rules.now - c.heard_at <= 2 * rules.sweep_ms
     }
     if not living:
-        last = max((c.gone_at or c.heard_at for c in trail.connections.values()), default=None)
+        last = max((c.gone_at or c.heard_at for c in journey.connections.values()), default=None)
         since = f"since {utc(last)}" if last is not None else f"and had none since {utc(rules.heard_from)}, at least"
-        sent = max(trail.sent.values(), default=None)
+        sent = max(journey.sent.values(), default=None)
         was_sent = "" if sent is None else f"; it was sent at {utc(sent)}, and not acknowledged"
         return f"{to} has no connection {since}; {waits}{was_sent}"
-    reached = {key: at for key, at in trail.sent.items() if key in living}
+    reached = {key: at for key, at in journey.sent.items() if key in living}
     if reached:
         key, at = max(reached.items(), key=lambda item: item[1])
         return (
@@ -385,10 +393,10 @@ def _why_pending(trail: Trail, copy: Copy, rules: Rules, utc: Callable[[int], st
     )
 
 
-def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str, Any]:
-    """All of a trail as JSON values; times in RFC 3339, lengths of time in ms."""
-    hops, start, before = [], trail.first.accepted_at, trail.first.accepted_at
-    for hop in trail.ordered():
+def journey_json(journey: Journey, found: Verdict, utc: Callable[[int], str]) -> dict[str, Any]:
+    """Return a journey as JSON values; ``utc`` formats its times, durations are in ms."""
+    hops, start, before = [], journey.first.accepted_at, journey.first.accepted_at
+    for hop in journey.ordered():
         hops.append(
             {
                 "at": utc(hop.at),
@@ -399,9 +407,9 @@ def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str
             }
         )
         before = hop.at
-    applied, inbox = trail.applied, trail.inbox
+    applied, inbox = journey.applied, journey.inbox
     return {
-        **trail.name._asdict(),
+        **journey.name._asdict(),
         "fate": found.fate,
         "verdict": found.text,
         "position": str(applied.position) if applied else None,
@@ -415,7 +423,7 @@ def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str
                 "redriven_for": sorted(c.redrive.apps) if c.redrive else None,
                 "dropped": c is not applied,
             }
-            for c in trail.copies
+            for c in journey.copies
         ],
         "hops": hops,
         "inbox": {
@@ -425,8 +433,8 @@ def as_json(trail: Trail, found: Verdict, utc: Callable[[int], str]) -> dict[str
             "floor": str(inbox.floor) if inbox.floor else None,
             "cursors": {device: str(cursor) for device, cursor in inbox.cursors.items()},
         },
-        "in_history": trail.in_history,
-        "acknowledged": {device: utc(at) for device, at in trail.acknowledged.items()},
-        "dead_letters": [letter.number for letter in trail.letters],
-        "next_offsets": trail.next_offsets,
+        "in_history": journey.in_history,
+        "acknowledged": {device: utc(at) for device, at in journey.acknowledged.items()},
+        "dead_letters": [letter.number for letter in journey.letters],
+        "next_offsets": journey.next_offsets,
     }

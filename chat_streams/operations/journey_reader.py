@@ -1,4 +1,4 @@
-"""Finds a message in the log and follows it through the topics and the stores: what ``tracing.py`` puts together."""
+"""Reading the journey of a message: finds it in the log and collects what the topics and the stores have of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka import names, topics
-from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogRecord, LogUnavailable, Progress, Span
+from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
@@ -24,30 +24,21 @@ from chat_streams.kafka.names import (
     SESSION_EVENTS,
     partition_of,
 )
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.model.records import (
-    DEAD_LETTERS,
-    INCOMING,
-    OUTGOING,
-    REQUESTS,
-    SESSIONS,
-    DeadLetter,
-    Redriven,
-    Undecodable,
-    UnknownVersion,
-)
+from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable, UndecodableRecord, UnknownVersion
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
+from chat_streams.model.records import DEAD_LETTERS, INCOMING, OUTGOING, REQUESTS, SESSIONS, DeadLetter, Redriven
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
-from chat_streams.operations.journey import Copy, Inbox, Letter, Name, Rules, Trail, letter_of, trails
+from chat_streams.operations.journey import Copy, Inbox, Journey, Letter, Name, Rules, journeys, letter_of
 from chat_streams.runtime.settings import Settings
-from tables.chat_history import ChatHistory, HistoryUnavailable
+from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex
 from tables.redis_cluster import Cluster
 
 MARK_BYTES: Final = 128
-"""A ``Redriven`` is smaller."""
+"""An upper limit for the size of a ``Redriven`` record."""
 CLOCKS_MS: Final = 60_000
-"""By how much clocks may differ."""
+"""The largest difference between clocks that is allowed for, in ms."""
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -58,7 +49,10 @@ def _silent(what: str) -> Iterator[Progress]:
 
 
 class Searched(NamedTuple):
-    """What was read in vain."""
+    """The part of the log that was searched for a message; as a text, it explains that nothing was found.
+
+    ``letters`` is the number of dead letters searched, ``bytes_in`` the numbers of those that hold the bytes of the id.
+    """
 
     spans: list[Span]
     letters: int
@@ -81,26 +75,26 @@ class Searched(NamedTuple):
 
 @dataclass
 class _Letters:
-    """The dead letters of records that hold the id."""
+    """The dead letters of records that contain the bytes of the id, and the number of records read."""
 
     found: list[tuple[int, DeadLetter]] = field(default_factory=list)
     redriven: dict[int, Redriven] = field(default_factory=dict)
     read: int = 0
 
     def of(self, copies: list[Copy]) -> list[Letter]:
-        places = {(copy.partition, copy.position.offset) for copy in copies}
+        records = {(copy.partition, copy.position.offset) for copy in copies}
         return [
             letter_of(number, letter, self.redriven.get(number))
             for number, letter in self.found
-            if letter.topic == INCOMING_MESSAGES and (letter.partition, letter.offset) in places
+            if letter.topic == INCOMING_MESSAGES and (letter.partition, letter.offset) in records
         ]
 
 
 class Tracer:
-    """Reads what there is of one message: for the command and the web view alike.
+    """A reader that finds a message and its journey, for the command and the inspector.
 
-    ``bar`` reports the progress of what is being read. Raises ``LogUnavailable``,
-    ``StoreUnavailable`` and ``TopicsError``.
+    ``bar`` shows the progress of each read. Entering it and its methods raise ``KafkaUnavailable``,
+    ``RedisUnavailable`` and ``TopicsError``.
     """
 
     def __init__(self, settings: Settings, bar: Bar = _silent) -> None:
@@ -122,58 +116,63 @@ class Tracer:
 
     async def find(
         self, message_id: str, sender: str | None, to: str | None, since: int | None
-    ) -> tuple[list[Trail], Searched]:
-        """All messages of that id, one trail for each time one is delivered, and what was read for it."""
+    ) -> tuple[list[Journey], Searched]:
+        """Find all messages of an id; returns a journey for each delivery of one, and what was searched.
+
+        ``sender`` and ``to`` restrict the search if given, and so does ``since`` (ms since the epoch).
+        """
         partitions = None if to is None else [partition_of(to, self._log.partitions)]
         spans = await self._reader.spans(INCOMING_MESSAGES, partitions, since_ms=since)
         copies: defaultdict[Name, list[Copy]] = defaultdict(list)
         needle = message_id.encode()
 
         def look(record: LogRecord) -> None:
-            for place, message in enumerate(INCOMING.decode(record.value).messages):
+            for index, message in enumerate(INCOMING.decode(record.value).messages):
                 if message.id == message_id and sender in (None, message.sender) and to in (None, message.to):
-                    position = Position.of(self._log.generation, record.offset, place)
+                    position = Position.of(self._log.generation, record.offset, index)
                     copy = Copy.of(position, record.partition, record.at, message, Redrive.of(record.headers))
                     copies[Name(message.sender, message.to, message.id)].append(copy)
 
         await self._each(spans, f"reading {INCOMING_MESSAGES}", needle, look)
         letters = await self._letters(needle, since)
         window_ms = self._settings.retry_window * 1000
-        found = [trail for name, those in copies.items() for trail in trails(name, those, letters.of(those), window_ms)]
+        found = [
+            journey for name, named in copies.items() for journey in journeys(name, named, letters.of(named), window_ms)
+        ]
         return found, Searched(spans, letters.read, [number for number, _ in letters.found])
 
-    async def follow(self, trail: Trail) -> Rules:
-        """Find all that is known of a message that was found; returns what the verdict depends on."""
-        settings, copy, start = self._settings, trail.applied, trail.first.accepted_at - CLOCKS_MS
-        partition, user = trail.first.partition, trail.name.to.encode()
+    async def follow(self, journey: Journey) -> Rules:
+        """Fill in the journey of a message that was found; returns the times that its verdict depends on."""
+        settings, copy, start = self._settings, journey.applied, journey.first.accepted_at - CLOCKS_MS
+        partition, user = journey.first.partition, journey.name.to.encode()
         sweep_ms = int(settings.announce_sweep * 1000)
         now = now_ms()
-        # A living connection is announced once in a sweep: whoever is there has been heard of since then.
+        # An open connection is announced once in each sweep: two sweeps of events name all that are open.
         heard_from = min(start, now) - 2 * sweep_ms
-        trail.add_copies()
+        journey.add_copies()
         await self._each(
             await self._reader.spans(SESSION_EVENTS, [partition], since_ms=heard_from),
             f"reading {SESSION_EVENTS}",
             user,
-            lambda record: trail.add_sessions(SESSIONS.decode(record.value), record.at),
+            lambda record: journey.add_sessions(SESSIONS.decode(record.value), record.at),
         )
-        trail.add_connections()
+        journey.add_connections()
         if copy is not None:
             await self._each(
                 await self._reader.spans(INBOX_REQUESTS, [partition], since_ms=start),
                 f"reading {INBOX_REQUESTS}",
                 user,
-                lambda record: trail.add_requests(REQUESTS.decode(record.value), record.at),
+                lambda record: journey.add_requests(REQUESTS.decode(record.value), record.at),
             )
             await self._each(
                 await self._reader.spans(OUTGOING_MESSAGES, since_ms=start),
                 f"reading {OUTGOING_MESSAGES}",
                 user,
-                lambda record: trail.add_outgoing(OUTGOING.decode(record.value), record.partition, record.at),
+                lambda record: journey.add_outgoing(OUTGOING.decode(record.value), record.partition, record.at),
             )
-            trail.inbox = await self._inbox(trail.name.to, copy.position)
-        trail.in_history = await self._in_history(trail)
-        trail.next_offsets = {app: await self._next_offset(app, partition) for app in ("messaging", "history")}
+            journey.inbox = await self._inbox(journey.name.to, copy.position)
+        journey.in_history = await self._in_history(journey)
+        journey.next_offsets = {app: await self._next_offset(app, partition) for app in ("messaging", "history")}
         return Rules(now_ms(), sweep_ms, settings.inbox_ttl * 1000, heard_from, now - OUTGOING_SECONDS * 1000)
 
     async def _letters(self, needle: bytes, since: int | None) -> _Letters:
@@ -195,13 +194,13 @@ class Tracer:
     async def _each(
         self, spans: list[Span], what: str, needle: bytes, look: Callable[[LogRecord], None], also_below: int = 0
     ) -> None:
-        """Let ``look`` decode the records with these bytes in them, and small ones; what doesn't decode is skipped."""
+        """Call ``look`` for each record that contains ``needle`` or is small; one that does not decode is skipped."""
         with self._bar(what) as progress:
             async for record in self._reader.read(spans, progress):
                 if record.value is not None and (needle in record.value or len(record.value) < also_below):
                     try:
                         look(record)
-                    except (Undecodable, UnknownVersion):
+                    except (UndecodableRecord, UnknownVersion):
                         continue
 
     async def _inbox(self, user: str, position: Position) -> Inbox:
@@ -224,15 +223,15 @@ class Tracer:
             inbox.before += len(below)
             if len(below) < PAGE:
                 break
-            after = Position(below[-1].entry, below[-1].place + 1)
+            after = Position(below[-1].entry, below[-1].index + 1)
         return inbox
 
-    async def _in_history(self, trail: Trail) -> bool | None:
+    async def _in_history(self, journey: Journey) -> bool | None:
         try:
-            for copy in trail.copies:
-                entry, place = copy.position
-                below = Position(entry, place - 1) if place else Position(entry - 1, MAX_PLACE)
-                if (await self._history.range(trail.name.to, below, copy.position, None, 1)).messages:
+            for copy in journey.copies:
+                entry, index = copy.position
+                below = Position(entry, index - 1) if index else Position(entry - 1, MAX_INDEX)
+                if (await self._history.range(journey.name.to, below, copy.position, None, 1)).messages:
                     return True
         except HistoryUnavailable:
             return None
@@ -245,7 +244,7 @@ class Tracer:
             await admin.start()
             offset = int((await admin.list_consumer_group_offsets(group, partitions=[tp]))[tp].offset)
         except KafkaError as error:
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
         finally:
             await admin.close()
         return offset if offset >= 0 else None

@@ -1,4 +1,4 @@
-"""How far the services are behind, and whether they catch up: pure arithmetic on offsets."""
+"""Consumer lag: the distance of the services from the end of the log, and the time until they catch up (pure)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any, Final, NamedTuple
 from aiokafka.structs import TopicPartition
 
 LOOKS: Final = 8
-"""Looks that a rate is taken over: 16 s."""
+"""The number of looks that a rate is computed over: 16 s."""
 KEEPS_UP_S: Final = 3.0
+"""A lag that takes no longer than this to apply, in seconds, counts as keeping up."""
 
 
 class Lag(NamedTuple):
-    """Of a group on a partition: the messages behind, and for how long (s) the oldest of them has waited.
+    """The lag of a group on a partition: the messages it is behind, and for how long (s) the oldest has waited.
 
-    ``exact`` is whether all of those records were counted; else it is as many as the sample says.
+    With ``exact`` the messages of all those records were counted, otherwise estimated from a sample.
     """
 
     messages: int
@@ -31,7 +32,7 @@ class _Look(NamedTuple):
 
 
 class Watermarks:
-    """The last few looks at where the topics end and how far the groups are; times in s of a monotonic clock."""
+    """The end offsets and committed offsets of the last few looks; times in s of a monotonic clock."""
 
     def __init__(self) -> None:
         self._looks: deque[_Look] = deque(maxlen=LOOKS)
@@ -42,35 +43,36 @@ class Watermarks:
         committed: Mapping[str, Mapping[TopicPartition, int]],
         at: float,
     ) -> None:
-        """Note a look."""
+        """Record a look: end offsets, and each group's committed offsets, at a time."""
         self._looks.append(_Look(at, ends, committed))
 
     @property
     def ends(self) -> Mapping[TopicPartition, int]:
-        """Where each partition ends."""
+        """The end offset of each partition."""
         return self._looks[-1].ends if self._looks else {}
 
     @property
     def committed(self) -> Mapping[str, Mapping[TopicPartition, int]]:
-        """The offset each group applies next; -1 where it never ran."""
+        """The committed offset of each group, which it applies next; -1 if it never ran."""
         return self._looks[-1].committed if self._looks else {}
 
     def rate(self, tp: TopicPartition) -> float:
-        """Records a second that are written."""
+        """Return the records written per second."""
         return self._rise(lambda look: look.ends.get(tp))
 
     def behind(self, group: str, tp: TopicPartition) -> int:
-        """Records that a group has not applied and committed."""
+        """Return the number of records on a partition that a group has not committed."""
         return max(0, self.ends.get(tp, 0) - max(0, self.committed.get(group, {}).get(tp, 0)))
 
     def lag(self, group: str) -> int:
-        """Records that a group is behind, over all partitions."""
+        """Return the number of records that a group is behind, over all its partitions."""
         return sum(self.behind(group, tp) for tp in self.committed.get(group, {}))
 
     def time_to_empty(self, group: str, tp: TopicPartition) -> float | None:
-        """Seconds until the group has caught up if all goes on as now; ``None`` while it does not catch up.
+        """Return the seconds until the group has caught up at the present rates; ``None`` while it does not catch up.
 
-        Who is only as far behind as it works off in ``KEEPS_UP_S`` keeps up: offsets are committed once a second.
+        A group that applies its whole lag in ``KEEPS_UP_S`` keeps up, since offsets are committed once a second only:
+        for it, new records are not counted.
         """
         behind = self.behind(group, tp)
         if not behind:
@@ -81,11 +83,11 @@ class Watermarks:
         speed = applied - self.rate(tp)
         return behind / speed if speed > 0 else None
 
-    def _rise(self, of: Callable[[_Look], int | None]) -> float:
+    def _rise(self, offset_in: Callable[[_Look], int | None]) -> float:
         if len(self._looks) < 2:
             return 0.0
         first, last = self._looks[0], self._looks[-1]
-        before, after = of(first), of(last)
+        before, after = offset_in(first), offset_in(last)
         if before is None or after is None or last.at <= first.at:
             return 0.0
         return float(max(0, after - before) / (last.at - first.at))
@@ -94,9 +96,9 @@ class Watermarks:
 def summary(
     marks: Watermarks, lags: Mapping[tuple[str, str, int], Lag], groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """How far each group is behind on each topic, and partition by partition, as JSON values; times in s.
+    """Return the lag of each group on each topic, in total and by partition, as JSON values; times in s.
 
-    ``messages`` is ``None`` where none was looked at yet, ``time_to_empty_s`` where it does not catch up.
+    ``messages`` is ``None`` until a sample was taken, ``time_to_empty_s`` while the group does not catch up.
     """
     found = []
     for group, topics in groups.items():

@@ -1,4 +1,4 @@
-"""Reads how far each consumer group is: the ends of partitions and the committed offsets."""
+"""Reading the end offsets of partitions and the committed offsets of the consumer groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS: Final = {
 async def look(
     marks: Watermarks, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, tps: Sequence[TopicPartition]
 ) -> None:
-    """Note where partitions end and how far the groups are; raises ``KafkaError``."""
+    """Read the end offsets of ``tps`` and all groups' offsets, and add them to ``marks``; raises ``KafkaError``."""
     ends = await consumer.end_offsets(tps)
     committed = {}
     for group, of_group in GROUPS.items():

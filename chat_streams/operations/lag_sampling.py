@@ -1,4 +1,4 @@
-"""What is in some records of each partition, without reading all: messages and bytes of a record, age of a lag."""
+"""Estimates from a few records of each partition: messages and bytes per record, messages in a lag, and its age."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from chat_streams.model.times import now_ms
 from chat_streams.operations.lag import Lag, Watermarks
 
 NEWEST: Final = 3
-"""Records of a partition that stand for what it carries now."""
+"""The number of records read from the end of a partition, as a sample of what it carries now."""
 OLDEST: Final = 50
-"""Records of a lag that are looked at, unless they are large."""
+"""The number of records read from the start of a lag, fewer if they are large."""
 OLDEST_BYTES: Final = 64 * 1024
+"""The number of bytes that are read from the start of a lag, about."""
 _TAG: Final = b"\xa8messages"
 
 
 class Sample(NamedTuple):
-    """Of a topic: what one record holds, on average of those that were looked at."""
+    """The average content of a topic's record: its messages (or other items) and bytes, over ``records`` of them."""
 
     records: int
     messages: float
@@ -31,7 +32,7 @@ class Sample(NamedTuple):
 
 
 def count_of(topic: str, value: bytes | None) -> int:
-    """How many things a record holds, from its first bytes only; 1 where they don't say."""
+    """Return the number of items in a record, such as messages, by its first bytes; 1 if they don't tell."""
     if value is None or value[:2] != MAGIC:
         return 1
     at = 3
@@ -52,9 +53,10 @@ def count_of(topic: str, value: bytes | None) -> int:
 async def sample(
     reader: LogReader, marks: Watermarks, known: Mapping[str, Sample] = MappingProxyType({})
 ) -> tuple[dict[str, Sample], dict[tuple[str, str, int], Lag]]:
-    """Look at the newest records of each partition, and the oldest of each lag; raises ``LogUnavailable``.
+    """Read the newest records of each partition and the oldest of each lag; raises ``KafkaUnavailable``.
 
-    Where nothing comes, what is ``known`` stays.
+    Returns a sample of each topic, and the lags by group, topic and partition. A topic that receives nothing keeps its
+    ``known`` sample.
     """
     totals: dict[str, list[float]] = {}
     spans = [

@@ -1,4 +1,4 @@
-"""Which gateway holds which slot: their leases, as Redis has them. Only reads."""
+"""The slots that gateways lease, read from Redis; nothing is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOOK: Final = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
 
 @dataclass(frozen=True)
 class Slot:
-    """A lease of a gateway: ``ttl_ms`` until it runs out unless it is renewed."""
+    """A slot that ``owner``, a gateway, leases in ``epoch``; the lease runs out in ``ttl_ms`` unless it is renewed."""
 
     slot: int
     owner: str
@@ -23,7 +23,7 @@ class Slot:
 
 
 async def leases(cluster: Cluster, slots: int) -> list[Slot]:
-    """The slots below ``slots`` that are leased; raises ``StoreUnavailable``."""
+    """Return those of the slots ``[0, slots)`` that are leased; raises ``RedisUnavailable``."""
     commands = [("EVAL_RO", _LOOK, 1, f"{{slot:{slot}}}") for slot in range(slots)]
     found = []
     for number, answer in enumerate(await cluster.pipeline(commands)):

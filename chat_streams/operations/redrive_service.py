@@ -1,4 +1,4 @@
-"""Dead letters as operators meet them: listed, shown, written back; for the commands and the web view alike."""
+"""Listing, showing and redriving dead letters, for the commands and the inspector."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from typing import Any, Final, NamedTuple
 import aiokafka
 from aiokafka.errors import KafkaError
 
-from chat_streams.kafka.client import client_options, trouble
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable, Progress, Span
+from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.log_reader import LogReader, Progress, Span
 from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
 from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
-from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven, Undecodable, UnknownVersion
+from chat_streams.model.errors import KafkaUnavailable, RedriveRefused, UndecodableRecord, UnknownVersion
+from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven
 from chat_streams.model.times import now_ms, utc
 from chat_streams.operations import dead_letters
 from chat_streams.operations.dead_letters import CODECS, Catalogue, Filter, Summary
 from chat_streams.runtime.settings import Settings
 
 HEX_BYTES: Final = 64
-"""Shown of a record whose bodies are masked."""
-
-
-class Refused(Exception):
-    """Some dead letters don't exist, or are not redriven; the text says which and why."""
+"""The number of bytes shown of a record whose bodies are masked."""
 
 
 class Listing(NamedTuple):
@@ -36,17 +33,17 @@ class Listing(NamedTuple):
     matching: int
 
     def as_json(self) -> list[dict[str, Any]]:
-        """An object for each; times in RFC 3339, sizes in bytes."""
+        """Return an object for each dead letter; times in RFC 3339, sizes in bytes."""
         return [_summary_json(summary, self.redriven.get(summary.number)) for summary in self.found]
 
 
 async def listing(settings: Settings, wanted: Filter, limit: int, progress: Progress | None = None) -> Listing:
-    """The newest ``limit`` dead letters that match; raises ``LogUnavailable``."""
+    """Return the newest ``limit`` dead letters that match; raises ``KafkaUnavailable``."""
     found: deque[Summary] = deque(maxlen=limit)
     redriven: dict[int, Redriven] = {}
     matching = 0
     async with LogReader(settings) as reader:
-        # A dead letter is written after it failed, and what is said of it comes after it.
+        # A dead letter is written after its record failed, and its ``Redriven`` after that.
         spans = await reader.spans(TOPIC, since_ms=wanted.since)
         async for number, item in dead_letters.read(reader, spans, progress):
             if isinstance(item, Redriven):
@@ -72,9 +69,10 @@ def _summary_json(summary: Summary, mark: Redriven | None) -> dict[str, Any]:
 
 
 async def details(settings: Settings, number: int, bodies: bool, progress: Progress | None = None) -> dict[str, Any]:
-    """All that is known of a dead letter as JSON values; raises ``Refused`` where there is none of that number.
+    """Return all that is known of a dead letter as JSON values.
 
-    Without ``bodies``, what people wrote is masked and only the first 64 bytes are shown. Raises ``LogUnavailable``.
+    Without ``bodies``, the bodies of messages are masked and only the first 64 bytes of the record are shown. Raises
+    ``RedriveRefused`` if no dead letter has that number, and ``KafkaUnavailable``.
     """
     letter: DeadLetter | None = None
     mark: Redriven | None = None
@@ -92,7 +90,7 @@ async def details(settings: Settings, number: int, bodies: bool, progress: Progr
         raise unknown([str(number)])
     try:
         record, undecodable = dead_letters.readable(dead_letters.decode(letter), bodies), None
-    except (Undecodable, UnknownVersion) as error:
+    except (UndecodableRecord, UnknownVersion) as error:
         record, undecodable = None, str(error)
     value = letter.value or b""
     shown = value if bodies else value[:HEX_BYTES]
@@ -105,9 +103,11 @@ async def details(settings: Settings, number: int, bodies: bool, progress: Progr
     }
 
 
-def unknown(numbers: Sequence[str]) -> Refused:
-    """There are no dead letters of these numbers."""
-    return Refused(f"no dead letter has the number {', '.join(numbers)}; 'dead-letters list' shows which there are")
+def unknown(numbers: Sequence[str]) -> RedriveRefused:
+    """Return the error that says that no dead letter has these numbers."""
+    return RedriveRefused(
+        f"no dead letter has the number {', '.join(numbers)}; 'dead-letters list' shows which there are"
+    )
 
 
 async def redrive(
@@ -122,10 +122,22 @@ async def redrive(
     confirm: Callable[[int], None] = lambda count: None,
     progress: Progress | None = None,
 ) -> None:
-    """Write dead letters back: those of ``numbers``, or where there are none, all open ones that match ``wanted``.
+    """Write dead letters back to the topic and partition they came from.
 
-    ``say`` hears a line for each, ``warn`` of each that is not redriven, ``confirm`` of how many there are, before the
-    first one; what it raises ends it. With ``dry_run`` nothing is written. Raises ``Refused``, ``LogUnavailable``.
+    Args:
+        settings: The settings, for Kafka's address and the retry window.
+        numbers: The dead letters to redrive, ascending; if empty, all open ones that match ``wanted``.
+        wanted: The filter that applies where ``numbers`` is empty.
+        dry_run: Write nothing, only report what would be written.
+        again: Redrive also dead letters that were redriven before.
+        say: Called with a line for each dead letter that is redriven.
+        warn: Called with a line for each dead letter that is refused.
+        confirm: Called with their number before the first one is written; an exception from it ends the redrive.
+        progress: Called with the offsets read and to be read.
+
+    Raises:
+        RedriveRefused: A number is unknown or redriven already, or some dead letters were refused.
+        KafkaUnavailable: Kafka does not answer; the text says which dead letters were redriven before.
     """
     async with LogReader(settings) as reader:
         (span,) = await reader.spans(TOPIC)
@@ -138,7 +150,7 @@ async def redrive(
         done = [n for n in chosen if n in catalogue.redriven]
         if done and not again:
             if numbers:
-                raise Refused(
+                raise RedriveRefused(
                     f"redriven already: {', '.join(map(str, done))}; once more only with --again: what has been applied"
                     " meanwhile may be delivered a second time"
                 )
@@ -152,7 +164,7 @@ async def redrive(
             redriver = _Redriver(settings, catalogue, partitions, say, warn)
             if not dry_run:
                 await stack.enter_async_context(redriver)
-            # Closed before the reader is, also on an error in the middle.
+            # The generator must be closed before its reader, also when an error ends the loop.
             letters = await stack.enter_async_context(contextlib.aclosing(_letters(reader, span, chosen)))
             async for number, letter in letters:
                 await redriver.redrive(number, letter)
@@ -170,7 +182,7 @@ async def _letters(
 
 
 class _Redriver:
-    """Writes dead letters back, in the order of their numbers, or only says so where it was not entered."""
+    """A writer of dead letters back to their topics; until it is entered, it only reports what it would write."""
 
     def __init__(
         self,
@@ -199,14 +211,14 @@ class _Redriver:
         try:
             await self._producer.start()
         except KafkaError as error:
-            raise LogUnavailable(await trouble(self._settings, error)) from error
+            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
 
     async def __aexit__(self, *_: object) -> None:
         assert self._producer is not None
         await self._producer.stop()
 
     async def redrive(self, number: int, letter: DeadLetter) -> None:
-        """Write one back, then note that it was: where that note is missing, it is redriven twice, never not."""
+        """Write one back, then note so in ``dead_letters``: a crash in between redrives it twice, never loses it."""
         if number in self._covered:
             return
         name = f"dead letter {number} ({letter.app}, {dead_letters.origin_of(letter)})"
@@ -234,7 +246,7 @@ class _Redriver:
                 self._catalogue.redriven[covered] = Redriven(covered, at, sent.offset)
                 await self._producer.send_and_wait(TOPIC, mark, letter.key)
         except KafkaError as error:
-            raise LogUnavailable(
+            raise KafkaUnavailable(
                 f"{name}: {error!r}; redriven before it: {self._counts['redriven'] - 1}, those after it were not"
             ) from error
         self._say(f"{name}: went to {goal}, now at offset {sent.offset}")
@@ -252,14 +264,14 @@ class _Redriver:
         return None
 
     def report(self) -> None:
-        """Say how many; raises ``Refused`` where some were not redriven."""
+        """Report how many may be delivered twice; raises ``RedriveRefused`` if some were not redriven."""
         if self._counts["late"]:
             self._say(
                 f"{self._counts['late']} failed in messaging before the retry window, {self._settings.retry_window} s:"
                 " where a part of such a record was applied, its recipients get that twice"
             )
         if self._counts["refused"]:
-            raise Refused(f"{self._counts['refused']} were not redriven")
+            raise RedriveRefused(f"{self._counts['refused']} were not redriven")
 
 
 def _text(headers: Sequence[tuple[str, bytes]]) -> str:

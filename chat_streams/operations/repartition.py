@@ -1,15 +1,16 @@
-"""More partitions for the topics of the users, with all services running and nobody losing anything.
+"""Repartitioning: more partitions for the topics keyed by user, while all services run and without losing a message.
 
-A topic is never grown in place: its users would change partitions, and what is on one would come behind what is on the
-other. Instead the log ends, is read to its end, and goes on in topics of the next version and generation:
+A topic is never grown in place: its users would change partitions, and a user's messages on the old partition could be
+applied after newer ones on the new partition. Instead the log is closed, read to its end, and continued in topics of
+the next version and generation:
 
-1. The old ``incoming_messages`` is closed: Kafka takes no record into it any more (``max.message.bytes``). From here on
+1. The old ``incoming_messages`` is closed: Kafka accepts no more records for it (``max.message.bytes``). From here on
    gateways answer a send with an error that may be retried, and clients send again under the same id.
-2. Messaging and history apply what it holds. Only then may anything newer come: an inbox takes nothing below its top.
-3. The new topics are created and ``log_generations`` names them. Services that are started with the new settings work
-   on them; one with the old settings can no longer write a message, and is refused when it starts.
+2. Messaging and history apply all that it holds. Nothing newer may come before: an inbox takes nothing below its top.
+3. The new topics are created and registered in ``log_generations``. Services started with the new settings use them;
+   a service with the old settings can no longer write a message, and is refused when it starts.
 
-Until 3 has begun everything can be taken back, and is when 2 takes too long.
+Until step 3 begins everything can be undone, and is undone if step 2 takes too long.
 """
 
 from __future__ import annotations
@@ -26,23 +27,25 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, for_code
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka import generations, names, topics
-from chat_streams.kafka.client import Admin, TopicsError, client_options
+from chat_streams.kafka.client import Admin, client_options
 from chat_streams.kafka.topics import Topic
+from chat_streams.model.errors import TopicsError
 from chat_streams.model.records import INCOMING, Messages
 from chat_streams.runtime.settings import Settings
 
 READERS: Final = ("messaging", "history")
-"""The consumer groups that must have all of the old log."""
+"""The consumer groups that must have applied all of the old log."""
 LOOK_SECONDS: Final = 0.2
+"""Seconds between two looks at offsets, or between two attempts to write to a partition that is being closed."""
 CLOSE_SECONDS: Final = 10.0
 CLOSED: Final = {"max.message.bytes": "1"}
-"""Less than any record has."""
+"""The configuration that closes a topic: a limit that is smaller than any record."""
 
 Say = Callable[[str], None]
 
 
 class Plan(NamedTuple):
-    """From what to what."""
+    """A repartition to be done: the topic to close, the topics to create, and their version and generation."""
 
     old: Topic
     new: list[Topic]
@@ -51,12 +54,12 @@ class Plan(NamedTuple):
 
     @property
     def settings(self) -> str:
-        """What all services are to be started with."""
+        """The settings to start all services with afterwards."""
         return f"CHAT_TOPICS_VERSION={self.version} CHAT_PARTITIONS={self.new[0].partitions}"
 
 
 async def plan(settings: Settings, partitions: int) -> Plan:
-    """What a repartition would do; raises ``TopicsError`` when it can't be done."""
+    """Return what a repartition would do; raises ``TopicsError`` when it can't be done."""
     log = await topics.check(settings)
     if partitions <= log.partitions:
         raise TopicsError(f"the log has {log.partitions} partitions: more are wanted, not {partitions}")
@@ -64,7 +67,7 @@ async def plan(settings: Settings, partitions: int) -> Plan:
     new = topics.of_users(settings, version, partitions)
     async with Admin(settings) as admin:
         for topic, found in zip(new, await admin.describe_topics([t.name for t in new]), strict=True):
-            # One that was interrupted has made some of them.
+            # A repartition that was interrupted may have created some of them.
             count = len(found["partitions"])
             if count not in (0, topic.partitions):
                 raise TopicsError(
@@ -75,9 +78,10 @@ async def plan(settings: Settings, partitions: int) -> Plan:
 
 
 async def repartition(settings: Settings, plan: Plan, wait_s: float, say: Say) -> None:
-    """Carry out a plan; ``say`` is told of each step. Raises ``TopicsError``.
+    """Carry out a plan; ``say`` is called with a line for each step.
 
-    When messaging or history have not applied all after ``wait_s`` the old log is opened again: nothing has changed.
+    If messaging or history have not applied the whole log within ``wait_s`` seconds, the old log is opened again, so
+    that nothing has changed, and ``TopicsError`` is raised.
     """
     began = time.monotonic()
     async with Admin(settings) as admin:
@@ -105,7 +109,7 @@ async def _close(settings: Settings, admin: AIOKafkaAdminClient, topic: Topic) -
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             for partition in range(topic.partitions):
-                # Who leads it may not have heard yet. A record without messages does no harm.
+                # The partition's leader may not have the new limit yet. A record without messages does no harm.
                 while await _takes(producer, topic.name, partition, nothing):
                     await asyncio.sleep(LOOK_SECONDS)
     except (KafkaError, TimeoutError) as error:
@@ -123,7 +127,7 @@ async def _takes(producer: aiokafka.AIOKafkaProducer, topic: str, partition: int
 
 
 async def _configure(admin: AIOKafkaAdminClient, topic: Topic, changes: dict[str, str]) -> None:
-    # It sets all of a topic's own configuration: what is left out goes back to its default.
+    # AlterConfigs replaces all of a topic's own configuration: what is left out goes back to its default.
     resource = ConfigResource(ConfigResourceType.TOPIC, topic.name, topic.config | changes)
     for answer in await admin.alter_configs([resource]):
         for code, text, *_ in answer.resources:
@@ -140,7 +144,8 @@ async def _wait_read(settings: Settings, admin: AIOKafkaAdminClient, topic: Topi
         while True:
             ends = await consumer.end_offsets(tps)
             behind = [name for name in READERS if await _is_behind(admin, name, ends)]
-            # What was on its way into the log when it was closed is in it at the second look.
+            # A record that was on its way into the log when it was closed is there at the second look: so the ends must
+            # be the same twice.
             if not behind and ends == before:
                 return
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A user as the stores and the log have them: for the page and the command alike."""
+"""The state of a user in the stores and the log, for the command and the inspector's page."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS, partition_of
-from chat_streams.model.position import MAX_PLACE, ORIGIN, Position
-from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion
+from chat_streams.model.errors import (
+    HistoryUnavailable,
+    KafkaUnavailable,
+    RedisUnavailable,
+    UndecodableRecord,
+    UnknownUser,
+    UnknownVersion,
+)
+from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
+from chat_streams.model.records import SESSIONS
 from chat_streams.model.times import now_ms
-from chat_streams.operations.journey import Connection, Name, Trail
+from chat_streams.operations.journey import Connection, Journey, Name
 from chat_streams.operations.leases import Slot
 from chat_streams.runtime.settings import Settings
 from tables import inbox_view
-from tables.chat_history import ChatHistory, HistoryUnavailable
-from tables.redis_cluster import Cluster, StoreUnavailable
+from tables.chat_history import ChatHistory
+from tables.redis_cluster import Cluster
 
 LAST: Final = 20
-"""Messages and connections that are shown."""
+"""The number of messages, and of connections, that are shown: the latest."""
 KAFKA_S: Final = 8.0
-END: Final = Position(2**63, MAX_PLACE)
-
-
-class NoSuchUser(Exception):
-    """Nothing is known of a user; the text says where it was looked for."""
+"""Seconds after which reading the log is given up."""
+END: Final = Position(2**63, MAX_INDEX)
+"""A position above all others."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a user is looked for; ``kafka_away`` says why the log is not read, where it is known to be away."""
+    """The engines to ask about a user; ``kafka_away`` is the reason not to read the log, empty if there is none."""
 
     settings: Settings
     cluster: Cluster
@@ -41,10 +47,10 @@ class Sources:
 
 
 async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies: bool) -> dict[str, Any]:
-    """All there is of a user as JSON values, times in ms since the epoch; raises ``NoSuchUser``.
+    """Return all that is known of a user as JSON values, times in ms since the epoch; raises ``UnknownUser``.
 
-    ``slots`` are the gateways' leases, ``None`` where Redis does not say. What an engine that is away would have said
-    is left empty, and ``inbox_error``, ``connections_error`` or ``history_error`` says why.
+    ``slots`` are the gateways' leases, ``None`` while Redis does not answer. If an engine is away, its part is empty,
+    and ``inbox_error``, ``connections_error`` or ``history_error`` gives the reason.
     """
     settings = sources.settings
     (inbox, inbox_error), (connections, connections_error), (messages, history_error) = await asyncio.gather(
@@ -53,14 +59,15 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
     errors = [error for error in (inbox_error, connections_error, history_error) if error]
     partition = partition_of(user, settings.partitions)
     if not inbox.known and not connections and not messages and not errors:
-        raise NoSuchUser(
+        raise UnknownUser(
             f"There is no user {user}: no inbox and no devices in Redis, no connection in the last"
             f" {2 * settings.announce_sweep:g} s of {SESSION_EVENTS}/{partition}, and no message in the"
             " chat database. Who never connected and was never written to is nowhere."
         )
     now, sweep = now_ms(), int(settings.announce_sweep * 2000)
     leases = {(slot.slot, slot.epoch) for slot in slots or ()}
-    # A gateway that was killed told nobody; without Redis it is not known which of them are there.
+    # A gateway that was killed announced no disconnections: its connections end with its lease. Without Redis the
+    # leases are not known.
     living = [
         c
         for c in connections.values()
@@ -84,7 +91,7 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
 async def _inbox(sources: Sources, user: str) -> tuple[inbox_view.InboxView, str | None]:
     try:
         return await inbox_view.look(sources.cluster, user), None
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         return inbox_view.NOTHING, f"Redis does not answer: {error}"
 
 
@@ -94,27 +101,27 @@ async def _connections(sources: Sources, user: str) -> tuple[dict[bytes, Connect
     try:
         async with asyncio.timeout(KAFKA_S), LogReader(sources.settings) as reader:
             return await _connections_of(sources.settings, reader, user), None
-    except (LogUnavailable, TimeoutError) as error:
+    except (KafkaUnavailable, TimeoutError) as error:
         return {}, f"Kafka does not answer: {error!r}"
 
 
 async def _connections_of(settings: Settings, reader: LogReader, user: str) -> dict[bytes, Connection]:
-    """The connections of a user as the log of the last two sweeps has them; a living one is announced once in each."""
-    trail = Trail(Name("", user, ""), [])
+    """Return a user's connections by the log of the last two sweeps; an open one is announced once in each sweep."""
+    journey = Journey(Name("", user, ""), [])
     needle = user.encode()
     since = now_ms() - int(settings.announce_sweep * 2000)
     partition = partition_of(user, settings.partitions)
     async for record in reader.read(await reader.spans(SESSION_EVENTS, [partition], since_ms=since)):
         if record.value is not None and needle in record.value:
             try:
-                trail.add_sessions(SESSIONS.decode(record.value), record.at)
-            except (Undecodable, UnknownVersion):
+                journey.add_sessions(SESSIONS.decode(record.value), record.at)
+            except (UndecodableRecord, UnknownVersion):
                 continue
-    return trail.connections
+    return journey.connections
 
 
 def as_json(key: bytes, connection: Connection, slots: Sequence[Slot] | None) -> dict[str, Any]:
-    """A connection as JSON values; ``gateway`` says whether its slot is leased in its epoch."""
+    """Return a connection as JSON values; ``gateway`` states whether its slot is leased in its epoch."""
     lease = next((s for s in slots or () if s.slot == connection.slot), None)
     if slots is None:
         gateway = "unknown: Redis does not answer"

@@ -9,21 +9,21 @@ from functools import partial
 from typing import Any, Final
 
 from chat_streams.kafka.names import OUTGOING_MESSAGES
-from chat_streams.model.records import OUTGOING, Announce, Delivery, Displaced, Missed, Registered, Target
-from chat_streams.processing.ordered import ChatApp
+from chat_streams.model.records import OUTGOING, Announce, Delivery, Displaced, InboxAdvanced, Missed, Registered
+from chat_streams.processing.ordered import OrderedApp
 from chat_streams.runtime.spans import Header, Mark
-from tables.inbox import Page
+from tables.inbox import InboxPage
 
 RECORD_BYTES: Final = 512 * 1024
 ITEM_BYTES: Final = 128
 
-Item = Delivery | Missed | Registered | Target | Displaced | Announce
+Item = Delivery | Missed | Registered | InboxAdvanced | Displaced | Announce
 
 
-class Outbox:
+class DeliveryBuffer:
     """Collects what a batch of records has for the gateways, then sends it."""
 
-    def __init__(self, app: ChatApp) -> None:
+    def __init__(self, app: OrderedApp) -> None:
         self._app = app
         self._records: defaultdict[int, list[list[Item]]] = defaultdict(lambda: [[]])
         self._sizes: defaultdict[int, int] = defaultdict(int)
@@ -52,7 +52,7 @@ class Outbox:
         connection: bytes,
         epoch: int,
         request: int,
-        page: Page,
+        page: InboxPage,
         parents: Iterable[str] = (),
     ) -> None:
         """Add a page of an inbox; ``parents`` as for ``add``."""

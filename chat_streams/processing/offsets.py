@@ -14,7 +14,7 @@ SAMPLE_SECONDS: Final = 1.0
 RESEEK_SECONDS: Final = 2.0
 
 
-class Verdict(enum.Enum):
+class Admission(enum.Enum):
     """What to do with a record that arrived."""
 
     APPLY = "the next one"
@@ -83,18 +83,18 @@ class Progress(Generic[P]):
         state = self._partitions.get(partition)
         return state.epoch if state else None
 
-    def admit(self, partition: P, offset: int, now: float) -> Verdict | None:
+    def admit(self, partition: P, offset: int, now: float) -> Admission | None:
         """Judge a record that arrived; ``None`` for a partition that is not ours."""
         state = self._partitions.get(partition)
         if state is None:
             return None
         if offset < state.expected:
-            return Verdict.REPLAY
+            return Admission.REPLAY
         if offset > state.expected:
-            return Verdict.HOLE
+            return Admission.HOLE
         state.expected = offset + 1
         state.moved_at = now
-        return Verdict.APPLY
+        return Admission.APPLY
 
     def reseek(self, partition: P, now: float) -> int | None:
         """The offset to seek to because of a hole, or ``None`` while an earlier seek may still work."""
@@ -150,7 +150,7 @@ class Progress(Generic[P]):
         state = self._partitions.get(partition)
         return state.token if state else ""
 
-    def adopt(self, partition: P, token: str) -> None:
+    def fence(self, partition: P, token: str) -> None:
         """Note the token adopted in this run."""
         if partition in self._partitions:
             self._partitions[partition].token = token

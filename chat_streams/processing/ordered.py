@@ -26,11 +26,12 @@ from faust.types import TP
 from mode.services import WaitResults
 
 from chat_streams.compat import eager
-from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record, Undecodable, UnknownVersion
+from chat_streams.model.errors import Rewound, UndecodableRecord, UnknownVersion
+from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record
 from chat_streams.model.redrive import Redrive, offset_for
 from chat_streams.model.times import now_ms
-from chat_streams.processing.offsets import Checkpoint, Progress, Start, Verdict
-from chat_streams.runtime.retry import patiently
+from chat_streams.processing.offsets import Admission, Checkpoint, Progress, Start
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.statistics import Statistics
 
 log = structlog.get_logger()
@@ -49,10 +50,6 @@ SOON_SECONDS: Final = 0.02
 BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
-
-
-class Rewound(Exception):
-    """Raised by ``apply`` after it called ``ChatApp.rewind``: the records of that partition will come again."""
 
 
 Apply = Callable[[list[Record[T]]], Awaitable[Awaitable[Any] | None]]
@@ -175,7 +172,7 @@ class Consumer(driver.Consumer):
         Faust starts four tasks for each record. While the loop goes round for them the agent begins, with the first
         record of a fetch alone, and makes two or three batches of what can be one.
         """
-        if not (eager.IS_SAFE and len(coros) == 2 and all(map(inspect.iscoroutine, coros))):
+        if not (len(coros) == 2 and all(map(inspect.iscoroutine, coros))):
             return await super().wait_first(*coros, timeout=timeout)
         give_out, suspended = coros
         rest = None
@@ -259,7 +256,7 @@ class Consumer(driver.Consumer):
         """A hole is never legitimate: our topics are neither compacted nor transactional."""
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's own watch, which takes a quiet partition for one that hangs; ``ChatApp.watch`` knows better."""
+        """Faust's own watch, which takes a quiet partition for one that hangs; ``OrderedApp.watch`` knows better."""
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return (
@@ -316,10 +313,10 @@ class _Commits(faust.Sensor):
         return time.monotonic()
 
     def on_commit_completed(self, consumer: Any, state: float) -> None:
-        self._statistics.took("commit", time.monotonic() - state)
+        self._statistics.observe("commit", time.monotonic() - state)
 
 
-class ChatApp(faust.App):
+class OrderedApp(faust.App):
     """A Faust app with contiguous partitions; its agents hand their stream to ``process``."""
 
     def __init__(self, *args: Any, loss_window: float, dead_letters: str, **kwargs: Any) -> None:
@@ -392,12 +389,12 @@ class ChatApp(faust.App):
         async def once() -> None:
             # aiokafka lets whoever finds room pass those who wait for it, in vain where Kafka is away for long.
             async with self._turns[topic, partition]:
-                written = await patiently(
+                written = await retry_forever(
                     doing, KAFKA_AWAY, lambda: self.producer.send(topic, key, value(), partition, None, headers)
                 )
             await written
 
-        await patiently(doing, KAFKA_AWAY, once)
+        await retry_forever(doing, KAFKA_AWAY, once)
 
     async def watch(self) -> None:
         """Seek where a partition stands still though the log goes on; for as long as the app runs.
@@ -440,9 +437,9 @@ class ChatApp(faust.App):
     async def _admit(self, event: faust.EventT[Any]) -> bool:
         tp = event.message.tp
         verdict = self.progress.admit(tp, event.message.offset, time.monotonic())
-        if verdict is Verdict.HOLE:
+        if verdict is Admission.HOLE:
             await self._fill_hole(tp, f"offset {event.message.offset} arrived")
-        return verdict is Verdict.APPLY
+        return verdict is Admission.APPLY
 
     async def _fill_hole(self, tp: TP, why: str) -> None:
         offset = self.progress.reseek(tp, time.monotonic())
@@ -478,8 +475,8 @@ class ChatApp(faust.App):
             try:
                 value = codec.decode(message.value)
                 records.append((Record(message.partition, offset, value, message.headers or ()), message))
-            except Undecodable as error:
-                await self._bury(message, error)
+            except UndecodableRecord as error:
+                await self._write_dead_letter(message, error)
             except UnknownVersion as error:
                 log.critical("stopping", topic=message.topic, offset=message.offset, reason=str(error))
                 await self.crash(error)
@@ -502,7 +499,7 @@ class ChatApp(faust.App):
                     halves = records[: len(records) // 2], records[len(records) // 2 :]
                     return [e for half in halves for e in await self._apply_some(half, apply, epochs)]
                 if attempt == ATTEMPTS:
-                    await self._bury(records[0][1], error)
+                    await self._write_dead_letter(records[0][1], error)
                     return []
                 self.statistics.failed(records[0][1].topic, error)
                 log.warning("applying a record failed, trying again", attempt=attempt, error=repr(error))
@@ -531,7 +528,7 @@ class ChatApp(faust.App):
             if epoch is not None:
                 self.progress.done(tp, epoch, offset, now)
 
-    async def _bury(self, message: Any, error: Exception) -> None:
+    async def _write_dead_letter(self, message: Any, error: Exception) -> None:
         log.error(
             "dead letter", topic=message.topic, partition=message.partition, offset=message.offset, reason=repr(error)
         )

@@ -11,19 +11,21 @@ import click
 import faust
 
 from chat_streams.compat import uvloop_streams
-from chat_streams.kafka import client, names, topics
+from chat_streams.kafka import names, topics
 from chat_streams.kafka.client import MECHANISM, tls_context
 from chat_streams.kafka.generations import Log
+from chat_streams.model import errors
+from chat_streams.model.errors import RedisRefused, SettingsError
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
-from chat_streams.processing.ordered import ChatApp
+from chat_streams.processing.ordered import OrderedApp
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, Metrics
 from chat_streams.runtime.process import tame_garbage_collector
-from chat_streams.runtime.settings import Settings, SettingsError, settings
+from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
-from tables.redis_cluster import Cluster, StoreRefused
+from tables.redis_cluster import Cluster
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -35,7 +37,7 @@ STREAM_BUFFER: Final = 64
 """Records of up to 0.5 MiB."""
 
 
-class Service(ChatApp):
+class Service(OrderedApp):
     """One of the Faust apps: ``faust -A chat_streams.<name> worker``."""
 
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
@@ -98,7 +100,7 @@ class Service(ChatApp):
             return
         try:
             self.log_generation = asyncio.run(self._check())
-        except (client.TopicsError, StoreRefused) as error:
+        except (errors.TopicsError, RedisRefused) as error:
             raise click.ClickException(str(error)) from error
         self.traces = Traces.of(self.settings, self.conf.id)
         tame_garbage_collector()
@@ -123,7 +125,7 @@ class Service(ChatApp):
         while not self.should_stop:
             await self.sleep(INTERVAL_S)
             if not self.should_stop:
-                await self.statistics.say(
+                await self.statistics.publish_once(
                     lambda key, value: self.producer.send_and_wait(names.SERVICE_STATS, key, value, 0, None, None)
                 )
 

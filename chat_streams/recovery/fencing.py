@@ -17,29 +17,36 @@ from faust.types import TP
 from redis.exceptions import ResponseError
 
 from chat_streams.kafka import generations
-from chat_streams.kafka.client import TopicsError
-from chat_streams.kafka.log_reader import LogReader, LogUnavailable
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, Names, partition_of
+from chat_streams.model.errors import (
+    FencingTokenStale,
+    KafkaUnavailable,
+    RedisUnavailable,
+    Rewound,
+    TopicsError,
+    UndecodableRecord,
+    UnknownVersion,
+)
 from chat_streams.model.position import ORIGIN, Position
-from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, Undecodable, UnknownVersion, UserConnected
-from chat_streams.processing.ordered import ChatApp, Rewound
+from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, UserConnected
+from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery import previous_logs
-from chat_streams.runtime.retry import patiently
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
-from tables.inbox import Inbox, LoggedDevice, StaleToken
-from tables.redis_cluster import StoreUnavailable
+from tables.inbox import Inbox, LoggedDevice
 
 log = structlog.get_logger()
 
 MARK_SECONDS: Final = 1.0
 """Between two looks at whether the servers still are the ones that were adopted."""
 REGAIN_SECONDS: Final = 0.1
-_AWAY: Final = (LogUnavailable, StoreUnavailable, TopicsError, KafkaError)
+_AWAY: Final = (KafkaUnavailable, RedisUnavailable, TopicsError, KafkaError)
 
 Devices = dict[str, dict[str, LoggedDevice]]
 
 
-class Adoption:
+class Fencing:
     """Adopts the partitions of ``incoming_messages`` that a messaging worker is given, on all Redis primaries.
 
     A partition is adopted with a random token, without which nothing can be appended for it. A server that does not
@@ -48,7 +55,7 @@ class Adoption:
     restored from the log.
     """
 
-    def __init__(self, app: ChatApp, inbox: Inbox, settings: Settings) -> None:
+    def __init__(self, app: OrderedApp, inbox: Inbox, settings: Settings) -> None:
         self._app = app
         self._inbox = inbox
         self._settings = settings
@@ -56,9 +63,9 @@ class Adoption:
 
     async def token(self, partition: int) -> str:
         """The token to append with; raises ``Rewound`` when older records must be applied first."""
-        return self._app.progress.token(_tp(partition)) or await self.adopt(partition, refused="")
+        return self._app.progress.token(_tp(partition)) or await self.fence(partition, refused="")
 
-    async def adopt(self, partition: int, refused: str) -> str:
+    async def fence(self, partition: int, refused: str) -> str:
         """Adopt new tokens in place of the one that was ``refused``; raises ``Rewound`` likewise."""
         tp, progress = _tp(partition), self._app.progress
         async with self._lock:
@@ -71,12 +78,12 @@ class Adoption:
                 return current
             epoch = progress.epoch(tp)
             # A server that lost one partition's writes lost those of the others, too: one seek does for all.
-            await self._adopt_all()
+            await self._fence_all()
             if progress.epoch(tp) != epoch:
                 raise Rewound
             return progress.token(tp)
 
-    async def _adopt_all(self) -> None:
+    async def _fence_all(self) -> None:
         progress = self._app.progress
         tokens = {tp: secrets.token_hex(8) for tp in self._held()}
         epochs = {tp: progress.epoch(tp) for tp in tokens}
@@ -84,7 +91,7 @@ class Adoption:
         expected = {tp: progress.token(tp) or progress.committed(tp).token for tp in tokens}
         marks = await asyncio.gather(
             *(
-                patiently("adopt", StoreUnavailable, partial(self._inbox.adopt, tp.partition, expected[tp], token))
+                retry_forever("fence", RedisUnavailable, partial(self._inbox.fence, tp.partition, expected[tp], token))
                 for tp, token in tokens.items()
             )
         )
@@ -102,7 +109,7 @@ class Adoption:
             if mark < progress.rewind_offset(tp) or not mark:
                 restores[tp.partition] = token
         # Nothing of today's log was applied to those that could be missing; of one before a repartition it may be.
-        if new and not await self._has_former_logs():
+        if new and not await self._has_previous_logs():
             restores |= new
         if restores:
             log.error("redis has lost more than the loss window, restoring from the log", partitions=list(restores))
@@ -111,7 +118,7 @@ class Adoption:
             await self._app.rewind(rewinds)
         for tp, token in tokens.items():
             if tp in rewinds or progress.epoch(tp) == epochs[tp]:
-                progress.adopt(tp, token)
+                progress.fence(tp, token)
 
     def _held(self) -> list[TP]:
         assigned = self._app.consumer.assignment()
@@ -129,7 +136,7 @@ class Adoption:
             for tp in self._held():
                 try:
                     await self._look(tp)
-                except StoreUnavailable as error:
+                except RedisUnavailable as error:
                     log.warning("redis is away", doing="watch", error=str(error))
                     break
                 except Rewound:
@@ -141,38 +148,38 @@ class Adoption:
             return
         token, applied = progress.token(tp), progress.committable(tp)
         if not token or applied is None:
-            await self.adopt(tp.partition, refused="")
+            await self.fence(tp.partition, refused="")
         elif not await self._inbox.mark(tp.partition, token, applied) and progress.token(tp) == token:
             log.warning("a redis server does not know this worker", partition=tp.partition)
-            await self.adopt(tp.partition, refused=token)
+            await self.fence(tp.partition, refused=token)
 
-    async def _has_former_logs(self) -> bool:
+    async def _has_previous_logs(self) -> bool:
         async def look() -> bool:
             return all(
                 [
                     await previous_logs.is_applied(self._settings, self._inbox, one)
-                    for one in await generations.former(self._settings)
+                    for one in await generations.previous(self._settings)
                 ]
             )
 
-        return await patiently("look for marks", _AWAY, look)
+        return await retry_forever("look for marks", _AWAY, look)
 
     async def _restore(self, tokens: dict[int, str]) -> None:
         async def apply() -> None:
             # Asked anew each time: meanwhile Kafka may have deleted one.
-            for one in await generations.former(self._settings):
+            for one in await generations.previous(self._settings):
                 await previous_logs.apply(self._settings, self._inbox, one, tokens)
                 log.warning("a former log was applied again", generation=one.generation)
 
-        devices = await patiently(
+        devices = await retry_forever(
             "read cursors from the log", _AWAY, lambda: logged_devices(self._settings, list(tokens))
         )
         await self._inbox.restore(devices)
         log.warning("cursors are restored from the log", users=len(devices))
         try:
             # What Redis refuses is tried again as well: nothing may come before it.
-            await patiently("apply former logs", (*_AWAY, ResponseError), apply)
-        except StaleToken as error:
+            await retry_forever("apply former logs", (*_AWAY, ResponseError), apply)
+        except FencingTokenStale as error:
             # It was lost once more, or another worker took over: the next append finds out.
             raise Rewound from error
 
@@ -180,10 +187,10 @@ class Adoption:
 async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
     """What the log and former logs say of the devices of some partitions' users: cursor, last seen, connection number.
 
-    Devices unseen for ``inbox_ttl`` are left out. Raises ``LogUnavailable``, ``TopicsError``, and ``KafkaError``.
+    Devices unseen for ``inbox_ttl`` are left out. Raises ``KafkaUnavailable``, ``TopicsError``, and ``KafkaError``.
     """
     devices: Devices = {}
-    logs = [Names.of(one.version) for one in await generations.former(settings)]
+    logs = [Names.of(one.version) for one in await generations.previous(settings)]
     oldest = int(time.time()) - settings.inbox_ttl
 
     def note(user: str, device: str, cursor: Position, seen: int, number: int) -> None:
@@ -202,7 +209,7 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
         async for record in reader.read(sessions):
             try:
                 events = SESSIONS.decode(record.value)
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
             for event in events:
                 # What was forwarded on a connection so far is no acknowledgement: only the cursor it began with is.
@@ -212,7 +219,7 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
         async for record in reader.read(asked):
             try:
                 requests = REQUESTS.decode(record.value)
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
             for request in requests:
                 if isinstance(request, Acknowledge):

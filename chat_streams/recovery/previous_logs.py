@@ -11,7 +11,8 @@ from typing import Final
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import MESSAGING, Names, partition_of
-from chat_streams.model.records import INCOMING, Messages, Record, Undecodable, UnknownVersion
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.records import INCOMING, Messages, Record
 from chat_streams.model.redrive import offset_for
 from chat_streams.processing.grouping import by_recipient
 from chat_streams.runtime.settings import Settings
@@ -25,7 +26,7 @@ AT_ONCE_BYTES: Final = 2 * 1024 * 1024
 async def is_applied(settings: Settings, inbox: Inbox, former: Generation) -> bool:
     """Whether every Redis primary still has the mark that all of a former log was applied to it.
 
-    Raises ``LogUnavailable`` and ``StoreUnavailable``.
+    Raises ``KafkaUnavailable`` and ``RedisUnavailable``.
     """
     async with LogReader(settings) as reader:
         spans = await reader.spans(Names.of(former.version).incoming_messages)
@@ -35,7 +36,7 @@ async def is_applied(settings: Settings, inbox: Inbox, former: Generation) -> bo
 async def apply(settings: Settings, inbox: Inbox, former: Generation, tokens: Mapping[int, str]) -> None:
     """Append what a former log has for the users who are now on some partitions, of which ``tokens`` has each one's.
 
-    Where nothing was lost, nothing changes. Raises ``LogUnavailable``, ``StaleToken``, and ``ResponseError``.
+    Where nothing was lost, nothing changes. Raises ``KafkaUnavailable``, ``FencingTokenStale``, and ``ResponseError``.
     """
     records: list[Record[Messages]] = []
     size = 0
@@ -46,7 +47,7 @@ async def apply(settings: Settings, inbox: Inbox, former: Generation, tokens: Ma
                 continue
             try:
                 value = INCOMING.decode(found.value)
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue  # It was a dead letter then; and of an ended log there is no newer version.
             records.append(Record(found.partition, at, value))
             size += len(found.value or b"")

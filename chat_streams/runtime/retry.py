@@ -28,7 +28,7 @@ def _say(details: RetryDetails) -> None:
 set_on_retry_hooks([_say])
 
 
-async def patiently(doing: str, on: _Errors, attempt: Callable[[], Awaitable[T]], attempts: int | None = None) -> T:
+async def retry_forever(doing: str, on: _Errors, attempt: Callable[[], Awaitable[T]], attempts: int | None = None) -> T:
     """Return what ``attempt`` returns, calling it again while it raises ``on``: at once, then after 0.1 s up to 2 s.
 
     ``doing`` is for the log and the metrics. Raises other exceptions at once, and ``on`` after ``attempts`` more.

@@ -11,13 +11,10 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from chat_streams.model.errors import SettingsError
 from chat_streams.runtime.logs import Format
 
 DAY = 24 * 3600
-
-
-class SettingsError(Exception):
-    """A setting is wrong; the text names it."""
 
 
 class Settings(BaseSettings):

@@ -53,7 +53,7 @@ class Histogram:
         self.counts[bisect_left(BOUNDS_MS, ms)] += times
         self.sum_ms += ms * times
 
-    def news(self) -> Histogram:
+    def delta(self) -> Histogram:
         """What was counted since this was asked last, without its sum."""
         found = Histogram()
         found.counts = [new - old for new, old in zip(self.counts, self._told, strict=True)]
@@ -119,7 +119,7 @@ class Statistics:
         self.partitions: Callable[[], dict[str, list[int]]] = dict
         self._agents: dict[str, AgentStats] = {}
 
-    def took(self, what: str, seconds: float, times: int = 1) -> None:
+    def observe(self, what: str, seconds: float, times: int = 1) -> None:
         """Count a time, once or more."""
         histogram = self.times.get(what)
         if histogram is None:
@@ -131,7 +131,7 @@ class Statistics:
         """Count how long the body takes, unless it raises."""
         began = time.monotonic()
         yield
-        self.took(what, time.monotonic() - began)
+        self.observe(what, time.monotonic() - began)
 
     def totals(self) -> dict[str, int]:
         """All that only ever rises, by name."""
@@ -147,7 +147,7 @@ class Statistics:
         agent = self.agent(topic)
         agent.records += records
         agent.batches += 1
-        self.took(f"batch_{topic}", seconds)
+        self.observe(f"batch_{topic}", seconds)
 
     def failed(self, topic: str, error: BaseException, dead_letter: bool = False) -> None:
         """Applying a record failed, or it became a dead letter."""
@@ -161,9 +161,9 @@ class Statistics:
     def record(self) -> ServiceStats:
         """What is to be written now; times of batches begin anew."""
         for topic, agent in self._agents.items():
-            times = self._news(f"batch_{topic}")
+            times = self._delta(f"batch_{topic}")
             agent.p50_ms, agent.p99_ms = times.quantile(0.5), times.quantile(0.99)
-        latency = self._news("delivery")
+        latency = self._delta("delivery")
         gauges = self.gauges()
         for name, share in (("latency_p50_ms", 0.5), ("latency_p99_ms", 0.99)):
             if (found := latency.quantile(share)) is not None:
@@ -180,12 +180,12 @@ class Statistics:
         )
 
     async def publish(self, send: Callable[[bytes, bytes], Awaitable[Any]]) -> None:
-        """``say`` it every ``INTERVAL_S``, until cancelled."""
+        """Publish it every ``INTERVAL_S``, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            await self.say(send)
+            await self.publish_once(send)
 
-    async def say(self, send: Callable[[bytes, bytes], Awaitable[Any]]) -> None:
+    async def publish_once(self, send: Callable[[bytes, bytes], Awaitable[Any]]) -> None:
         """Write a record with ``send(key, value)``, due every ``INTERVAL_S``; one that can't be written is left out."""
         try:
             async with asyncio.timeout(INTERVAL_S):
@@ -200,5 +200,5 @@ class Statistics:
             found = self._agents[topic] = AgentStats(topic)
         return found
 
-    def _news(self, what: str) -> Histogram:
-        return self.times[what].news() if what in self.times else Histogram()
+    def _delta(self, what: str) -> Histogram:
+        return self.times[what].delta() if what in self.times else Histogram()

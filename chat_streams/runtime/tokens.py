@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import jwt
 from jwt.exceptions import PyJWKClientConnectionError
 
+from chat_streams.model.errors import ExpiredToken, InvalidToken, KeysUnavailable
 from chat_streams.model.ids import is_id
 from chat_streams.runtime.settings import Settings
 
@@ -17,18 +18,6 @@ ALGORITHM: Final = "HS256"
 LEEWAY_S: Final = 5
 JWKS_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
 JWKS_TIMEOUT_S: Final = 5
-
-
-class BadToken(Exception):
-    """The token does not say who this is; the text says why and holds nothing of the token."""
-
-
-class KeysUnavailable(Exception):
-    """The JWKS URL does not answer: nothing is known of the token."""
-
-
-class ExpiredToken(BadToken):
-    """The token was good once: a new one will do."""
 
 
 class Identity(NamedTuple):
@@ -49,7 +38,7 @@ class Authenticator:
         self._key = "" if self._jwks else settings.jwt_key()
 
     async def identify(self, token: str) -> Identity:
-        """The identity a token proves; raises ``BadToken``, ``ExpiredToken``, ``KeysUnavailable``."""
+        """The identity a token proves; raises ``InvalidToken``, ``ExpiredToken``, ``KeysUnavailable``."""
         try:
             if self._jwks is None:
                 claims = self._decode(token, self._key, [ALGORITHM])
@@ -61,12 +50,12 @@ class Authenticator:
         except jwt.ExpiredSignatureError as error:
             raise ExpiredToken("it has expired") from error
         except jwt.PyJWTError as error:
-            raise BadToken(f"{type(error).__name__}: {error}") from error
+            raise InvalidToken(f"{type(error).__name__}: {error}") from error
         if not is_id(claims["sub"]):
-            raise BadToken("its subject is no user id")
+            raise InvalidToken("its subject is no user id")
         roles = claims.get("roles", [])
         if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
-            raise BadToken("its roles are no list of texts")
+            raise InvalidToken("its roles are no list of texts")
         return Identity(claims["sub"], float(claims["exp"]), frozenset(roles))
 
     @staticmethod

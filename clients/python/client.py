@@ -23,6 +23,9 @@ import aiohttp
 import msgspec
 from aiohttp import WSMsgType
 
+from clients.python.codes import CLOSES, RETRY, is_final
+from clients.python.errors import ChainBroken, ConnectionClosed, ProtocolError, RequestRefused, SendTimeout
+
 SUBPROTOCOL = "chat.v1"
 MAX_FRAME_BYTES = 8 * 1024 * 1024  # what is taken from the server, whose frames stay below 4 MiB
 FRAME_SENDS, FRAME_BYTES = 500, 256 * 1024  # a frame to the server ends at whichever comes first
@@ -33,32 +36,6 @@ BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 10.0
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 _log = logging.getLogger(__name__)
-
-
-class ClientError(Exception):
-    """The connection has ended for good, or never began.
-
-    ``code`` is a WebSocket close code or HTTP status, or one of ``unreachable``, ``protocol``, ``chain``, ``closed``.
-    """
-
-    def __init__(self, code: int | str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class ChainBroken(ClientError):
-    """A ``messages`` or ``missed`` frame does not continue where the one before it ended."""
-
-    def __init__(self, expected: str, after: str) -> None:
-        super().__init__("chain", f"a frame continues after position {after}, the last one ended at {expected}")
-
-
-class ServerError(Exception):
-    """The server refused one send or request; ``retry`` tells whether the same may work later."""
-
-    def __init__(self, code: str, message: str, retry: bool) -> None:
-        super().__init__(f"{message} ({code})")
-        self.code, self.message, self.retry = code, message, retry
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -83,7 +60,7 @@ class Sent(_Frame, frozen=True, gc=False):
     at: str
 
 
-class Page(_Frame, frozen=True, tag="history"):
+class HistoryPage(_Frame, frozen=True, tag="history"):
     """A page of history; ``before`` asks for the next older one and is None on the last."""
 
     ref: str
@@ -138,7 +115,7 @@ class _SendFrame(_Frame, frozen=True, tag="send"):
     body: Any
 
 
-_Known = Welcome | Sent | Page | _Messages | _Missed | _CaughtUp | _Error | _Pong | _Goodbye
+_Known = Welcome | Sent | HistoryPage | _Messages | _Missed | _CaughtUp | _Error | _Pong | _Goodbye
 _TYPES = {"welcome", "sent", "history", "messages", "missed", "caught_up", "error", "pong", "goodbye"}
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[_Known] | _Known)
 _encode = msgspec.json.Encoder().encode
@@ -161,11 +138,6 @@ def decode(data: bytes) -> list[_Known]:
 def backoff_s(attempt: int) -> float:
     """Seconds to wait before attempt ``attempt`` (from 0): full jitter below a limit that doubles."""
     return random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2 ** min(attempt, 16)))
-
-
-def is_final(code: int) -> bool:
-    """Whether a connection that was closed with this code must not be made again."""
-    return 4500 <= code <= 4999
 
 
 class _Call:
@@ -200,7 +172,7 @@ class _Send(msgspec.Struct, gc=False, eq=False):
     on_wire: bool = False
 
 
-class _Lane:
+class RecipientQueue:
     """The unconfirmed sends to one recipient, in the order of the calls."""
 
     def __init__(self) -> None:
@@ -209,7 +181,7 @@ class _Lane:
         self.failed = False
 
 
-class Outbox:
+class RecipientQueues:
     """What is sent and not confirmed, without I/O or clock; the same order at every attempt.
 
     When a send fails, nothing more goes to its recipient until all that is on the wire to them has an answer; then
@@ -218,12 +190,12 @@ class Outbox:
 
     def __init__(self) -> None:
         self.sends: dict[str, _Send] = {}
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, RecipientQueue] = {}
         self._queue: deque[_Send] = deque()
 
     def add(self, send: _Send) -> None:
         """Put a send behind all others."""
-        lane = self._lanes.get(send.to) or self._lanes.setdefault(send.to, _Lane())
+        lane = self._lanes.get(send.to) or self._lanes.setdefault(send.to, RecipientQueue())
         self.sends[send.id] = lane.sends[send.id] = send
         self._queue.append(send)
 
@@ -241,7 +213,7 @@ class Outbox:
                 size += len(send.frame)
         return frames
 
-    def answer(self, id_: str, result: Sent | Exception | None) -> tuple[bool, _Lane | None]:
+    def answer(self, id_: str, result: Sent | Exception | None) -> tuple[bool, RecipientQueue | None]:
         """Settle a send that is there, with None for "to be repeated".
 
         Returns whether it is done with, and its lane when that has to go ``again``.
@@ -263,7 +235,7 @@ class Outbox:
             send.call.settle(send.index, result)
         return result is not None, lane if lane.failed and lane.sends and not lane.on_wire else None
 
-    def again(self, lane: _Lane) -> None:
+    def again(self, lane: RecipientQueue) -> None:
         """Queue everything unconfirmed of a failed lane in the original order."""
         if lane.failed and not lane.on_wire:
             lane.failed = False
@@ -293,10 +265,10 @@ class Client:
     ``ack`` does that, and what isn't acknowledged comes again after a reconnect. Without ``on_messages`` nothing is
     acknowledged. ``on_missed(after, until)`` hears of a range that left the inbox unread (see ``history_range``).
     ``after`` moves the device's cursor up to a position kept elsewhere. What has no answer after ``timeout_s`` seconds
-    raises ``TimeoutError``; at most ``in_flight`` sends are unconfirmed at once.
+    raises ``SendTimeout``; at most ``in_flight`` sends are unconfirmed at once.
 
-    Entering raises ``ClientError`` when nothing listens, the server refuses, or isn't ready in ``timeout_s`` seconds.
-    What ends the client later (``ClientError``, ``ChainBroken``, what a callback raised) is raised by every call, and
+    Entering raises ``ConnectionClosed`` when nothing listens, the server refuses, or isn't ready in ``timeout_s`` s.
+    What ends the client later (``ConnectionClosed``, or what a callback raised) is raised by every call, and
     on leaving.
     """
 
@@ -320,7 +292,7 @@ class Client:
         self._on_messages, self._on_missed, self._auto_ack = on_messages, on_missed, ack
         self._acked, self._ack_due, self._until = after, False, ""
         self._handled: set[str] = set()
-        self._outbox, self._slots = Outbox(), asyncio.Semaphore(in_flight)
+        self._queues, self._slots = RecipientQueues(), asyncio.Semaphore(in_flight)
         self._timer: asyncio.TimerHandle | None = None
         self._id_prefix, self._numbers = secrets.token_hex(8), itertools.count()
         self._requests: dict[str, tuple[bytes, asyncio.Future[Any]]] = {}
@@ -340,7 +312,7 @@ class Client:
                 await self._unless_ended(self._welcomed)
         except TimeoutError as error:
             await self.close()
-            raise ClientError("unreachable", f"no welcome from {self._url} in {self._timeout_s:g} s") from error
+            raise ConnectionClosed("unreachable", f"no welcome from {self._url} in {self._timeout_s:g} s") from error
         except BaseException:
             await self.close()
             raise
@@ -362,7 +334,7 @@ class Client:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._flush(self._ws)
-        self._finish(ClientError("closed", "the client is closed"))
+        self._finish(ConnectionClosed("closed", "the client is closed"))
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
@@ -378,8 +350,8 @@ class Client:
     async def send(self, to: str, body: Any, id: str | None = None) -> Sent:  # noqa: A002 - the protocol's word
         """Send any JSON-able ``body``; returns when the server has it in its log.
 
-        The order of the calls is the order of arrival at one recipient. Raises ``ServerError`` when the server refuses
-        the message and ``TimeoutError`` when its fate is unknown: send it again under the same id to find out.
+        The order of the calls is the order of arrival at one recipient. Raises ``RequestRefused`` when the server
+        refuses the message and ``SendTimeout`` when its fate is unknown: send it again under the same id to find out.
         """
         return (await self._send([(to, body)], id))[0]
 
@@ -395,15 +367,15 @@ class Client:
             with contextlib.suppress(ConnectionError):
                 await self._flush(self._ws)
 
-    async def history(self, with_: str, before: str | None = None, limit: int = 50) -> Page:
+    async def history(self, with_: str, before: str | None = None, limit: int = 50) -> HistoryPage:
         """Get at most ``limit`` messages exchanged with user ``with_``: the latest, or those ``before`` a cursor."""
-        page: Page = await self._request({"type": "history", "with": with_, "before": before, "limit": limit})
+        page: HistoryPage = await self._request({"type": "history", "with": with_, "before": before, "limit": limit})
         return page
 
-    async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> Page:
+    async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> HistoryPage:
         """Get at most ``limit`` messages that came to the own inbox above position ``after`` up to ``until``."""
         request = {"type": "history", "after": after, "until": until, "before": before, "limit": limit}
-        page: Page = await self._request(request)
+        page: HistoryPage = await self._request(request)
         return page
 
     async def ping(self) -> float:
@@ -424,37 +396,37 @@ class Client:
             frame = _encode(_SendFrame(name, to, body))
             if self.welcome is not None and len(frame) > self.welcome.max_body_bytes + FRAME_OVERHEAD:
                 # The gateway might end the connection for it, and each one on which it is sent again.
-                raise ServerError("too_large", f"message {name} has {len(frame)} bytes", retry=False)
+                raise RequestRefused("too_large", f"message {name} has {len(frame)} bytes", RETRY["too_large"])
             await self._slots.acquire()
-            if self._end is not None or name in self._outbox.sends:
+            if self._end is not None or name in self._queues.sends:
                 self._slots.release()
                 self._check()
                 raise ValueError(f"message {name} is already being sent")
-            self._outbox.add(_Send(name, to, frame, loop.time() + self._timeout_s, call, index))
+            self._queues.add(_Send(name, to, frame, loop.time() + self._timeout_s, call, index))
             if self._timer is None:
                 self._timer = loop.call_later(self._timeout_s, self._expire)
             self._wake.set()
         return await call.future
 
     def _settle(self, id_: str, result: Sent | Exception | None, delay_s: float = 0.0) -> None:
-        done, lane = self._outbox.answer(id_, result)
+        done, lane = self._queues.answer(id_, result)
         if done:
             self._slots.release()
         if lane is not None:
             asyncio.get_running_loop().call_later(max(delay_s, backoff_s(lane.attempt)), self._again, lane)
 
-    def _again(self, lane: _Lane) -> None:
-        self._outbox.again(lane)
+    def _again(self, lane: RecipientQueue) -> None:
+        self._queues.again(lane)
         self._wake.set()
 
     def _expire(self) -> None:
         # All have the same timeout, so the first one is always the next to expire: one timer serves them all.
         loop, self._timer = asyncio.get_running_loop(), None
-        while (oldest := next(iter(self._outbox.sends.values()), None)) is not None:
+        while (oldest := next(iter(self._queues.sends.values()), None)) is not None:
             if oldest.deadline > loop.time():
                 self._timer = loop.call_at(oldest.deadline, self._expire)
                 return
-            self._settle(oldest.id, TimeoutError(f"no answer for message {oldest.id} in {self._timeout_s:g} s"))
+            self._settle(oldest.id, SendTimeout(f"no answer for message {oldest.id} in {self._timeout_s:g} s"))
 
     async def _request(self, request: dict[str, Any]) -> Any:
         self._check()
@@ -497,7 +469,7 @@ class Client:
         self._ended.set()
         for task in self._tasks:
             task.cancel()
-        for id_ in list(self._outbox.sends):
+        for id_ in list(self._queues.sends):
             self._settle(id_, end)
         for ref in self._requests:
             self._reply(ref, end)
@@ -528,14 +500,16 @@ class Client:
                 await self._connection()
             except aiohttp.WSServerHandshakeError as error:
                 if error.status not in RETRIED_STATUSES:
-                    raise ClientError(error.status, f"{self._url} refuses: {error.status} {error.message}") from error
+                    raise ConnectionClosed(
+                        error.status, f"{self._url} refuses: {error.status} {error.message}"
+                    ) from error
                 _log.info("%s is not ready: %d", self._url, error.status)
             except (_Lost, aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
                 if isinstance(error, aiohttp.ClientConnectorError) and not self._welcomed.is_set():
-                    raise ClientError("unreachable", f"nothing listens at {self._url}") from error
+                    raise ConnectionClosed("unreachable", f"nothing listens at {self._url}") from error
                 _log.info("the connection to %s is lost: %s", self._url, error)
             except msgspec.DecodeError as error:
-                raise ClientError("protocol", f"the server sent a bad frame: {error}") from error
+                raise ProtocolError(f"the server sent a bad frame: {error}") from error
             # A server that takes a connection and drops it at once is to be spared, too.
             attempt = 0 if loop.time() - start > BACKOFF_LIMIT_S else attempt + 1
             told = self._reconnect_at - loop.time()
@@ -557,7 +531,7 @@ class Client:
                 decode_text=False,
             ) as ws:
                 if ws.protocol != SUBPROTOCOL:
-                    raise ClientError("protocol", f"{self._url} does not speak {SUBPROTOCOL}")
+                    raise ProtocolError(f"{self._url} does not speak {SUBPROTOCOL}")
                 after = self._acked
                 hello = {"type": "hello", "token": token, "device": self._device}
                 await ws.send_frame(_encode(hello if after is None else hello | {"after": after}), WSMsgType.TEXT)
@@ -577,15 +551,19 @@ class Client:
                     if writer is not None:
                         writer.cancel()
         code = ws.close_code or 1006
-        reason = self._last_error or (message.extra if message.type is WSMsgType.CLOSE else "") or "no reason given"
+        reason = (
+            self._last_error
+            or (message.extra if message.type is WSMsgType.CLOSE else "")
+            or CLOSES.get(code, "no reason given")
+        )
         if is_final(code):
-            raise ClientError(code, f"the server closed the connection: {reason} ({code})")
+            raise ConnectionClosed(code, f"the server closed the connection: {reason} ({code})")
         raise _Lost(f"{reason} ({code})")
 
     def _begin(self, welcome: Welcome, ws: aiohttp.ClientWebSocketResponse[Any], after: str | None) -> None:
         self.welcome, self._ws, self._until, self._last_error = welcome, ws, welcome.after, ""
         self._ack_due = self._acked != after  # acknowledged since hello
-        self._outbox.restart()
+        self._queues.restart()
         self._control = deque(frame for frame, _ in self._requests.values())
         self._wake.set()
         self._welcomed.set()
@@ -602,7 +580,7 @@ class Client:
         elif kind is _CaughtUp:
             await self._deliveries.put((self._connection_number, frame))
         elif kind is _Error:
-            error = ServerError(frame.code, frame.message, frame.retry)
+            error = RequestRefused(frame.code, frame.message, frame.retry)
             if frame.id is not None:
                 self._settle(frame.id, None if frame.retry else error, frame.retry_in_ms / 1000)
             elif frame.ref is not None:
@@ -630,7 +608,7 @@ class Client:
                 frame = _encode({"type": "ack", "pos": self._acked})
             elif self._control:
                 frame = self._control.popleft()
-            elif sends := self._outbox.take():
+            elif sends := self._queues.take():
                 frame = sends[0] if len(sends) == 1 else b"[" + b",".join(sends) + b"]"
             else:
                 return

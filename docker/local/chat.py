@@ -17,9 +17,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from chat_streams.runtime.settings import Settings, SettingsError, settings
+from chat_streams.model.errors import SettingsError
+from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.tokens import mint
-from clients.python.client import Client, ClientError, Message, ServerError
+from clients.python.client import Client, Message
+from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import Layout, StackError, service_environment
 
 DEVICE = "terminal"
@@ -111,7 +113,7 @@ class Chat:
         self._to = ""
 
     async def run(self, url: str, key: str) -> None:
-        """Chat until the input ends; raises ``ClientError`` when the server ends it."""
+        """Chat until the input ends; raises ``ConnectionClosed`` when the server ends it."""
         client = Client(url, lambda: mint(key, self.user, TOKEN_S), DEVICE, on_messages=self._arrived)
         async with client as self._client:
             if self._interactive:
@@ -184,7 +186,7 @@ class Chat:
     async def _send(self, to: str, text: str) -> None:
         try:
             sent = await self._client.send(to, text)
-        except (ServerError, TimeoutError) as error:
+        except (RequestRefused, TimeoutError) as error:
             self.failed = True
             self._print(f"✗ to {to}: {printable(text)}: {error}", "red")
         else:
@@ -193,7 +195,7 @@ class Chat:
     async def _history(self, user: str) -> None:
         try:
             page = await self._client.history(user)
-        except (ServerError, TimeoutError) as error:
+        except (RequestRefused, TimeoutError) as error:
             self.failed = True
             self._print(f"no history: {error}", "red")
             return
@@ -226,7 +228,7 @@ def main(user: str) -> None:
         asyncio.run(chat.run(url, found.jwt_key()))
     except KeyboardInterrupt:
         click.echo()
-    except (SettingsError, ClientError) as error:
+    except (SettingsError, ConnectionClosed) as error:
         missing = isinstance(error, SettingsError) or error.code == "unreachable"
         raise click.ClickException(f"{error}{': run make up' if missing else ''}") from error
     sys.exit(chat.failed)

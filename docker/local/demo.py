@@ -15,8 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import aioboto3
-from botocore.exceptions import BotoCoreError
-from botocore.exceptions import ClientError as BotoClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisError
 from rich.console import Console
@@ -24,9 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from chat_streams.runtime.settings import Settings, SettingsError, settings
+from chat_streams.model.errors import SettingsError
+from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.tokens import mint
-from clients.python.client import Client, ClientError, Message, Sent, ServerError
+from clients.python.client import Client, Message, Sent
+from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import Layout, StackError, base_environment, service_environment
 from tables.redis_cluster import connect
 
@@ -327,10 +328,10 @@ def main() -> int:
     """Play the demo; returns the exit code, 1 with a line saying why when something is not as promised."""
     expected = (
         BotoCoreError,
-        BotoClientError,
-        DemoError,
         ClientError,
-        ServerError,
+        DemoError,
+        ConnectionClosed,
+        RequestRefused,
         RedisError,
         SettingsError,
         StackError,

@@ -6,11 +6,11 @@ from typing import Final
 
 import structlog
 
+from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.model.position import Position
 from gateway import protocol
 from gateway.handlers.context import SessionContext
 from gateway.protocol import History
-from tables.chat_history import HistoryUnavailable
 
 log = structlog.get_logger()
 

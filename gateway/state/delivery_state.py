@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from chat_streams.model.errors import ConnectChatError
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import FIRST_REQUEST, Delivery, Missed
 from gateway import protocol
@@ -20,7 +21,7 @@ WINDOW_SHARE: Final = 4
 """A page is requested once a fourth of the window is free: not a message at a time."""
 
 
-class InvalidAck(Exception):
+class InvalidAck(ConnectChatError):
     """A client acknowledged what it was not sent."""
 
 

@@ -68,7 +68,7 @@ local tokens = {}
 
 -- keys: the watermark of a partition on this server; args: partition, the token expected, the new one
 -- Returns whether it was the expected one, and the offset below which this server surely has what was applied.
-local function adopt(keys, args)
+local function fence(keys, args)
   local kept = tokens[args[1]] == args[2]
   tokens[args[1]] = args[3]
   return {kept and 1 or 0, tonumber(redis.call('GET', keys[1]) or '0')}
@@ -429,7 +429,7 @@ end
 
 -- keys: the watermark of a partition on this server; args: partition
 -- Make the worker of the partition believe that this server has lost everything.
-local function distrust(keys, args)
+local function invalidate(keys, args)
   tokens[args[1]] = nil
   redis.call('SET', keys[1], '0')
   return 1
@@ -469,7 +469,7 @@ local function register(name, callback, ...)
   redis.register_function{function_name = name, callback = callback, flags = {...}}
 end
 
-register('cc_adopt', adopt, 'allow-oom')
+register('cc_fence', fence, 'allow-oom')
 register('cc_append', append)
 register('cc_read', read, 'no-writes')
 register('cc_keep_parents', keep_parents)
@@ -479,6 +479,6 @@ register('cc_hello', hello, 'allow-oom')
 register('cc_acknowledge', acknowledge, 'allow-oom')
 register('cc_restore', restore)
 register('cc_mark', mark, 'allow-oom')
-register('cc_distrust', distrust, 'allow-oom')
+register('cc_invalidate', invalidate, 'allow-oom')
 register('cc_lease', lease, 'allow-oom')
 register('cc_release', release, 'allow-oom')

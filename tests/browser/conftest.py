@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from chat_streams.runtime.tokens import mint
 from docker.local.layout import ROOT, base_environment
 from docker.local.part import Running
 from docker.local.parts import Service
-from tests.integration.support import Stack, aws_of
+from docker.local.probes import WITHIN_S
+from docker.local.temporary_stack import Stack, aws_of
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ARGUMENTS = [
@@ -31,6 +32,8 @@ PHONE = {"width": 390, "height": 800}
 
 Open = Callable[..., Awaitable[Page]]
 
+expect.set_options(timeout=WITHIN_S * 1000)
+
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
@@ -38,7 +41,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - base_environment().keys() | {n for n in os.environ if n.startswith("CHAT_")}:
             patch.delenv(name)
-        async with Stack(tmp_path_factory.mktemp("stack")) as stack:
+        async with Stack(tmp_path_factory.mktemp("stack"), patient=True) as stack:
             with aws_of(stack.layout):
                 yield stack
 
@@ -46,9 +49,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def inspector(stack: Stack) -> Running:
     """Start the inspector beside the stack."""
-    service = Service(stack.layout, "inspector")
-    service.environment["CHAT_ENGINE_TIMEOUT"] = "1"
-    return await stack.start(service)
+    return await stack.start(Service(stack.layout, "inspector"))
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
@@ -74,7 +75,7 @@ async def visit(stack: Stack, inspector: Running, browser: Browser) -> AsyncIter
         )
         contexts.append(context)
         page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(WITHIN_S * 1000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if REFUSED.search(message.text) else None)
         await page.goto(path)

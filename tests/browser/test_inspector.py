@@ -17,9 +17,10 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats, encode
 from chat_streams.runtime.tokens import mint
 from docker.local.part import Running
+from docker.local.probes import WITHIN_S, Received, eventually, user
+from docker.local.temporary_stack import Stack
 from tables.inbox import keys
 from tests.browser.conftest import Open, shoot
-from tests.integration.support import Received, Stack, eventually, user
 
 SCRIPT = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
@@ -107,7 +108,7 @@ async def test_a_messages_journey_from_the_search_box(stack: Stack, inspector: R
         # The page is live: his going is seen without a reload.
     await expect(page.get_by_text("offline", exact=True)).to_be_visible()
     _, found = await api(stack, inspector, f"/api/journey/{message}?to={bob}")
-    assert (found["trails"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
+    assert (found["journeys"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
 
 
 async def test_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:
@@ -200,7 +201,7 @@ async def test_the_tail_filters_pauses_and_goes_on_where_it_was(stack: Stack, in
         await sender.send(bob, "while the inspector was away")
         await stack.start(inspector.part)
         await sender.send(bob, "afterwards")
-        await expect(rows).to_have_count(3, timeout=20_000)
+        await expect(rows).to_have_count(3)
         await shoot(page, "tail")
         # A flood is counted whole and shown in part; the page stays quick.
         await sender.send_many((bob, n) for n in range(3_000))
@@ -264,7 +265,7 @@ async def test_streams_workers_gateways_and_charts_show_the_running_system(
         lag = page.get_by_role("region", name="Who is behind")
         await expect(lag.get_by_role("row", name=re.compile("messaging incoming_messages"))).to_be_visible()
         topic = page.get_by_role("region", name="Topics").get_by_role("row", name=re.compile("^incoming_messages"))
-        await expect(topic).to_contain_text(re.compile(r"[1-9][\d.]*/s[\d,]+/s[\d.]+ (B|KiB)/s"), timeout=15_000)
+        await expect(topic).to_contain_text(re.compile(r"[1-9][\d.]*/s[\d,]+/s[\d.]+ (B|KiB)/s"))
         await shoot(page, "streams")
         await page.goto("/agents")
         for name in ("messaging", "notification", "history"):
@@ -302,7 +303,7 @@ async def test_streams_workers_gateways_and_charts_show_the_running_system(
         found = dict(zip(now["columns"]["at"], now["columns"]["accepted"], strict=True))
         return all(found.get(at) == value for at, value in wanted.items())
 
-    await eventually(same, 20)
+    await eventually(same)
 
 
 async def test_dead_letters_are_grouped_and_only_an_operator_redrives(
@@ -365,7 +366,7 @@ async def test_the_guarantee_adds_up_and_an_operator_has_it_audited(stack: Stack
     await page.get_by_role("button", name="Audit now").click()
     await page.evaluate("document.activeElement.blur()")
     panel = page.get_by_role("region", name="The last audit")
-    await expect(panel).to_contain_text("It adds up.", timeout=40_000)
+    await expect(panel).to_contain_text("It adds up.")
     cells = await panel.locator("tbody tr").all_inner_texts()
     numbers = {row.split("\t")[0].strip("=+ "): int(row.split("\t")[1].replace(",", "")) for row in cells}
     assert numbers["accepted"] == sum(count for name, count in numbers.items() if name != "accepted") > 0
@@ -380,13 +381,13 @@ async def test_a_rebalance_is_on_the_time_line_with_who_has_which_partition_sinc
     try:
         events = page.get_by_role("region", name="Starts and rebalances")
         rebalance = re.compile(rf"\d rebalances? history@\S+:{stack.running['history'].pid}")
-        await expect(events).to_contain_text(rebalance, timeout=30_000)
+        await expect(events).to_contain_text(rebalance)
         # Workers say how they are every 5 s.
-        await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"), timeout=30_000)
-        await expect(worker).to_have_count(2, timeout=30_000)
+        await expect(events).to_contain_text(re.compile(rf"started history@\S+:{second.pid}"))
+        await expect(worker).to_have_count(2)
         for one in (0, 1):
             half = worker.nth(one).get_by_role("cell", name=re.compile(r"^\d, \d, \d, \d$"))
-            await expect(half).to_be_visible(timeout=30_000)
+            await expect(half).to_be_visible()
     finally:
         stack.forget(second)
 
@@ -405,7 +406,7 @@ async def test_an_engine_that_is_away_is_grey_with_since_when_and_the_rest_works
         process.send_signal(signal.SIGSTOP)
     try:
         for name in ("Kafka", "DynamoDB"):
-            await expect(engines).to_contain_text(re.compile(rf"{name}\s+away since \d\d:"), timeout=30_000)
+            await expect(engines).to_contain_text(re.compile(rf"{name}\s+away since \d\d:"))
         await page.goto(f"/user/{bob}")
         await expect(page.get_by_text(re.compile("The chat database does not answer"))).to_be_visible()
         await expect(page.get_by_text(re.compile("Kafka is away since")).first).to_be_visible()
@@ -421,7 +422,7 @@ async def test_an_engine_that_is_away_is_grey_with_since_when_and_the_rest_works
             process.send_signal(signal.SIGCONT)
     await page.goto("/")
     for name in ("Kafka", "DynamoDB"):
-        await expect(engines).to_contain_text(re.compile(rf"{name}\s+there since"), timeout=30_000)
+        await expect(engines).to_contain_text(re.compile(rf"{name}\s+there since"))
 
 
 async def test_a_page_is_usable_with_the_keyboard_alone_and_names_its_parts(visit: Open) -> None:
@@ -444,7 +445,7 @@ async def test_a_page_is_usable_with_the_keyboard_alone_and_names_its_parts(visi
 @pytest.mark.long
 async def test_a_live_sum_that_does_not_add_up_is_red_until_an_audit(stack: Stack, visit: Open) -> None:
     page = await visit("/guarantee", "operator")
-    await expect(page.locator(".verdict.good").get_by_text("It adds up")).to_be_visible(timeout=40_000)
+    await expect(page.locator(".verdict.good").get_by_text("It adds up")).to_be_visible()
     # A gateway that says it has accepted seven messages which nobody else ever heard of.
     forged = ServiceStats("gateway", "gateway@elsewhere:1", now_ms(), now_ms(), {"accepted": 0})
     producer = AIOKafkaProducer(bootstrap_servers=stack.settings.kafka)
@@ -453,7 +454,7 @@ async def test_a_live_sum_that_does_not_add_up_is_red_until_an_audit(stack: Stac
         re.compile(r"It does NOT add up: 7 accepted and not applied.*nothing explains it")
     )
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WITHIN_S):
             while not await red.is_visible():
                 forged.at = now_ms()
                 await producer.send_and_wait(SERVICE_STATS, encode(forged), forged.instance.encode(), 0)
@@ -463,5 +464,5 @@ async def test_a_live_sum_that_does_not_add_up_is_red_until_an_audit(stack: Stac
         await producer.stop()
     await shoot(page, "guarantee-red")
     await page.get_by_role("button", name="Audit now").click()
-    await expect(page.get_by_text("It adds up.", exact=False).first).to_be_visible(timeout=60_000)
-    await expect(red).not_to_be_visible(timeout=30_000)
+    await expect(page.get_by_text("It adds up.", exact=False).first).to_be_visible()
+    await expect(red).not_to_be_visible()

@@ -1,4 +1,4 @@
-"""Engines and services of its own for each test: what a fault leaves behind must not reach the next."""
+"""Engines and services of its own for each file: what its faults leave behind must not reach the next."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.integration.support import Stack, aws_of
+from docker.local.temporary_stack import Stack, aws_of
 
 
-@pytest_asyncio.fixture
-async def stack(tmp_path: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+@pytest_asyncio.fixture(scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """Start everything."""
     async with Stack(tmp_path_factory.mktemp("faults")) as stack:
         with aws_of(stack.layout):

@@ -15,8 +15,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from chat_streams.model.position import ORIGIN, Position
-from clients.python.client import ChainBroken, Client, ClientError, Message, ServerError
-from tests.integration.support import Stack, abort_client, eventually
+from clients.python.client import Client, Message
+from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
+from docker.local.probes import WITHIN_S, abort_client, eventually
+from docker.local.temporary_stack import Stack
 
 USERS = 30
 SENDERS = 6
@@ -24,7 +26,6 @@ ARRAY = 20
 """At most, a sender's; half of it on average."""
 SENDER_PAUSE_S = 0.1, 0.3
 ARRAYS_AT_ONCE = 5
-SEND_S = 120.0
 HELLO_S = 20.0
 MOST_PROBLEMS = 20
 
@@ -94,7 +95,7 @@ class Device:
 
     async def come(self) -> None:
         """Connect once, so that the inbox keeps what is to come for this device, too."""
-        async with self._client(ack=True):
+        async with self._client(ack=True, hello_s=WITHIN_S):
             pass
 
     async def wander(self, stays: _Stays) -> None:
@@ -108,7 +109,7 @@ class Device:
                     await _set_within(stop, seconds)
                     if vanish:
                         abort_client(client)
-            except ClientError as error:
+            except ConnectionClosed as error:
                 self.crowd.note(self, error)
 
     async def drain(self, within_s: float) -> None:
@@ -119,9 +120,9 @@ class Device:
                 async with self._client(ack=True) as client:
                     with contextlib.suppress(AssertionError):
                         # What it has and did not acknowledge comes again first.
-                        await eventually(lambda: client.caught_up.is_set() and not self.missing(), left)
+                        await eventually(lambda: client.caught_up.is_set() and not self.missing(), within_s=left)
                     return
-            except ClientError as error:
+            except ConnectionClosed as error:
                 self.crowd.note(self, error)
                 await asyncio.sleep(0.2)
 
@@ -129,7 +130,7 @@ class Device:
         """What was confirmed to the user and is not here."""
         return self.crowd.confirmed_to[self.user] - self.got
 
-    def _client(self, ack: bool = False, keep: bool = False) -> Client:
+    def _client(self, ack: bool = False, keep: bool = False, hello_s: float = HELLO_S) -> Client:
         self._kept = self._acked if keep else ORIGIN
         crowd = self.crowd
 
@@ -157,7 +158,7 @@ class Device:
             on_messages=on_messages,
             on_missed=on_missed,
             ack=ack,
-            timeout_s=HELLO_S,
+            timeout_s=hello_s,
         )
         return client
 
@@ -222,7 +223,7 @@ class Crowd:
         if len(self._problems) < MOST_PROBLEMS:
             self._problems.append(text)
 
-    def note(self, device: Device, error: ClientError) -> None:
+    def note(self, device: Device, error: ConnectionClosed) -> None:
         """Note the end of a client, unless it is what a fault does to it."""
         if error.code != "unreachable":
             kind = "a broken chain" if isinstance(error, ChainBroken) else "an end"
@@ -244,9 +245,9 @@ class Crowd:
         for device in self.devices:
             self._start(device.wander(_STAYS[self.phase]))
 
-    async def until_confirmed(self, count: int, within_s: float = SEND_S) -> None:
+    async def until_confirmed(self, count: int) -> None:
         """Wait until ``count`` messages are confirmed."""
-        await eventually(lambda: self.confirmed >= count, within_s, f"{count} confirmed messages")
+        await eventually(lambda: self.confirmed >= count, f"{count} confirmed messages")
 
     async def finish(self, within_s: float, stage: Callable[[str], None]) -> Outcome:
         """Stop everybody, let every device get all that was confirmed, and check."""
@@ -293,7 +294,7 @@ class Crowd:
             return not await full()
 
         try:
-            await eventually(empty, within_s)
+            await eventually(empty, within_s=within_s)
         except AssertionError:
             self.problem(f"inboxes that are not empty: {', '.join((await full())[:5])}")
 
@@ -303,11 +304,11 @@ class Crowd:
     async def _send(self, name: str, rng: random.Random) -> None:
         while not self.stopping.is_set():
             arrays = rng.randint(10, 60)
-            client = Client(rng.choice(self.urls), self.stack.token(name), "sender", timeout_s=SEND_S)
+            client = Client(rng.choice(self.urls), self.stack.token(name), "sender", timeout_s=WITHIN_S)
             try:
                 async with client:
                     await self._send_arrays(client, name, rng, arrays)
-            except ClientError as error:
+            except ConnectionClosed as error:
                 if error.code != "unreachable":
                     self.problem(f"{name} saw an end: {error} ({error.code})")
                 await asyncio.sleep(0.1)
@@ -343,7 +344,7 @@ class Crowd:
     async def _send_one(self, client: Client, name: str, to: str, number: int) -> bool:
         try:
             await client.send(to, [to, number], id=f"{to}-{number}")
-        except (ServerError, TimeoutError) as error:
+        except (RequestRefused, TimeoutError) as error:
             self.problem(f"message {number} of {name} to {to} is not confirmed: {error}")
             return False
         if (name, number) not in self.confirmed_to[to]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 USERS = 64
 """On all partitions."""
@@ -28,7 +29,7 @@ class Load:
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        async with self._stack.connect(user("alice"), device="sender", timeout_s=90) as client:
+        async with self._stack.connect(user("alice"), device="sender") as client:
             n = 0
             while not self._stop.is_set():
                 await client.send_many([(to, n + i) for to in self.recipients for i in range(self._array)])
@@ -44,7 +45,7 @@ class Load:
     async def more(self, count: int) -> None:
         """Wait until each recipient was sent ``count`` more messages."""
         goal = self.count() + count
-        await eventually(lambda: self._task.done() or self.count() >= goal, 90, f"{goal} messages for each")
+        await eventually(lambda: self._task.done() or self.count() >= goal, f"{goal} messages for each")
         if self._task.done():
             await self._task
 
@@ -53,14 +54,14 @@ class Load:
         self._stop.set()
         await self._task
 
-    async def wait_stored(self, within_s: float = 60) -> None:
+    async def wait_stored(self) -> None:
         """Wait until each inbox holds just what was confirmed for it."""
 
         async def complete() -> bool:
             stored = await asyncio.gather(*(self._stack.stored(to) for to in self.recipients))
             return stored == [self.confirmed[to] for to in self.recipients]
 
-        await eventually(complete, within_s, "each inbox holds what was confirmed for it")
+        await eventually(complete, "each inbox holds what was confirmed for it")
 
     async def drain(self, recipients: int = 4) -> None:
         """Connect some recipients and compare what each receives with what was confirmed for it."""
@@ -69,5 +70,5 @@ class Load:
     async def _drain(self, to: str) -> None:
         received = Received()
         async with self._stack.connect(to, received):
-            await received.wait(self.confirmed[to], 60)
+            await received.wait(self.confirmed[to])
         assert received.bodies() == list(range(self.confirmed[to]))

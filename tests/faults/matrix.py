@@ -25,13 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chat_streams.kafka.names import partition_of
-from clients.python.client import Client, ClientError, ServerError
+from clients.python.client import Client
+from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import StackError
 from docker.local.part import Running
+from docker.local.probes import Received, user
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.integration.commands import call
-from tests.integration.support import Received, user
 
 KINDS = ("kill", "pause", "cut")
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
@@ -56,6 +57,19 @@ LOG_LINES = 5
 TABLE_WIDTH = 120
 
 Stage = Callable[[str], None]
+
+
+class Limits(NamedTuple):
+    """Seconds that a cell may take for its parts."""
+
+    late: float = LATE_S
+    """A message that takes longer shows that it is not healed yet."""
+    quiet: float = QUIET_S
+    probe: float = PROBE_S
+    drain: float = DRAIN_S
+
+
+PROMISED = Limits()
 
 
 class Cell(NamedTuple):
@@ -195,8 +209,9 @@ def _last_words(running: Running) -> str:
 class Probe:
     """Two new users for each partition, between whom one message after the other has to pass."""
 
-    def __init__(self, stack: CuttableStack, with_history: bool) -> None:
+    def __init__(self, stack: CuttableStack, with_history: bool, limits: Limits) -> None:
         self._stack = stack
+        self._limits = limits
         self._with_history = with_history
         self._passed: set[str] = set()
         self._waiting: dict[str, float] = {}
@@ -207,14 +222,14 @@ class Probe:
         """When the first message of the last pair arrived, or the last late one."""
 
     async def healed(self) -> float:
-        """Return, once all has been well for ``QUIET_S``, since when (``time.monotonic``); raises ``TimeoutError``."""
+        """Return, once all has been well for a while, since when (``time.monotonic``); raises ``TimeoutError``."""
         partitions = self._stack.settings.partitions
         recipients: dict[int, str] = {}
         while len(recipients) < partitions:
             bob = user("probe")
             recipients.setdefault(partition_of(bob, partitions), bob)
         urls = itertools.cycle(itertools.product(self._stack.urls, self._stack.urls))
-        async with asyncio.timeout(PROBE_S):
+        async with asyncio.timeout(self._limits.probe):
             pairs = [asyncio.create_task(self._pair(bob, *next(urls))) for bob in recipients.values()]
             try:
                 while not self._quiet(partitions):
@@ -230,8 +245,8 @@ class Probe:
 
     def _quiet(self, partitions: int) -> bool:
         now = time.monotonic()
-        late = any(now - since > LATE_S for since in self._waiting.values())
-        return len(self._passed) == partitions and not late and now - self._healed > QUIET_S
+        late = any(now - since > self._limits.late for since in self._waiting.values())
+        return len(self._passed) == partitions and not late and now - self._healed > self._limits.quiet
 
     async def _pair(self, bob: str, near: str, far: str) -> None:
         stack = self._stack
@@ -240,23 +255,23 @@ class Probe:
         while True:
             try:
                 async with (
-                    Client(far, stack.token(bob), "phone", on_messages=received, timeout_s=PROBE_S),
-                    Client(near, stack.token(alice), "phone", timeout_s=PROBE_S) as client,
+                    Client(far, stack.token(bob), "phone", on_messages=received, timeout_s=self._limits.probe),
+                    Client(near, stack.token(alice), "phone", timeout_s=self._limits.probe) as client,
                 ):
                     for count in itertools.count(1):
                         begin = self._waiting[bob] = time.monotonic()
                         await client.send(bob, count, id=f"probe-{count}")
-                        await received.wait(count, PROBE_S)
+                        await received.wait(count)
                         while self._with_history and bob not in self._passed and not await _in_history(client, bob):
                             await asyncio.sleep(0.05)
                         del self._waiting[bob]
                         now = time.monotonic()
-                        if bob not in self._passed or now - begin > LATE_S:
+                        if bob not in self._passed or now - begin > self._limits.late:
                             self._healed = now
                             self.slow.append((now, bob, now - begin))
                         self._passed.add(bob)
                         await asyncio.sleep(PROBE_PAUSE_S)
-            except ClientError as error:
+            except ConnectionClosed as error:
                 if error.code != "unreachable":
                     raise
                 await asyncio.sleep(0.05)
@@ -265,7 +280,7 @@ class Probe:
 async def _in_history(client: Client, bob: str) -> bool:
     try:
         return bool((await client.history(bob)).messages)
-    except ServerError as error:
+    except RequestRefused as error:
         if not error.retry:
             raise
         return False
@@ -292,7 +307,9 @@ async def audit(stack: CuttableStack) -> tuple[str, list[str]]:
 # A cell
 
 
-async def run_cell(stack: CuttableStack, cell: Cell, seed: int, pause_s: float, stage: Stage) -> Result:
+async def run_cell(
+    stack: CuttableStack, cell: Cell, seed: int, pause_s: float, stage: Stage, limits: Limits = PROMISED
+) -> Result:
     """Run one cell on a stack that is well; never raises for what the stack does."""
     result = Result(str(cell), seed)
     started = time.monotonic()
@@ -304,8 +321,8 @@ async def run_cell(stack: CuttableStack, cell: Cell, seed: int, pause_s: float, 
             fault = Fault(stack, cell, random.Random(f"{seed} {cell} victim"), pause_s)
             result.victim = fault.victim
             supervisor = asyncio.create_task(_supervise(stack, fault.away, result.restarted))
-            await _measure(stack, cell, crowd, fault, result, stage)
-    except (AssertionError, StackError, TimeoutError, ClientError, ServerError) as error:
+            await _measure(stack, cell, crowd, fault, result, stage, limits)
+    except (AssertionError, StackError, TimeoutError, ConnectionClosed, RequestRefused) as error:
         result.problems.append(f"{type(error).__name__}: {error}"[:1000])
     finally:
         await crowd.cancel()
@@ -317,7 +334,9 @@ async def run_cell(stack: CuttableStack, cell: Cell, seed: int, pause_s: float, 
     return result
 
 
-async def _measure(stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault, result: Result, stage: Stage) -> None:
+async def _measure(
+    stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault, result: Result, stage: Stage, limits: Limits
+) -> None:
     stage("devices come once")
     await crowd.prepare()
     crowd.start()
@@ -331,12 +350,12 @@ async def _measure(stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault,
     back = time.monotonic()
     result.away_s = round(back - begin, 2)
     stage("healing")
-    probe = Probe(stack, cell.part in ("history", "dynamodb"))
+    probe = Probe(stack, cell.part in ("history", "dynamodb"), limits)
     try:
         healed = await probe.healed()
         result.healed_s = round(healed - back, 2)
     except (TimeoutError, AssertionError) as error:
-        result.problems.append(f"messages did not pass in time in {PROBE_S:g} s: {error}")
+        result.problems.append(f"messages did not pass in time in {limits.probe:g} s: {error}")
     if result.healed_s is None or result.healed_s > HEALED_S:
         partitions = stack.settings.partitions
         result.slow = [
@@ -345,7 +364,7 @@ async def _measure(stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault,
         ]
     stage("load after the fault")
     await crowd.until_confirmed(crowd.confirmed + AFTER_MESSAGES)
-    outcome = await crowd.finish(DRAIN_S, stage)
+    outcome = await crowd.finish(limits.drain, stage)
     result.confirmed, result.sent_again = outcome.confirmed, outcome.sent_again
     result.lost, result.swapped, result.repeated = outcome.lost, outcome.swapped, outcome.repeated
     result.problems += outcome.problems

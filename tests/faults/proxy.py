@@ -14,7 +14,7 @@ from docker.local.engines import DynamoDB, Kafka, RedisNode
 from docker.local.layout import HOST, Layout, create_secret
 from docker.local.part import Part
 from docker.local.parts import Service, create_topics
-from tests.integration.support import Stack
+from docker.local.temporary_stack import Stack
 
 HIGH_WATER = 256 * 1024
 """Bytes waiting for one end, past which the other one is not read."""

@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from docker.local.engines import RedisNode
 from docker.local.layout import HOST
 from docker.local.part import Part
+from docker.local.probes import eventually
+from docker.local.temporary_stack import Stack, aws_of
 from tests.faults.load import Load
-from tests.integration.support import Stack, aws_of, eventually
 
 
 class ReplicatedStack(Stack):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from docker.local.temporary_stack import Stack
 from tests.faults.load import Load
-from tests.integration.support import Stack
 
 
 async def test_no_record_is_skipped_when_workers_are_killed_and_started_under_load(stack: Stack) -> None:

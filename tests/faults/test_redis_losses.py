@@ -8,8 +8,9 @@ from pathlib import Path
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import DEAD_LETTERS
 from docker.local.part import Running
+from docker.local.probes import Received, user
+from docker.local.temporary_stack import Stack
 from tests.faults.load import Load
-from tests.integration.support import Received, Stack, user
 
 
 def append_only_file(redis: Running) -> Path:
@@ -54,7 +55,7 @@ async def test_everything_is_lost_while_messages_keep_coming(stack: Stack) -> No
         await stack.start(redis.part)
         await load.more(50)
         await stack.send(alice, bob, range(100, 150))
-        await received.wait(150, 100)
+        await received.wait(150)
     await load.stop()
     await load.wait_stored()
     await load.drain()

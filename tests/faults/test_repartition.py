@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 
+from docker.local.probes import Received, user
+from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Phase
 from tests.integration.commands import call, run
-from tests.integration.support import Received, Stack, user
 
 PARTITIONS = 16
 NEW = {"topics_version": 2, "partitions": PARTITIONS}

@@ -14,12 +14,13 @@ from redis.crc import key_slot
 from docker.local.engines import RedisNode
 from docker.local.layout import HOST
 from docker.local.part import Part
+from docker.local.probes import eventually
+from docker.local.temporary_stack import Stack, aws_of
 from tables.inbox import keys
 from tables.redis_cluster import SLOTS
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.test_failover import client, command
 from tests.integration.commands import run
-from tests.integration.support import Stack, aws_of, eventually
 
 MOVED = 8
 """Slots, each with the inbox of a user."""

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.integration.support import Received, Stack, user
+from docker.local.probes import Received, user
+from docker.local.temporary_stack import Stack
 
 PAIRS = 8
 INTERVAL_S = 0.2
@@ -25,8 +26,8 @@ class Pair:
     async def run(self, stop: asyncio.Event) -> None:
         """Send a number every 200 ms until told to stop; return once the last one has arrived."""
         async with (
-            self._stack.connect(self.bob, self.received, url=self._url, timeout_s=60.0),
-            self._stack.connect(self.alice, device="sender", url=self._url, timeout_s=60.0) as sender,
+            self._stack.connect(self.bob, self.received, url=self._url),
+            self._stack.connect(self.alice, device="sender", url=self._url) as sender,
         ):
             number = 0
             sending = []
@@ -37,7 +38,7 @@ class Pair:
                 if self.received.messages:
                     self.under_way.set()
             await asyncio.gather(*sending)
-            await self.received.wait(number, 60)
+            await self.received.wait(number)
         assert self.received.bodies() == list(range(number))
 
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from docker.local.layout import ROOT
-from tests.integration.support import Stack
-
-COMMAND_S = 60.0
+from docker.local.probes import WITHIN_S
+from docker.local.temporary_stack import Stack
 
 
 class Done(NamedTuple):
@@ -37,7 +36,7 @@ async def run(stack: Stack, *arguments: object, code: int = 0, **settings: objec
 
 
 async def call(
-    stack: Stack, arguments: Sequence[object], settings: Mapping[str, object] = {}, within_s: float = COMMAND_S
+    stack: Stack, arguments: Sequence[object], settings: Mapping[str, object] = {}, within_s: float = WITHIN_S
 ) -> Done:
     """Run a command, whatever its exit code; ends it and raises ``TimeoutError`` when it takes longer."""
     process = await asyncio.create_subprocess_exec(

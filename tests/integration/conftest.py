@@ -10,16 +10,7 @@ import pytest
 import pytest_asyncio
 
 from docker.local.layout import base_environment
-from tests.integration.support import Stack, aws_of
-
-FLOODS = ("test_hostile.py", "test_delivery.py", "test_connecting.py", "test_registry.py", "test_start.py")
-"""DynamoDB Local stores some hundred messages a second: what waits for history comes before what sends 100,000."""
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the floods to the end of the run, in this order."""
-    items.sort(key=lambda item: FLOODS.index(item.path.name) if item.path.name in FLOODS else -1)
+from docker.local.temporary_stack import Stack, aws_of
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -31,15 +22,15 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         patch.setenv("CHAT_LOG_FORMAT", "json")
         # A run that is told to end ends its stack, too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        async with Stack(tmp_path_factory.mktemp("stack")) as stack:
+        async with Stack(tmp_path_factory.mktemp("stack"), patient=True) as stack:
             with aws_of(stack.layout):
                 yield stack
 
 
 @pytest_asyncio.fixture(scope="session")
 async def small(stack: Stack) -> str:
-    """Start a second gateway with small limits and a lease that outlives a pause, and return its URL."""
-    gateway = stack.service("gateway", window=50, hello_timeout=0.5, lease=60)
+    """Start a second gateway with a small window and a lease that outlives a pause, and return its URL."""
+    gateway = stack.service("gateway", window=50, lease=60)
     await stack.start(gateway)
     return gateway.url
 

@@ -22,9 +22,10 @@ from chat_streams.runtime.settings import Settings
 from docker.local.engines import Kafka, RedisNode, installed_redis
 from docker.local.layout import HOST, ROOT, Layout
 from docker.local.parts import Service
+from docker.local.probes import eventually
+from docker.local.temporary_stack import Stack
 from tables.chat_history import ChatHistory
 from tables.redis_cluster import connect
-from tests.integration.support import Stack, eventually
 
 SERVICES: Final = ("gateway", "messaging", "notification", "history")
 ADMIN: Final = "admin"

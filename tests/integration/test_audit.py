@@ -13,9 +13,10 @@ import pytest
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.position import Position
+from docker.local.probes import Received, abort_client, eventually, user
+from docker.local.temporary_stack import Stack, stop
 from tables.inbox import keys
 from tests.integration.commands import call, run
-from tests.integration.support import Received, Stack, abort_client, eventually, user
 
 FATES = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "none", "two")
 
@@ -111,7 +112,7 @@ async def test_a_forged_acknowledgement_is_found(stack: Stack) -> None:
 
     # What a worker would do then, floor and all.
     position = Position.parse(forged)
-    await stack.redis.xtrim(inbox, minid=f"{position.entry}-{position.place + 1}", approximate=False)
+    await stack.redis.xtrim(inbox, minid=f"{position.entry}-{position.index + 1}", approximate=False)
     await stack.redis.hset(devices, "floor", forged)
     found = await audit(stack, bob, code=1)
     assert counts(found) == {"acknowledged": 2, "none": 3}
@@ -137,7 +138,7 @@ async def test_what_the_log_does_not_have_is_found(stack: Stack) -> None:
     await stack.send(alice, bob, range(3))
     await stack.wait_stored(bob, 3)
     first = Position.parse((await positions(stack, bob))[0])
-    strange = f"{first.entry}-{first.place + 5}"
+    strange = f"{first.entry}-{first.index + 5}"
     inbox = keys(bob)[0]
     fields: Any = {"t": "1", "c": "1", "m": "{}"}
     entries: Any = await stack.redis.xrange(inbox)
@@ -199,7 +200,7 @@ async def test_a_dead_letter_is_one_and_its_redriven_copy_another(stack: Stack) 
     async def buried() -> bool:
         return counts(await audit(stack, bob)) == {"dead_lettered": 1}
 
-    await eventually(buried, 30)
+    await eventually(buried)
     await stack.redis.delete(inbox)
     await stack.send(alice, bob, ["next"])
     await stack.wait_stored(bob, 1)
@@ -235,7 +236,7 @@ async def messaging_with(stack: Stack, **settings: object) -> AsyncIterator[None
     """Messaging with other settings for a while; its partitions pass on in order."""
     for own in (settings, {}):
         old = stack.running.pop("messaging")
-        await asyncio.to_thread(old.stop)
+        await stop(old)
         await stack.start(stack.service("messaging", **own))
         if own:
             yield
@@ -275,13 +276,13 @@ async def test_what_is_not_applied_is_in_flight(stack: Stack) -> None:
 
 async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
     alice, bobs = user("alice"), [user(f"bob{n}") for n in range(3)]
-    stop = asyncio.Event()
-    stopped = asyncio.create_task(stop.wait())
+    enough = asyncio.Event()
+    stopped = asyncio.create_task(enough.wait())
     sent = dict.fromkeys(bobs, 0)
 
     async def write() -> None:
         async with stack.connect(alice) as client:
-            while not stop.is_set():
+            while not enough.is_set():
                 batch = [(bob, n) for bob in bobs for n in range(20)]
                 await client.send_many(batch)
                 for bob in bobs:
@@ -290,7 +291,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
                 await asyncio.wait([stopped], timeout=0.2)
 
     async def read(bob: str, device: str) -> None:
-        while not stop.is_set():
+        while not enough.is_set():
             # Comes, acknowledges as it goes, vanishes.
             async with stack.connect(bob, Received(), device=device) as client:
                 await asyncio.wait([stopped], timeout=1.5)
@@ -298,10 +299,18 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
 
     readers = [read(bob, device) for bob in bobs for device in ("phone", "laptop")[: 1 + bobs.index(bob) % 2]]
     load = asyncio.gather(write(), *readers)
+
+    async def all_acknowledge() -> bool:
+        return all([await stack.redis.hexists(keys(bob)[1], "floor") for bob in bobs])
+
     try:
-        found = [await audit(stack, bob) for bob in (bobs[0], *bobs)]
+        await eventually(all_acknowledge)
+        found = [await audit(stack, bobs[0])]
+        before = sent[bobs[0]]
+        await eventually(lambda: sent[bobs[0]] > before, "more is sent")
+        found += [await audit(stack, bob) for bob in bobs]
     finally:
-        stop.set()
+        enough.set()
         await load
     # The log has moved on while they ran: more was audited the second time.
     assert 0 < found[0]["messages"] < found[1]["messages"] <= sent[bobs[0]]

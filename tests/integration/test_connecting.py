@@ -12,7 +12,8 @@ import pytest
 from chat_streams.model.position import Position
 from clients.python.client import SUBPROTOCOL
 from docker.local.layout import HOST
-from tests.integration.support import Closed, Received, Stack, eventually, user
+from docker.local.probes import WITHIN_S, Closed, Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 MOMENTS = 200
 COME_AT_ONCE = 400
@@ -45,7 +46,7 @@ async def test_all_who_come_at_once_are_let_in_though_the_gateway_is_slow(stack:
     gateway = stack.running["gateway"]
     gateway.pause()
     try:
-        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as group:
             # The kernel lets them in; those it has no room for would get no answer until the gateway goes on.
             tasks = [
                 group.create_task(asyncio.open_connection(HOST, stack.layout.gateway)) for _ in range(COME_AT_ONCE)

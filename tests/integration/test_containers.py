@@ -15,7 +15,8 @@ import yaml
 
 from docker.local.layout import HOST, ROOT, Layout, base_environment
 from docker.local.part import Part, get_status
-from tests.integration.support import Stack, start_process
+from docker.local.probes import WITHIN_S
+from docker.local.temporary_stack import Stack, start_process
 
 IMAGE = "connect-chat:local"
 INSIDE = "8080"
@@ -94,9 +95,9 @@ async def test_every_command_of_compose_starts_is_healthy_and_ends(
     running = [start_process(container) for container in containers]
     create = start_process(topics)
     try:
-        assert await asyncio.to_thread(create.process.wait, 60) == 0, topics.last_lines()
+        assert await asyncio.to_thread(create.process.wait, WITHIN_S) == 0, topics.last_lines()
         assert "all topics are right" in topics.last_lines()
-        await asyncio.gather(*(r.wait_ready() for r in running))
+        await asyncio.gather(*(r.wait_ready(WITHIN_S) for r in running))
         assert await asyncio.gather(*(c.healthy() for c in containers)) == [True] * len(names)
         await asyncio.gather(*(asyncio.to_thread(r.stop) for r in running))
         assert [r.process.returncode for r in running] == [0] * len(names)

@@ -16,9 +16,10 @@ from chat_streams.model.records import INCOMING, DeadLetter, Message, Messages
 from chat_streams.model.times import now_ms
 from chat_streams.operations import dead_letters
 from chat_streams.operations.dead_letters import Filter
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 from tables.inbox import keys
 from tests.integration.commands import run
-from tests.integration.support import Received, Stack, eventually, user
 
 Letter = dict[str, Any]
 SECRET = "what bob may read only"
@@ -48,7 +49,7 @@ async def wait_kept(stack: Stack, count: int, wanted: Filter) -> list[int]:
             numbers = [n async for n, item in found if isinstance(item, DeadLetter) and wanted.matches(item)]
             return numbers if len(numbers) == count else []
 
-        numbers: list[int] = await eventually(there, 30, f"{count} dead letters as in {wanted}")
+        numbers: list[int] = await eventually(there, f"{count} dead letters as in {wanted}")
         return numbers
 
 

@@ -14,7 +14,8 @@ from aiokafka.structs import TopicPartition
 from chat_streams.kafka import names
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.records import DEAD_LETTERS, MAGIC, VERSION, DeadLetter
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 READERS = {
     INCOMING_MESSAGES: {"messaging", "history"},

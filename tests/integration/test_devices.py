@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from clients.python.client import ClientError
-from tests.integration.support import Received, Stack, user
+from clients.python.errors import ConnectionClosed
+from docker.local.probes import WITHIN_S, Received, user
+from docker.local.temporary_stack import Stack
 
 
 async def test_each_device_gets_everything_and_the_inbox_waits_for_both(stack: Stack) -> None:
@@ -108,8 +109,8 @@ async def test_a_client_that_is_taken_over_does_not_fight_back(stack: Stack) -> 
     old, new = stack.connect(bob, Received()), stack.connect(bob, Received())
     await old.__aenter__()
     async with new:
-        with pytest.raises(ClientError) as caught:
-            await asyncio.wait_for(old.wait_closed(), 10)
+        with pytest.raises(ConnectionClosed) as caught:
+            await asyncio.wait_for(old.wait_closed(), WITHIN_S)
         assert caught.value.code == 4510
         await old.close()
         await new.ping()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from chat_streams.model.times import now_ms
 from clients.python.client import Client, Message
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
+from gateway.protocol import at_text
 from tables.inbox import keys
-from tests.integration.support import Received, Stack, eventually, user
 
 LAST = f"{(1 << 64) - 1}-0"
 
@@ -56,8 +59,8 @@ async def test_a_conversation_is_the_same_from_both_sides_page_by_page(stack: St
 async def test_a_message_sent_again_is_in_history_once(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     async with stack.connect(alice) as client:
-        await client.send(bob, 1, id="same")
-        await asyncio.sleep(0.05)  # the time of acceptance is another one
+        first = await client.send(bob, 1, id="same")
+        await eventually(lambda: at_text(now_ms()) > first.at, "the next one is accepted at another time")
         await client.send(bob, 1, id="same")
         await client.send(bob, 2)
         await eventually_last(client, bob, 2)

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 
 from bench.measure import resident_of
 from chat_streams.kafka.names import partition_of
-from tests.integration.hostile import (
-    Bystander,
-    bad,
-    connections,
-    flood,
-    is_held,
-    objects,
-    one_byte_a_second,
-    store,
-)
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.hostile import Bystander, bad, connections, flood, is_held, objects, one_byte_a_second, store
+from docker.local.probes import WITHIN_S, Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 MIB = 1024 * 1024
 
@@ -33,7 +25,7 @@ async def test_a_client_that_never_reads_fills_its_window_and_no_more(stack: Sta
         before = resident_of(pid)
         for _ in range(10):
             await stack.send(user("alice"), bob, ["x" * 40_000] * 100)
-        await stack.wait_stored(bob, 1_000, 60)
+        await stack.wait_stored(bob, 1_000)
         await other.send(carol, "still here")
         await received.wait(1)
         # The buffers of the sender's frames, of the producer and of one window.
@@ -48,9 +40,8 @@ async def test_one_byte_a_second_is_given_up(stack: Stack) -> None:
     async with Bystander(stack, gateway.url).running():
         before = resident_of(running.pid)
         async with one_byte_a_second(stack, bob, gateway.url) as port:
-            await eventually(lambda: is_held(gateway.port, port))
             # A ping is behind so much that no pong comes in time.
-            await eventually(lambda: not is_held(gateway.port, port), 30, "the gateway gives up")
+            await eventually(lambda: not is_held(gateway.port, port), "the gateway gives up")
             assert resident_of(running.pid) - before < 8 * MIB
     stack.forget(running)
 
@@ -62,7 +53,7 @@ async def test_a_flood_that_reads_no_answer_is_held_back(stack: Stack) -> None:
     to = next(to for to in iter(user, "") if partition_of(to, partitions) != partition_of(bystander.name, partitions))
     async with bystander.running(), flood(stack, user("flood"), to) as sending:
         before = resident_of(pid)
-        await eventually(lambda: len(bystander.latencies) > 100, 60, "a bystander gets 100 messages")
+        await eventually(lambda: len(bystander.latencies) > 100, "a bystander gets 100 messages")
         assert not sending.done()
         # The answers to it are 256 KiB, what Kafka has not taken 64 MiB at most.
         assert resident_of(pid) - before < 96 * MIB
@@ -75,7 +66,7 @@ async def test_5_000_connections_of_one_user(stack: Stack) -> None:
     async with Bystander(stack).running(), connections(stack, user("crowd"), count) as codes:
         assert resident_of(pid) - before < count * 48 * 1024
         # The newest stay; a registry of 5,000 for each message would be everybody's loss.
-        await eventually(lambda: codes.count(None) == most, 60, f"{most} connections are left")
+        await eventually(lambda: codes.count(None) == most, f"{most} connections are left")
         assert set(codes) == {None, 4510}
 
 
@@ -94,7 +85,7 @@ async def test_10_000_fuzzed_frames(stack: Stack) -> None:
         @given(st.lists(objects, min_size=10, max_size=20))
         @settings(max_examples=700, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         def fuzz(fuzzed: list[object]) -> None:
-            asyncio.run_coroutine_threadsafe(send(list(bad(fuzzed))), loop).result(30)
+            asyncio.run_coroutine_threadsafe(send(list(bad(fuzzed))), loop).result(WITHIN_S)
 
         await asyncio.to_thread(fuzz)
 

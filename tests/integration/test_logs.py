@@ -8,7 +8,8 @@ from aiokafka import AIOKafkaProducer
 
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.records import MAGIC, VERSION
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 SERVICES = ("gateway", "messaging", "notification", "history")
 

@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from docker.local.layout import HOST
 from docker.local.parts import Service
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 
 async def value(stack: Stack, service: str, name: str) -> float:

@@ -12,9 +12,9 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES, REGISTRY_CHANGELOG
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import OUTGOING, Delivery
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
-FAILOVER_S = 30.0
 USERS = 24
 
 
@@ -47,11 +47,11 @@ async def test_messages_go_on_after_a_sigkill_of_messaging(stack: Stack) -> None
         restarted = asyncio.create_task(stack.start(another))
         await asyncio.gather(write(), restarted)
         await send_to_all()
-        await asyncio.gather(*(r.wait(sent, FAILOVER_S) for r in received.values()))
+        await asyncio.gather(*(r.wait(sent) for r in received.values()))
         # Now it is live again: no one waits for a request of his own.
         for bob in bobs:
             await sender.send(bob, "live")
-        await asyncio.gather(*(r.wait(sent + 1, FAILOVER_S) for r in received.values()))
+        await asyncio.gather(*(r.wait(sent + 1) for r in received.values()))
         await asyncio.gather(*(stack.wait_stored(bob, 0) for bob in bobs))
     assert {bob: r.bodies() for bob, r in received.items()} == {bob: [*range(sent), "live"] for bob in bobs}
     received[offline] = Received()
@@ -96,7 +96,7 @@ async def test_the_sessions_come_from_the_changelog(stack: Stack, small: str) ->
             await stack.start(another)
             async with stack.connect(alice) as sender:
                 await sender.send_many((bob, "hello") for bob in bobs)
-            await eventually(all_pushed, FAILOVER_S, "pushes for all connections of the paused gateway")
+            await eventually(all_pushed, "pushes for all connections of the paused gateway")
         finally:
             gateway.resume()
             await consumer.stop()

@@ -11,11 +11,12 @@ import pytest
 import pytest_asyncio
 
 from chat_streams.kafka import topics
-from chat_streams.kafka.client import TopicsError
-from tables.redis_cluster import Cluster, StoreRefused
+from chat_streams.model.errors import RedisRefused, TopicsError
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
+from tables.redis_cluster import Cluster
 from tests.integration.commands import run
 from tests.integration.secured import ADMIN, STRANGER, Certificates, SecuredStack
-from tests.integration.support import Received, Stack, eventually, user
 from tests.integration.test_start import GATEWAY, MESSAGING, fails
 
 WRONG = "not-the-password"
@@ -96,7 +97,7 @@ async def test_redis_refuses(secured: SecuredStack, tmp_path: Path, changes: dic
         changes |= {"redis_password": secured.passwords[STRANGER]}
     cluster = Cluster(secured.settings_of(ADMIN, ADMIN, **changes))
     try:
-        with pytest.raises(StoreRefused, match=text) as caught:
+        with pytest.raises(RedisRefused, match=text) as caught:
             await cluster.check()
     finally:
         await cluster.close()

@@ -11,7 +11,8 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 
 
 def unsigned(claims: dict[str, Any], signature: str = "") -> str:
@@ -80,13 +81,11 @@ async def test_a_signed_token_without_a_sensible_end_is_refused(stack: Stack, en
 
 async def test_a_connection_ends_with_its_token_and_a_new_one_goes_on(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
+    await stack.send(alice, bob, range(3))
     async with stack.socket() as raw:
+        # With the leeway, it is long enough to be welcomed by.
         await raw.hello(stack.token(bob, 2))
-        await raw.next_of("caught_up")
-        await stack.send(alice, bob, range(3))
-        await raw.messages(3)
-        closed = await raw.closed(5)
-        assert closed.code == 4401
+        assert (await raw.closed()).code == 4401
     await stack.send(alice, bob, [3])
     async with stack.raw(bob) as raw:
         assert [m["body"] for m in await raw.messages(4)] == [0, 1, 2, 3]
@@ -108,7 +107,7 @@ async def test_a_client_that_renews_its_token_loses_and_repeats_nothing(stack: S
             nonlocal sent
             await sender.send(bob, sent)
             sent += 1
-            return len(tokens) == 2 and client.caught_up.is_set()
+            return len(tokens) >= 2 and client.caught_up.is_set()
 
         await eventually(goes_on)
         await received.wait(sent)

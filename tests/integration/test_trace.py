@@ -7,9 +7,10 @@ from typing import Any
 from chat_streams.kafka import names
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import partition_of
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack
 from tables.inbox import keys
 from tests.integration.commands import run
-from tests.integration.support import Received, Stack, eventually, user
 
 Trace = dict[str, Any]
 

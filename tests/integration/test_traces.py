@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 
 from clients.python.client import Sent
-from tests.integration.collector import Taken
-from tests.integration.support import Received, Stack, eventually, user
+from docker.local.probes import Received, eventually, user
+from docker.local.span_collector import Taken
+from docker.local.temporary_stack import Stack
 
 SECRET = "between you and me"
 WAY = {"send": "", "append": "send", "forward": "append", "acknowledge": "forward", "history": "send"}

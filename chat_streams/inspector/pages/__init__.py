@@ -1,8 +1,6 @@
-"""The pages, one module each: a model of what is shown, for the template and the JSON API alike."""
+"""The pages, one module each: a page is a model, whose values go to its template and to the JSON API."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from chat_streams.inspector.pages import (
     agents,
@@ -20,9 +18,7 @@ from chat_streams.inspector.pages import (
     tail,
     user,
 )
-
-if TYPE_CHECKING:
-    from chat_streams.inspector.site import Site
+from chat_streams.inspector.site import Site
 
 
 def register(site: Site) -> None:

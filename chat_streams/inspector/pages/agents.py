@@ -1,4 +1,4 @@
-"""Each Faust app's workers: their agents, partitions, tables and rebalances."""
+"""The page of the workers of each Faust app: their agents, partitions, tables and rebalances."""
 
 from __future__ import annotations
 

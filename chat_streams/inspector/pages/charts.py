@@ -1,4 +1,4 @@
-"""The last hour, in points of 5 s: from ``service_stats``, so a restart of the inspector loses nothing of it."""
+"""The page of charts of the last hour, in points of 5 s; they come from ``service_stats`` and survive a restart."""
 
 from __future__ import annotations
 

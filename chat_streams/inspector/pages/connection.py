@@ -1,4 +1,4 @@
-"""A connection, by its id or the first 8 digits of it: whose it is, where, since when, and why it ended if it did."""
+"""The page of a connection, by its id or the first 8 digits of it: its user, device, start, end and slot's lease."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS
-from chat_streams.model.records import SESSIONS, Undecodable, UnknownVersion, UserConnected
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.records import SESSIONS, UserConnected
 from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Connection
 from chat_streams.operations.user_state import as_json
 
 HOURS: Final = 24
+"""The part of ``session_events`` that is searched, in hours."""
 
 
 def register(site: Site) -> None:
@@ -35,7 +37,7 @@ def register(site: Site) -> None:
                     continue
                 try:
                     events = SESSIONS.decode(record.value)
-                except (Undecodable, UnknownVersion):
+                except (UndecodableRecord, UnknownVersion):
                     continue
                 for event in events:
                     if not event.connection.startswith(needle):

@@ -1,4 +1,4 @@
-"""Dead letters: grouped by what went wrong, looked at one by one, and written back by an operator."""
+"""The pages of dead letters: grouped by their reason, one by one, and the form with which operators redrive them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
+from chat_streams.model import errors
 from chat_streams.operations import redrive_service
 from chat_streams.operations.dead_letters import Filter
 
@@ -18,12 +19,12 @@ _VARYING: Final = re.compile(r"[0-9]+|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"")
 
 
 def kind_of(reason: str) -> str:
-    """A reason without what differs from record to record: numbers and what is quoted."""
+    """Return a reason without the parts that differ from record to record: numbers and quoted texts."""
     return _VARYING.sub("…", reason)[:160]
 
 
 def groups_of(letters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Dead letters by app, topic and kind of reason, those with the most open ones first."""
+    """Group dead letters by app, topic and kind of reason; the group with the most open ones comes first."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for letter in letters:
         key = letter["app"], letter["topic"], kind_of(letter["reason"])
@@ -50,9 +51,9 @@ def register(site: Site) -> None:
         number = request.match_info["number"]
         try:
             found = await redrive_service.details(site.settings, int(number), viewer.bodies)
-        except redrive_service.Refused as error:
+        except errors.RedriveRefused as error:
             raise NotFound(f"There is no dead letter {number} in the topic dead_letters.") from error
-        # It may quote what people write.
+        # A traceback may quote the bodies of messages.
         return Answer(found if viewer.bodies else found | {"traceback": None})
 
     async def redrive(request: web.Request) -> web.StreamResponse:
@@ -75,7 +76,7 @@ def register(site: Site) -> None:
                     say=lines.append,
                     warn=warnings.append,
                 )
-            except redrive_service.Refused as error:
+            except errors.RedriveRefused as error:
                 warnings.append(str(error))
         data = {
             "numbers": numbers,

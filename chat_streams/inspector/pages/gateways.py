@@ -1,4 +1,4 @@
-"""The gateways: slots and leases from Redis, connections, rates, stalls and close codes as they say themselves."""
+"""The page of the gateways: slots and leases from Redis, and their statistics: connections, rates, stalls, closes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.model.codes import Close
+from chat_streams.model.codes import STANDARD_CLOSES, Close
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats
 
-CODES = {int(code): code.name.lower().replace("_", " ") for code in Close} | {
-    0: "any other",
-    1000: "normal",
-    1001: "going away",
-    1006: "lost without a close",
-    1009: "frame too large",
-}
+MEANINGS = {int(code): code.meaning for code in Close} | STANDARD_CLOSES | {0: "any other"}
 
 
 def register(site: Site) -> None:
@@ -63,6 +57,6 @@ def _gateway(site: Site, record: ServiceStats) -> dict[str, Any]:
         "latency_p99_ms": gauges.get("latency_p99_ms"),
         "produce_buffer_bytes": int(gauges.get("produce_buffer_bytes", 0)),
         "close_codes": [
-            {"code": code, "meaning": CODES.get(code, ""), "count": count} for code, count in sorted(codes.items())
+            {"code": code, "meaning": MEANINGS.get(code, ""), "count": count} for code, count in sorted(codes.items())
         ],
     }

@@ -1,4 +1,4 @@
-"""The guarantee: each accepted message is exactly one of what it may be, by the last audit, and live since then."""
+"""The page of the guarantee that each accepted message has exactly one fate: the last audit, and the live balance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAIT_S: Final = 10.0
 
 
 def register(site: Site) -> None:
-    """Add ``/guarantee``, and the form that has an audit made now."""
+    """Add ``/guarantee``, and the form that starts an audit."""
     running: dict[str, Any] = {"task": None, "done": 0, "total": 0, "error": None}
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
@@ -52,12 +52,12 @@ async def _audit(site: Site, running: dict[str, Any]) -> None:
     try:
         report = await audit(site.settings, options, lambda done, total: running.update(done=done, total=total))
         await last_audit.save(site.cluster, kept_summary(report, options))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the panel says it
+    except Exception as error:  # noqa: BLE001 - the panel shows the error, whatever it is
         running["error"] = f"{type(error).__name__}: {error}"
 
 
 def audit_of(site: Site) -> dict[str, Any] | None:
-    """The last audit with what each part of the sum is, and whether it adds up."""
+    """Return the last audit: its number of messages of each fate, and whether these add up to the accepted ones."""
     found = site.collector.audit
     if found is None:
         return None
@@ -77,7 +77,10 @@ def audit_of(site: Site) -> dict[str, Any] | None:
 
 
 def verdict(ledger: Ledger) -> dict[str, Any]:
-    """Whether the live sum adds up: ``tone`` is how to show it, ``words`` say it, ``explained`` what it was off by."""
+    """Return whether the live balance adds up, as values for the page.
+
+    ``tone`` is the style to show it in, ``words`` the sentence, ``explained`` the differences that had a reason.
+    """
     off = f"{ledger.off:,} accepted and not applied" if ledger.off > 0 else f"{-ledger.off:,} applied and not accepted"
     reasons = "; ".join(reason.text for reason in ledger.reasons)
     under_way = f"; since then {off}, no more than is under way" if ledger.off else ""
@@ -99,7 +102,7 @@ def verdict(ledger: Ledger) -> dict[str, Any]:
 
 
 def _live(site: Site) -> dict[str, Any]:
-    """The counters of the last hour, or since the last audit if that is newer: what went in, and what became of it."""
+    """Return the increase of the counters in the last hour, or since the last audit if that is more recent."""
     found = site.collector.audit
     start = max(now_ms() - 3600 * 1000, int(found["at"]) if found else 0)
     rose = site.collector.series.since(start)

@@ -1,4 +1,4 @@
-"""Where a message is, stage by stage, and in words why it is not delivered."""
+"""The page of a message: its journey, stage by stage, and the reason if it was not delivered."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.model.times import utc
-from chat_streams.operations import journey
-from chat_streams.operations.journey import Trail, verdict
+from chat_streams.operations.journey import Journey, journey_json, verdict
 from chat_streams.operations.journey_reader import Tracer
 
 MOST: Final = 10
@@ -24,7 +23,7 @@ TONES: Final = {
 
 
 def register(site: Site) -> None:
-    """Add ``/message/{id}``: a frame at once, and what the log says as soon as it is read."""
+    """Add ``/message/{id}``, which answers at once, and ``/journey/{id}``, which it loads, and which reads the log."""
 
     async def frame(request: web.Request, viewer: Viewer) -> Answer:
         return Answer({"id": request.match_info["id"], "query": request.query_string})
@@ -36,30 +35,32 @@ def register(site: Site) -> None:
             found, searched = await tracer.find(id_, sender, to, None)
             if not found:
                 raise NotFound(f"There is no message {id_!r}: {searched}")
-            trails = [await _trail(tracer, trail, site) for trail in found[:MOST]]
-        return Answer({"id": id_, "trails": trails, "more": len(found) - len(trails)})
+            journeys = [await _journey(tracer, journey, site) for journey in found[:MOST]]
+        return Answer({"id": id_, "journeys": journeys, "more": len(found) - len(journeys)})
 
     site.page("/message/{id}", "journey.html", frame)
     site.page("/journey/{id}", "_journey.html", model, needs=("Kafka",))
 
 
-def slots_lost(trail: Trail, leases: set[tuple[int, int]]) -> list[int]:
-    """The gateway slots of the recipient's open connections that are no longer leased in the same epoch.
+def slots_lost(journey: Journey, leases: set[tuple[int, int]]) -> list[int]:
+    """Return the gateway slots of the recipient's open connections that are no longer leased in the same epoch.
 
-    The registry names such a connection until a newer one of the device, or the slot's next holder, corrects it.
+    The registry keeps such a connection until the device connects again or the next holder of the slot corrects it.
     """
-    return sorted({c.slot for c in trail.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases})
+    return sorted(
+        {c.slot for c in journey.connections.values() if c.gone_at is None and (c.slot, c.epoch) not in leases}
+    )
 
 
-async def _trail(tracer: Tracer, trail: Trail, site: Site) -> dict[str, Any]:
-    rules = await tracer.follow(trail)
-    found = verdict(trail, rules, utc)
+async def _journey(tracer: Tracer, journey: Journey, site: Site) -> dict[str, Any]:
+    rules = await tracer.follow(journey)
+    found = verdict(journey, rules, utc)
     words = found.text
     leases = {(slot.slot, slot.epoch) for slot in site.collector.slots}
-    if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(trail, leases)):
+    if found.fate == "pending" and site.collector.engines["Redis"].up and (lost := slots_lost(journey, leases)):
         words += f"; the lease of gateway slot {', '.join(map(str, lost))} has ended: its connections are gone"
-    return journey.as_json(trail, found, utc) | {
+    return journey_json(journey, found, utc) | {
         "words": words,
         "tone": TONES.get(found.fate, "wait"),
-        "hidden_before": utc(rules.sent_from) if trail.first.accepted_at < rules.sent_from else None,
+        "hidden_before": utc(rules.sent_from) if journey.first.accepted_at < rules.sent_from else None,
     }

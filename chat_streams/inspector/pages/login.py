@@ -1,10 +1,10 @@
-"""The way in and out: the token of a viewer, taken by a form and kept in a cookie."""
+"""The login and logout: a form takes the token of a viewer, and a cookie keeps it."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from chat_streams.inspector.access import COOKIE, Refused, remember
+from chat_streams.inspector.access import COOKIE, AccessDenied, remember
 from chat_streams.inspector.site import Site
 
 
@@ -19,7 +19,7 @@ def register(site: Site) -> None:
         token, goal = str(form.get("token", "")).strip(), local(str(form.get("next", "/")))
         try:
             viewer = await site.access.of_token(token)
-        except Refused as error:
+        except AccessDenied as error:
             return site.render(request, "login.html", {"error": str(error), "next": goal}, 403)
         response = web.HTTPSeeOther(goal)
         remember(response, token, viewer, request.secure)
@@ -36,5 +36,5 @@ def register(site: Site) -> None:
 
 
 def local(goal: str) -> str:
-    """A path of this site, whatever the address asks for."""
+    """Return ``goal`` if it is a path of this site, ``/`` otherwise, so that no link can redirect elsewhere."""
     return goal if goal.startswith("/") and not goal.startswith(("//", "/\\")) else "/"

@@ -1,4 +1,4 @@
-"""The first page: is everything there, does it flow, does it add up."""
+"""The first page: the state of engines and services, rates, lag, and whether the message counts add up."""
 
 from __future__ import annotations
 

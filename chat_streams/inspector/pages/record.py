@@ -1,4 +1,4 @@
-"""One record of a topic, decoded, and as bytes where it can't be decoded or who looks may see bodies."""
+"""The page of one record of a topic: decoded, and its bytes: the first few, or more for viewers who may see bodies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def register(site: Site) -> None:
 
 
 def shown(record: LogRecord, bodies: bool) -> dict[str, Any]:
-    """What a page shows of a record."""
+    """Return the values that the page shows of a record."""
     items, problem = decoded(record.topic, record.value, bodies)
     value = record.value or b""
     limit = MOST_HEX if bodies else HEX_BYTES

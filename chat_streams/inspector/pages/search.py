@@ -1,4 +1,4 @@
-"""One box for everything: what is asked for, and where the page of it is."""
+"""The search box, which leads to the page of a user, message, connection, slot, record or dead letter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
+from chat_streams.model.errors import RedisUnavailable
 from chat_streams.model.ids import is_id
 from tables import inbox_view
-from tables.redis_cluster import StoreUnavailable
 
 TOPIC: Final = re.compile(r"([a-z][a-z_-]+)/([0-9]{1,5})/([0-9]{1,13})", re.ASCII)
 SLOT: Final = re.compile(r"(?:gateway|slot|g)[ :-]?([0-9]{1,5})", re.ASCII)
@@ -23,7 +23,7 @@ MAX_QUERY: Final = 256
 
 
 def goal(text: str) -> str | None:
-    """The path of the page that is meant, where the text alone says it; ``None`` where it may be several."""
+    """Return the path of the page that a text stands for; ``None`` if it could be that of several pages."""
     if match := TOPIC.fullmatch(text):
         return f"/record/{match[1]}/{match[2]}/{match[3]}"
     if match := SLOT.fullmatch(text):
@@ -44,8 +44,8 @@ def register(site: Site) -> None:
         if (path := goal(text)) is not None and not request.path.startswith("/api/"):
             raise web.HTTPSeeOther(path)
         inbox = None
-        with contextlib.suppress(StoreUnavailable):
-            # A message is found without Redis; the page says that it is away.
+        with contextlib.suppress(RedisUnavailable):
+            # Without Redis a message can still be found; the page says that Redis is away.
             inbox = await inbox_view.look(site.cluster, text) if is_id(text) else None
         return Answer(
             {

@@ -1,4 +1,4 @@
-"""Topics, partitions and groups, live: rate, bytes, and lag in messages, in seconds and as time to empty."""
+"""The page of topics, partitions and consumer groups: rates, bytes, and lag in messages, seconds and time to empty."""
 
 from __future__ import annotations
 

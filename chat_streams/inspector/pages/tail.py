@@ -1,7 +1,7 @@
-"""The tail of a topic, live: as much as eyes can follow, and a count of all the rest.
+"""The page of the live tail of a topic: it shows as many records as people can follow, and counts the others.
 
-Where it goes on is in the id of each event, as offsets: a browser that comes back goes on there, also after a restart
-of the inspector.
+The id of each event has the next offsets: a browser that reconnects continues there, also after a restart of the
+inspector. A thing is an item of a record, such as a message (``reading.py``).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from chat_streams.model.times import now_ms, utc
 TAILS: Final = (*TOPICS, *OTHER_TOPICS)
 BY_USER: Final = (INCOMING_MESSAGES, SESSION_EVENTS, INBOX_REQUESTS)
 SHOWN_PER_S: Final = 40
-"""Things shown a second; what is more is counted."""
+"""The largest number of things shown per second; the others are only counted."""
 MAX_TAILS: Final = 8
 MAX_MINUTES: Final = 120
 EVERY_S: Final = 0.5
-"""Eyes follow two changes a second."""
+"""Seconds between two events: people can follow two changes per second."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What is shown: each text must be in the thing, ``header`` in one of the record's headers."""
+    """The filters of a tail: a thing must match each text that is not empty, a header of its record ``header``."""
 
     topic: str
     user: str
@@ -48,7 +48,7 @@ class Filters:
 
     @classmethod
     def of(cls, request: web.Request) -> Filters:
-        """The filters of a request."""
+        """Return the filters that a request asks for."""
         q = request.query
         topic = q.get("topic", TAILS[0])
         return cls(
@@ -56,7 +56,7 @@ class Filters:
         )
 
     def may_match(self, value: bytes | None, headers: Any) -> bool:
-        """Whether a record may hold something that matches, without decoding it."""
+        """Return whether a record may hold a thing that matches, without decoding it."""
         text = value or b""
         return (
             (not self.user or self.user.encode() in text)
@@ -65,7 +65,7 @@ class Filters:
         )
 
     def matches(self, thing: Any) -> bool:
-        """Whether one thing does."""
+        """Return whether a thing matches."""
         return (
             (not self.user or self.user in (field_of(thing, "to"), field_of(thing, "user")))
             and (not self.sender or field_of(thing, "sender") == self.sender)
@@ -74,12 +74,12 @@ class Filters:
 
     @property
     def of_things(self) -> bool:
-        """Whether anything is asked of the things in a record."""
+        """True if any filter concerns the things in a record, so that it must be decoded."""
         return bool(self.user or self.sender or self.type)
 
 
 class View:
-    """What one viewer is shown of what is read, and counts of it; times in s of a monotonic clock."""
+    """The things to show to one viewer, and counts of all that was read; times in s of a monotonic clock."""
 
     def __init__(self, filters: Filters, bodies: bool, now: float) -> None:
         self.counts: Counter[str] = Counter(records=0, things=0, matching=0, shown=0, dropped=0)
@@ -88,12 +88,12 @@ class View:
         self._room, self._refilled = float(SHOWN_PER_S), now
 
     def refill(self, now: float) -> None:
-        """Make room for what may be shown since the last time."""
+        """Add room for the things that may be shown for the time since the last call."""
         self._room = min(SHOWN_PER_S, self._room + (now - self._refilled) * SHOWN_PER_S)
         self._refilled = now
 
     def take(self, read: Read) -> None:
-        """Count a record, and show of it what matches, as far as there is room."""
+        """Count a record, and add the things in it that match to ``items``, as far as there is room."""
         record, filters = read.record, self._filters
         self.counts["records"] += 1
         self.counts["things"] += read.count
@@ -140,14 +140,14 @@ def register(site: Site) -> None:
 
 
 def partitions_of(filters: Filters, site: Site) -> list[int]:
-    """The partitions to read: one, where a user is asked for whose place is known."""
+    """Return the partitions to read: only the user's, if the filter names one and the topic is keyed by user."""
     if filters.user and filters.topic in BY_USER:
         return [partition_of(filters.user, site.settings.partitions)]
     return list(range(site.collector.partitions(filters.topic)))
 
 
 def positions(text: str) -> dict[int, int]:
-    """The offsets an event's id stands for: ``0:17,3:2``; what is none is left out."""
+    """Return the offset of each partition that an event's id names, as in ``0:17,3:2``; invalid parts are ignored."""
     found = {}
     for part in text[:4000].split(","):
         partition, _, offset = part.partition(":")
@@ -160,11 +160,11 @@ async def _tail(site: Site, feeds: Feeds, request: web.Request) -> AsyncIterator
     filters, kafka = Filters.of(request), site.collector.engines["Kafka"]
     minutes = request.query.get("minutes", "")
     ends_at = time.monotonic() + (60 * min(int(minutes), MAX_MINUTES) if minutes.isdigit() else math.inf)
-    # The header is newer where both are there: a browser that reconnects by itself asks for the same address.
+    # If both are there, the header is newer: a browser that reconnects by itself asks for the same address again.
     before = positions(request.headers.get("Last-Event-ID") or request.query.get("last_event_id", ""))
     view = View(filters, request["viewer"].bodies, time.monotonic())
     follower = Follower({p: before.get(p) for p in partitions_of(filters, site)}, view.take)
-    told, said = None, 0.0
+    sent_counts, sent_at = None, 0.0
     with feeds.follow(filters.topic, follower) as ended:
         while (now := time.monotonic()) < ends_at:
             if kafka.up is False or ended():
@@ -172,8 +172,8 @@ async def _tail(site: Site, feeds: Feeds, request: web.Request) -> AsyncIterator
                 return
             view.refill(now)
             counts = dict(view.counts, skipped=follower.skipped, skipped_things=round(follower.skipped_things))
-            if follower.placed and (counts != told or now - said > HEARTBEAT_S):
-                said, told = now, counts
+            if follower.placed and (counts != sent_counts or now - sent_at > HEARTBEAT_S):
+                sent_at, sent_counts = now, counts
                 data = {"counts": counts, "items": view.items, "at": now_ms()}
                 view.items = []
                 yield follower.place, "tail", json.dumps(data, ensure_ascii=False)

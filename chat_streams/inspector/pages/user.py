@@ -1,4 +1,4 @@
-"""A user: their devices, connections and inbox, and the last messages to and from them."""
+"""The page of a user: their devices, connections and inbox, and the latest messages to and from them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.model.errors import UndecodableRecord, UnknownUser, UnknownVersion
 from chat_streams.model.ids import is_id
-from chat_streams.model.records import INCOMING, Undecodable, UnknownVersion
+from chat_streams.model.records import INCOMING
 from chat_streams.model.times import now_ms, utc
 from chat_streams.operations import user_state
-from chat_streams.operations.user_state import LAST, NoSuchUser, Sources
+from chat_streams.operations.user_state import LAST, Sources
 
 OUT_RECORDS: Final = 2_000
-"""Of each partition, the newest: where messages from a user are looked for."""
+"""The number of records of each partition, the newest, that are searched for messages from a user."""
 OUT_MS: Final = 15 * 60 * 1000
+"""The age in ms up to which records are searched for messages from a user."""
 
 
 def register(site: Site) -> None:
-    """Add ``/user/{user}`` and, slower, ``/sent-by/{user}``."""
+    """Add ``/user/{user}``, and ``/sent-by/{user}``, which is slower because it searches the log."""
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
         user = request.match_info["user"]
@@ -34,7 +36,7 @@ def register(site: Site) -> None:
         sources = Sources(site.settings, site.cluster, site.history, away)
         try:
             return Answer(await user_state.look(sources, user, site.collector.leases, viewer.bodies))
-        except NoSuchUser as error:
+        except UnknownUser as error:
             raise NotFound(str(error)) from error
 
     async def sent(request: web.Request, viewer: Viewer) -> Answer:
@@ -56,7 +58,7 @@ async def _sent(site: Site, user: str) -> tuple[list[dict[str, Any]], str]:
                 continue
             try:
                 messages = INCOMING.decode(record.value).messages
-            except (Undecodable, UnknownVersion):
+            except (UndecodableRecord, UnknownVersion):
                 continue
             found.extend(
                 {"to": m.to, "id": m.id, "at": utc(m.at), "size": len(m.json)} for m in messages if m.sender == user

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from chat_streams.model import ids
 from chat_streams.model.codes import Close
-from chat_streams.model.position import MAX_GENERATION, MAX_OFFSET, MAX_PLACE, Position
+from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, Position
 from gateway import protocol
 from gateway.protocol import Ack, Hello, History, InvalidFrame, MalformedJson, Ping, Send
 
 MOST = 10
 ID = "Az09._~@:-"
 LONG = "x" * 128
-LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_PLACE)
+LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_INDEX)
 
 GOOD: dict[str, dict[str, Any]] = {
     "hello": {"type": "hello", "token": "t", "device": ID},
@@ -442,6 +442,13 @@ def test_close_codes_say_whether_to_come_back() -> None:
 )
 def test_a_body_that_would_end_each_client_that_receives_it_is_refused(body: bytes) -> None:
     assert protocol.why_no_body(body)
+
+
+@pytest.mark.parametrize(("levels", "refused"), [(protocol.MAX_DEPTH, False), (protocol.MAX_DEPTH + 1, True)])
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"]\\"}":', b"}"), (b'["[{",', b"]")])
+def test_a_body_may_be_nested_so_deep_on_each_python(levels: int, refused: bool, begin: bytes, end: bytes) -> None:
+    body = begin * levels + b"1" + end * levels
+    assert (protocol.why_no_body(body) is not None) == refused
 
 
 @pytest.mark.parametrize(

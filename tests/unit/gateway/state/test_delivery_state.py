@@ -580,7 +580,7 @@ class TwoProducers(RuleBasedStateMachine):
         index = which % len(self.inbox.log)
         after, _ = self.inbox.log[index]
         following = self.inbox.log[index + 1].position if index + 1 < len(self.inbox.log) else self.inbox.top
-        until = min(Position(after.entry, after.place + 1), following)
+        until = min(Position(after.entry, after.index + 1), following)
         self._fly(after, until, [m for m in self.inbox.log if m.position == until], request % (self.state.request + 1))
 
     @rule(until=indexes)

@@ -1,0 +1,63 @@
+"""Refuse docstrings whose first word leaves open what the thing is or does: ``python -m tests.lint.docstrings``."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REFUSED = ("Of", "In", "Whose", "What", "Who", "How", "Where", "Whether")
+EXEMPT = frozenset(
+    {
+        # The next transport replaces them.
+        "chat_streams/compat/eager.py",
+        "chat_streams/compat/uvloop_streams.py",
+        "chat_streams/processing/ordered.py",
+        "gateway/slot_consumer.py",
+    }
+)
+
+
+def docstrings(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and text of the docstring of each module, class and function, and of each text below a name."""
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        for before, statement in zip([None, *body], body, strict=False):
+            is_text = (
+                isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Constant)
+                and isinstance(statement.value.value, str)
+            )
+            if is_text and (before is None or isinstance(before, (ast.Assign, ast.AnnAssign))):
+                assert isinstance(statement, ast.Expr)
+                assert isinstance(statement.value, ast.Constant)
+                yield statement.lineno, str(statement.value.value).strip()
+
+
+def refused(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and first line of each docstring that is refused."""
+    for line, text in docstrings(source):
+        if re.match(rf"({'|'.join(REFUSED)})\b", text):
+            yield line, text.splitlines()[0]
+
+
+def main() -> None:
+    """Print each refused docstring; exits with 1 if there is one."""
+    names = subprocess.run(["git", "ls-files", "*.py"], check=True, capture_output=True, text=True).stdout.split()
+    found = [
+        f"{name}:{line}: say what it is or does: {text!r}"
+        for name in names
+        if name not in EXEMPT and Path(name).exists()
+        for line, text in refused(Path(name).read_text())
+    ]
+    if found:
+        sys.exit("\n".join([*found, f"{len(found)} docstrings begin with one of {', '.join(REFUSED)}"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import time
+
+import click
+import pytest
+
+from chat_streams.commands.output import Since, duration, utc
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "0.000 s"),
+        (1_234, "1.234 s"),
+        (-12, "-0.012 s"),
+        (59_999, "59.999 s"),
+        (60_000, "1 min 0 s"),
+        (303_500, "5 min 3 s"),
+        (3_600_000, "1 h 0 min"),
+        (86_399_999, "23 h 59 min"),
+        (90_000_000, "1 d 1 h"),
+        (90 * 86_400_000, "90 d 0 h"),
+    ],
+)
+def test_lengths_of_time(ms: int, text: str) -> None:
+    assert duration(ms) == text
+
+
+def test_times() -> None:
+    assert utc(1_769_868_120_123) == "2026-01-31T14:02:00.123Z"
+    # What a broken clock may have written is shown, and ends nothing.
+    assert utc(1 << 62) == f"{1 << 62} ms"
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-31T14:02:00Z", "2026-01-31T14:02:00", "2026-01-31T15:02:00+01:00", "2026-01-31 14:02"]
+)
+def test_a_point_in_time(text: str) -> None:
+    assert Since().convert(text, None, None) == 1_769_868_120_000
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800)])
+def test_an_age(text: str, seconds: int) -> None:
+    assert Since().convert("999999999d", None, None) == 0
+    before = time.time()
+    found = Since().convert(text, None, None) / 1000 + seconds
+    assert before - 0.002 <= found <= time.time()
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "5", "5 m", "-5m", "٣m"])
+def test_what_is_neither(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Since().convert(text, None, None)

@@ -1,0 +1,172 @@
+"""What a worker does when a Redis server does not know its token, or its partitions are taken meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import pytest
+from faust.types import TP
+
+from chat_streams.kafka.generations import Generation
+from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.model.errors import Rewound
+from chat_streams.processing.offsets import Checkpoint, Progress, Start
+from chat_streams.processing.ordered import OrderedApp
+from chat_streams.recovery.fencing import Fencing
+from chat_streams.runtime.settings import Settings
+from tables.inbox import Inbox
+
+FIRST, SECOND = TP(INCOMING_MESSAGES, 0), TP(INCOMING_MESSAGES, 1)
+
+
+class Worker:
+    """Stands in for the app and its consumer."""
+
+    def __init__(self) -> None:
+        self.progress: Progress[TP] = Progress(60)
+        self.rewound: dict[TP, int] = {}
+        self.should_stop = self.rebalancing = self.in_recovery = False
+
+    @property
+    def consumer(self) -> Worker:
+        return self
+
+    def assignment(self) -> set[TP]:
+        return {tp for tp in (FIRST, SECOND) if tp in self.progress}
+
+    async def is_member(self) -> bool:
+        return True
+
+    async def rewind(self, offsets: Mapping[TP, int]) -> None:
+        for tp, offset in offsets.items():
+            self.rewound[tp] = offset
+            self.progress.start(tp, Start(offset, Checkpoint()), time.monotonic())
+
+    def start(self, offset: int, rewind: int = 0) -> None:
+        for tp in (FIRST, SECOND):
+            self.progress.start(tp, Start(offset, Checkpoint(token="before", rewind=rewind)), time.monotonic())
+
+
+class Store:
+    """Stands in for Redis: what it says of the token of each partition, after something has happened meanwhile."""
+
+    def __init__(self) -> None:
+        self.marks: dict[int, int | None] = {0: None, 1: None}
+        self.meanwhile: Callable[[], object] = lambda: None
+        self.tokens: dict[int, str] = {}
+
+    async def restore(self, devices: object) -> None:
+        """Nothing is known of devices."""
+
+    async def fence(self, partition: int, expected: str, token: str) -> int | None:
+        self.tokens[partition] = token
+        self.meanwhile()
+        return self.marks[partition]
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def fencing(worker: Worker, store: Store) -> Fencing:
+    return Fencing(cast(OrderedApp, worker), cast(Inbox, store), cast(Settings, None))
+
+
+async def test_a_server_that_knows_the_token_costs_no_rewind(fencing: Fencing, worker: Worker, store: Store) -> None:
+    worker.start(100)
+    assert await fencing.token(0) == store.tokens[0]
+    assert worker.rewound == {}
+
+
+async def test_a_server_that_does_not_know_it_rewinds_before_the_next_append(
+    fencing: Fencing, worker: Worker, store: Store
+) -> None:
+    worker.start(100, rewind=40)
+    store.marks[0] = 90
+    with pytest.raises(Rewound):
+        await fencing.token(0)
+    assert worker.rewound == {FIRST: 40}
+    # Both have a token now: the rewound one that of its new run.
+    assert await fencing.token(0) == store.tokens[0]
+    assert await fencing.token(1) == store.tokens[1]
+
+
+async def test_partitions_taken_away_meanwhile_are_left_alone(fencing: Fencing, worker: Worker, store: Store) -> None:
+    worker.start(100)
+    store.marks = {0: 10, 1: 10}
+    store.meanwhile = lambda: worker.progress.clear()
+    with pytest.raises(Rewound):
+        await fencing.token(0)
+    assert worker.rewound == {}
+
+
+async def test_a_run_that_began_meanwhile_gets_no_token_of_the_one_before(
+    fencing: Fencing, worker: Worker, store: Store
+) -> None:
+    worker.start(100)
+    store.meanwhile = lambda: worker.start(50)
+    with pytest.raises(Rewound):
+        await fencing.token(0)
+    assert not worker.progress.token(FIRST)
+
+
+async def test_who_is_cut_off_from_kafka_takes_no_token(fencing: Fencing, worker: Worker, store: Store) -> None:
+    worker.start(100)
+
+    async def asked() -> bool:
+        # Kafka gives the partitions to somebody else while we ask.
+        worker.progress.clear()
+        return False
+
+    worker.is_member = asked  # type: ignore[method-assign]
+    with pytest.raises(Rewound):
+        await fencing.token(0)
+    assert store.tokens == {}
+
+
+@pytest.mark.parametrize(("is_applied", "applied"), [(True, []), (False, [1, 2])])
+async def test_the_log_of_before_a_repartition_is_applied_before_anything_new(
+    fencing: Fencing,
+    worker: Worker,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    is_applied: bool,
+    applied: list[int],
+) -> None:
+    logs = [Generation(1, "a", 1, 1), Generation(2, "b", 2, 2)]
+    found: list[int] = []
+
+    async def former_logs(_: Settings) -> list[Generation]:
+        return logs
+
+    async def look(_: Settings, __: Inbox, log: Generation) -> bool:
+        return is_applied or log.generation == 2
+
+    async def apply(_: Settings, __: Inbox, log: Generation, tokens: Mapping[int, str]) -> None:
+        # Until it is done, nothing new can be appended: nobody has these tokens yet.
+        assert tokens == store.tokens
+        assert not worker.progress.token(FIRST)
+        found.append(log.generation)
+
+    async def no_devices(*_: object) -> dict[str, object]:
+        return {}
+
+    monkeypatch.setattr("chat_streams.kafka.generations.previous", former_logs)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.is_applied", look)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.apply", apply)
+    monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)
+    for tp in (FIRST, SECOND):
+        worker.progress.start(tp, Start(0, Checkpoint()), time.monotonic())
+    store.marks = {0: 0, 1: 0}
+    assert await fencing.token(0) == store.tokens[0]
+    assert found == applied
+    assert worker.rewound == {}
