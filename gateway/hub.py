@@ -1,289 +1,186 @@
-"""The connections of one gateway, and what ties them to the rest: its slot, its epoch, its announcements."""
+"""The connections of one gateway, and what comes for them and goes from them on its slot."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import Final, Protocol
 
-import structlog
-from aiokafka.errors import KafkaError
-
-from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
-from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
-from chat_streams.model.records import (
-    Acknowledge,
-    Announce,
-    Delivery,
-    Displaced,
-    Fetch,
-    InboxAdvanced,
-    Missed,
-    Outgoing,
-    Registered,
-    UserConnected,
-    UserDisconnected,
-)
+from chat_streams.model.position import Position
+from chat_streams.model.records import Acknowledge, Announce, Delivery, Displaced, Fetch, Missed, Outgoing, Registered
 from chat_streams.model.times import now_ms
-from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
+from gateway.announcer import Announced, Announcer
 from gateway.publisher import Publisher
-from gateway.slot_consumer import Deliveries
-from gateway.state.delivery_state import Ask
+from gateway.slot_consumer import SlotConsumer
+from gateway.slot_holder import SlotHolder
+from gateway.state.delivery_state import PageRequest
+from gateway.state.fetch_budget import FetchBudget
 from tables.slots import Lease, Slots
 
-if TYPE_CHECKING:
-    from gateway.websocket import WebSocket
-
-log = structlog.get_logger()
-
-ANNOUNCE_EVERY: Final = 0.05
-ANNOUNCE_AT_ONCE: Final = 100
-ANNOUNCE_JITTER: Final = 1.0
-CORRECTIONS: Final = 10_000
 ACKNOWLEDGE_WITHIN: Final = 0.1
-_NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, KafkaError, TimeoutError, OSError)
+
+
+class Connection(Announced, Protocol):
+    """A connection as the hub sees it, after its hello."""
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Take a part of the inbox."""
+
+    def on_missed(self, missed: Missed) -> None:
+        """Take the news that a part of the inbox left it without acknowledgement."""
+
+    def on_registered(self, top: Position) -> None:
+        """Note that the registry knows this connection; the inbox's top was ``top`` after that."""
+
+    def on_inbox_advanced(self, until: Position) -> None:
+        """Note that there is something in the inbox up to ``until``."""
+
+    def on_fetch_budget(self) -> None:
+        """Note that there is room for a page again."""
+
+    def expect_sampled(self, parent: str, until: Position) -> None:
+        """Note that the delivery which ends at ``until``, and comes now, holds a sampled message."""
+
+    def end(self, code: Close, reason: str) -> None:
+        """Close the connection, after what is to be written."""
 
 
 class Hub:
     """Holds the connections by their id and brings each delivery to its own."""
 
     def __init__(self, settings: Settings, publisher: Publisher, slots: Slots) -> None:
-        self.settings = settings
-        self.publisher = publisher
-        self._slots = slots
-        self._deliveries = Deliveries(settings, self._receive)
-        self._connections: dict[bytes, WebSocket] = {}
-        self._by_device: dict[tuple[str, str], WebSocket] = {}
-        self._lease: Lease | None = None
-        self._to_announce: deque[bytes] = deque()
-        # Connections said to be gone lately: what is still on its way to them needs no second correction.
-        self._corrected: OrderedDict[bytes, None] = OrderedDict()
-        self._budget = settings.fetch_budget
-        self._waiting_for_budget: deque[WebSocket] = deque()
-
-    def __len__(self) -> int:
-        return len(self._connections)
-
-    def __iter__(self) -> Iterator[WebSocket]:
-        return iter(list(self._connections.values()))
+        self._publisher = publisher
+        self._connections: dict[bytes, Connection] = {}
+        self._by_device: dict[tuple[str, str], Connection] = {}
+        self._fetch_budget = FetchBudget(settings.fetch_budget, settings.read_bytes)
+        self._consumer = SlotConsumer(settings, self._receive)
+        self._slot = SlotHolder(slots, self._consumer.open, self._on_slot_taken)
+        self._announcer = Announcer(settings, publisher, self._slot, self._connections)
 
     @property
     def lease(self) -> Lease | None:
         """The slot held."""
-        return self._lease
+        return self._slot.lease
 
     @property
     def ready(self) -> bool:
-        """Whether a connection can be told of: a slot is held and its partition read."""
-        return self._lease is not None
+        """Return whether a connection can be announced: a slot is held and its partition read."""
+        return self._slot.lease is not None
 
     async def run(self) -> None:
         """Hold a slot, read it and announce, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._deliveries.run())
-            group.create_task(self._announce_waiting())
-            group.create_task(self._sweep())
-            group.create_task(self._hold_slot())
+            group.create_task(self._consumer.run())
+            group.create_task(self._announcer.run())
+            group.create_task(self._slot.run())
 
     async def close(self) -> None:
-        """Give the slot back and stop reading it."""
-        await self._deliveries.close()
-        if self._lease is not None:
-            lease, self._lease = self._lease, None
-            try:
-                await self._slots.release(lease)
-            except RedisUnavailable as error:
-                log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
+        """Stop reading the slot and release it."""
+        await self._consumer.close()
+        await self._slot.release()
 
-    def add(self, socket: WebSocket) -> None:
-        """Take a connection in and tell of it; a lower-numbered one of the same device is closed."""
-        self._connections[socket.id] = socket
-        device = socket.user, socket.device
+    def add(self, connection: Connection) -> None:
+        """Take a connection in and announce it; a lower-numbered one of the same device is closed."""
+        self._connections[connection.id] = connection
+        device = connection.user, connection.device
         current = self._by_device.get(device)
-        if current is not None and current.number > socket.number:
-            socket.end(Close.TAKEN_OVER, "a newer connection of this device is here")
+        if current is not None and current.number > connection.number:
+            connection.end(Close.TAKEN_OVER, "a newer connection of this device is here")
         else:
-            self._by_device[device] = socket
+            self._by_device[device] = connection
             if current is not None:
                 current.end(Close.TAKEN_OVER, "a newer connection of this device is here")
-        self._tell(socket, drain=True)
+        self._announcer.on_connected(connection)
 
-    def remove(self, socket: WebSocket) -> None:
-        """Let a connection go and tell of it."""
-        if self._connections.pop(socket.id, None) is None:
+    def remove(self, connection: Connection) -> None:
+        """Let a connection go and say that it is gone."""
+        if self._connections.pop(connection.id, None) is None:
             return
-        if self._by_device.get((socket.user, socket.device)) is socket:
-            del self._by_device[socket.user, socket.device]
+        if self._by_device.get((connection.user, connection.device)) is connection:
+            del self._by_device[connection.user, connection.device]
+        self._fetch_budget.forget(connection.id)
         # Who comes back at once must not get again what was acknowledged on this connection.
-        self.publisher.hurry(socket.user)
-        if self._lease is not None:
-            self.publisher.tell(UserDisconnected(socket.user, socket.id, self._lease.epoch))
+        self._publisher.flush(connection.user)
+        self._announcer.on_disconnected(connection)
 
-    def announce(self, socket: WebSocket) -> None:
+    def announce(self, connection: Connection) -> None:
         """Tell the registry of a connection again."""
-        self._tell(socket, drain=False)
+        self._announcer.announce(connection)
 
-    def ask(self, socket: WebSocket, ask: Ask) -> None:
-        """Ask for a page of an inbox."""
-        if self._lease is None:
-            return
-        self.publisher.ask(
-            Fetch(
-                user=socket.user,
-                connection=socket.id,
-                slot=self._lease.slot,
-                epoch=self._lease.epoch,
-                request=ask.request,
-                after=ask.after,
-                limit=ask.limit,
-                limit_bytes=ask.limit_bytes,
-                deadline=now_ms() + int(ask.patience * 1000),
-                device=socket.device,
-            )
-        )
-
-    def acknowledge(self, socket: WebSocket) -> None:
+    def acknowledge(self, connection: Connection) -> None:
         """Pass on how far a device has acknowledged."""
-        state, at = socket.state, socket.state.acked_forwarded_at
+        state, at = connection.state, connection.state.acked_forwarded_at
         forwarded_at = 0 if at is None else now_ms() - int(1000 * (time.monotonic() - at))
-        self.publisher.ask(
-            Acknowledge(socket.user, socket.device, state.acked, forwarded_at),
-            hurry=state.half_unreported,
+        self._publisher.publish_acknowledgement(
+            Acknowledge(connection.user, connection.device, state.acked, forwarded_at),
+            flush=state.is_half_used,
             # Nobody waits for the acknowledgement of what came live; a page that waits for room does.
-            patience=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
+            linger=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
         )
 
-    def reserve(self, socket: WebSocket, size: int) -> bool:
+    def reserve(self, connection: Connection, size: int) -> bool:
         """Take bytes of the budget for pages under way; without room the connection is woken later."""
-        if self._budget < size:
-            self._waiting_for_budget.append(socket)
-            return False
-        self._budget -= size
-        return True
+        return self._fetch_budget.reserve(connection.id, size)
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Return bytes of the budget and wake who waits for some."""
-        self._budget += size
-        while self._waiting_for_budget and self._budget >= self.settings.read_bytes:
-            socket = self._waiting_for_budget.popleft()
-            if socket.id in self._connections:
-                socket.room_again()
+        self._fetch_budget.release(size)
+        while (next_id := self._fetch_budget.next_in_line()) is not None:
+            if (connection := self._connections.get(next_id)) is not None:
+                connection.on_fetch_budget()
 
-    def _tell(self, socket: WebSocket, drain: bool) -> None:
-        if self._lease is None:
-            self._to_announce.append(socket.id)
+    def request_page(self, connection: Connection, request: PageRequest) -> None:
+        """Request a page of an inbox."""
+        lease = self._slot.lease
+        if lease is None:
             return
-        s = self.settings
-        self.publisher.tell(
-            UserConnected(
-                user=socket.user,
-                device=socket.device,
-                connection=socket.id,
-                number=socket.number,
-                slot=self._lease.slot,
-                epoch=self._lease.epoch,
-                after=socket.state.forwarded,
-                limit=min(s.read_messages, s.window),
-                limit_bytes=min(s.read_bytes, s.window_bytes),
-                drain=drain,
-                deadline=now_ms() + int(socket.patience * 1000),
+        self._publisher.request_page(
+            Fetch(
+                user=connection.user,
+                connection=connection.id,
+                slot=lease.slot,
+                epoch=lease.epoch,
+                request=request.request,
+                after=request.after,
+                limit=request.limit,
+                limit_bytes=request.limit_bytes,
+                deadline=now_ms() + int(request.timeout * 1000),
+                device=connection.device,
             )
         )
+
+    def _on_slot_taken(self) -> None:
+        self._announcer.on_slot_taken()
 
     def _receive(self, items: Outgoing, headers: Iterable[Header]) -> None:
         if headers:
-            self._expect(items, headers)
+            self._expect_sampled(items, headers)
         for item in items:
             if isinstance(item, Announce):
-                self._announce_partitions(set(item.partitions))
+                self._announcer.announce_partitions(set(item.partitions))
                 continue
-            socket = self._connections.get(item.connection)
-            if socket is None or socket.user != item.user:
-                self._correct(item)
+            connection = self._connections.get(item.connection)
+            if connection is None or connection.user != item.user:
+                if not isinstance(item, Displaced):
+                    self._announcer.correct(item)
             elif isinstance(item, Delivery):
-                socket.deliver(item)
+                connection.on_delivery(item)
             elif isinstance(item, Missed):
-                socket.missed(item)
+                connection.on_missed(item)
             elif isinstance(item, Registered):
-                socket.registered(item.top)
+                connection.on_registered(item.top)
             elif isinstance(item, Displaced):
-                socket.end(Close.TAKEN_OVER, "a newer connection of this device is on another gateway")
+                connection.end(Close.TAKEN_OVER, "a newer connection of this device is on another gateway")
             else:
-                socket.heard_of(item.until)
+                connection.on_inbox_advanced(item.until)
 
-    def _expect(self, items: Outgoing, headers: Iterable[Header]) -> None:
+    def _expect_sampled(self, items: Outgoing, headers: Iterable[Header]) -> None:
         """Tell the connections which of these deliveries hold sampled messages."""
         for index, parent in Mark.all(headers):
             item = items[index] if index < len(items) else None
-            if isinstance(item, Delivery) and (socket := self._connections.get(item.connection)) is not None:
-                socket.expect(parent, item.until)
-
-    def _correct(self, item: Delivery | Missed | Registered | Displaced | InboxAdvanced) -> None:
-        """The registry names a connection that is not here: of this epoch or an earlier one, it is gone."""
-        # A later epoch is another gateway's, which took the slot from this one.
-        if isinstance(item, Displaced) or self._lease is None or item.epoch > self._lease.epoch:
-            return
-        if item.connection in self._corrected:
-            return
-        self._corrected[item.connection] = None
-        if len(self._corrected) > CORRECTIONS:
-            self._corrected.popitem(last=False)
-        self.publisher.tell(UserDisconnected(item.user, item.connection, item.epoch))
-
-    def _announce_partitions(self, partitions: set[int]) -> None:
-        count = self.settings.partitions
-        chosen = [s for s in self if partition_of(s.user, count) in partitions]
-        for socket in chosen:
-            # Until the new keeper answers, it is told again.
-            socket.unregistered()
-        self._queue(socket.id for socket in chosen)
-
-    def _queue(self, connections: Iterable[bytes]) -> None:
-        queued = set(self._to_announce)
-        self._to_announce.extend(c for c in connections if c not in queued)
-
-    async def _announce_waiting(self) -> None:
-        while True:
-            if not self._to_announce:
-                await asyncio.sleep(ANNOUNCE_EVERY)
-                if self._to_announce:
-                    # All gateways were asked at the same moment.
-                    await asyncio.sleep(random.uniform(0, ANNOUNCE_JITTER))
-                continue
-            if self._lease is not None:
-                for _ in range(min(ANNOUNCE_AT_ONCE, len(self._to_announce))):
-                    socket = self._connections.get(self._to_announce.popleft())
-                    if socket is not None:
-                        self.announce(socket)
-            await asyncio.sleep(ANNOUNCE_EVERY)
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.announce_sweep * random.uniform(0.8, 1.2))
-            self._queue(s.id for s in self)
-
-    async def _take_slot(self) -> Lease:
-        lease = await self._slots.take()
-        await self._deliveries.open(lease.slot)
-        return lease
-
-    async def _hold_slot(self) -> None:
-        while True:
-            lease = await retry_forever("take a slot", _NO_SLOT_YET, self._take_slot)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # What it awaited has swallowed the cancellation.
-                raise asyncio.CancelledError
-            self._lease = lease
-            log.info("slot taken", slot=lease.slot, epoch=lease.epoch)
-            for socket in self:
-                socket.unregistered()
-            self._queue(s.id for s in self)
-            await self._slots.keep(lease)
-            self._lease = None
+            if isinstance(item, Delivery) and (connection := self._connections.get(item.connection)) is not None:
+                connection.expect_sampled(parent, item.until)

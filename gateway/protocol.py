@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Raw
 
+from chat_streams.model.codes import Close
+from chat_streams.model.errors import ConnectChatError
 from chat_streams.model.ids import MAX_ID, Id, is_id
 from chat_streams.model.position import Position
 
@@ -96,7 +98,7 @@ class _Reference(msgspec.Struct, gc=False):
 ClientFrame = Hello | Send | Ack | History | Ping
 
 
-class Bad(Exception):
+class InvalidFrame(ConnectChatError):
     """A frame, or an object in it, that is not understood: answered by an error, the connection stays."""
 
     def __init__(self, code: str, text: str, *, retry: bool = False, **reference: str) -> None:
@@ -104,8 +106,19 @@ class Bad(Exception):
         self.frame = error(code, text, retry=retry, **reference)
 
 
-class NotJson(Exception):
-    """The frame can't be parsed at all: the connection ends."""
+class CloseConnection(ConnectChatError):
+    """The connection is to be closed with a code and a reason."""
+
+    def __init__(self, code: Close, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class MalformedJson(CloseConnection):
+    """A frame that can't be parsed at all."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(Close.NOT_JSON, f"not JSON: {failure}")
 
 
 _one = msgspec.json.Decoder(ClientFrame)
@@ -115,22 +128,25 @@ _raws = msgspec.json.Decoder(list[Raw])
 _reference = msgspec.json.Decoder(_Reference)
 
 
-def parse(text: str, most: int) -> list[ClientFrame | Bad]:
-    """The objects of a frame, each understood or not; raises ``NotJson``, or ``Bad`` for the frame as a whole."""
+def parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
+    """The objects of a frame, each understood or not.
+
+    Raises ``MalformedJson``, or ``InvalidFrame`` where the frame as a whole is refused.
+    """
     try:
         return _parse(text, most)
     except (msgspec.DecodeError, RecursionError) as failure:
-        raise NotJson(str(failure)) from failure
+        raise MalformedJson(failure) from failure
 
 
-def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
+def _parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
     if text.lstrip()[:1] != "[":
         try:
             return [_one.decode(text)]
         except msgspec.ValidationError:
             return [_parse_one(bytes(_raw.decode(text)))]
     try:
-        frames: list[ClientFrame | Bad] = list(_many.decode(text))
+        frames: list[ClientFrame | InvalidFrame] = list(_many.decode(text))
     except msgspec.ValidationError:
         raws = _raws.decode(text)
         _check_count(len(raws), most)
@@ -141,16 +157,16 @@ def _parse(text: str, most: int) -> list[ClientFrame | Bad]:
 
 def _check_count(count: int, most: int) -> None:
     if count > most:
-        raise Bad("too_many", f"a frame holds at most {most} objects, this one {count}")
+        raise InvalidFrame("too_many", f"a frame holds at most {most} objects, this one {count}")
 
 
-def _parse_one(raw: bytes) -> ClientFrame | Bad:
+def _parse_one(raw: bytes) -> ClientFrame | InvalidFrame:
     try:
         frame: ClientFrame = _one.decode(raw)
     except msgspec.ValidationError as failure:
         known = _known(raw)
         unknown = "$.type" in str(failure)
-        return Bad("unknown_type" if unknown else "bad_frame", str(failure), **known)
+        return InvalidFrame("unknown_type" if unknown else "bad_frame", str(failure), **known)
     else:
         return frame
 
@@ -173,7 +189,7 @@ def at_text(at: int) -> str:
 
 
 def at_of(messages: bytes) -> int | None:
-    """When the first of some messages was accepted, in ms since the epoch; ``None`` where it can't be read."""
+    """The time when the first of some messages was accepted, in ms since the epoch; ``None`` where it can't be read."""
     # Ids and names before it hold no quotes.
     start = messages.find(b',"at":"', 0, 512) + 7
     try:
@@ -197,7 +213,7 @@ def _depth(body: bytes) -> int:
 
 
 def why_no_body(body: bytes) -> str | None:
-    """What a recipient's parser would stumble over, or ``None``.
+    """The flaw in a body that a recipient's parser would stumble over, or ``None``.
 
     A number out of range, or nesting past a parser's limit, would end the recipient's client on each connection anew.
     """
@@ -263,7 +279,7 @@ def history(ref: str, objects: list[bytes], before: str | None) -> bytes:
 
 
 def error(code: str, text: str, *, retry: bool = False, **reference: str | int) -> bytes:
-    """What was wrong, with the ``id`` or ``ref`` it is about if that is known, and ``retry_in_ms`` where that is."""
+    """An error with the ``id`` or ``ref`` it is about if that is known, and ``retry_in_ms`` where that is."""
     return _encode({"type": "error", "code": code, "message": text, "retry": retry, **reference})
 
 

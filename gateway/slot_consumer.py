@@ -1,4 +1,4 @@
-"""From Kafka to the gateway: the records of its slot, read from the end."""
+"""The way from Kafka to the gateway: the records of its slot, read from the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.names import MAX_RECORD, OUTGOING_MESSAGES
-from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.errors import ConnectChatError, UndecodableRecord, UnknownVersion
 from chat_streams.model.records import OUTGOING, Outgoing
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header
@@ -24,11 +24,11 @@ FETCH_BYTES: Final = 4 * 1024 * 1024
 START_SECONDS: Final = 30.0
 
 
-class DeliveriesEnded(Exception):
+class SlotConsumerEnded(ConnectChatError):
     """Nothing can be read any more; only a new process helps."""
 
 
-class Deliveries:
+class SlotConsumer:
     """Reads one partition of ``outgoing_messages``: assigned, not subscribed, from its end."""
 
     def __init__(self, settings: Settings, receive: Callable[[Outgoing, Iterable[Header]], None]) -> None:
@@ -72,7 +72,7 @@ class Deliveries:
             await consumer.stop()
 
     async def run(self) -> None:
-        """Hand each record to ``receive``, until cancelled; raises ``DeliveriesEnded``."""
+        """Hand each record to ``receive``, until cancelled; raises ``SlotConsumerEnded``."""
         while True:
             consumer = self._consumer
             if consumer is None:
@@ -89,7 +89,7 @@ class Deliveries:
                 continue
             if consumer is self._consumer and _has_ended(consumer):
                 # An error that aiokafka does not know ends its fetcher, and nothing more would come.
-                raise DeliveriesEnded("the consumer of deliveries has ended by an error")
+                raise SlotConsumerEnded("the consumer of deliveries has ended by an error")
             for records in batches.values():
                 for record in records:
                     self._take(record.offset, record.value, record.headers)

@@ -188,5 +188,5 @@ def bad(fuzzed: list[object]) -> Iterator[object]:
     """Yield the values that are not valid frames by chance."""
     for value in fuzzed:
         (found,) = protocol.parse(json.dumps([value]), 1)
-        if isinstance(found, protocol.Bad):
+        if isinstance(found, protocol.InvalidFrame):
             yield value

@@ -1,4 +1,4 @@
-"""What one connection has been sent, has acknowledged and still wants: a state machine without I/O.
+"""A state machine without I/O: what one connection has been sent, has acknowledged and still wants.
 
 ``docs/architecture.md``, invariants 4 and 5. Times are in seconds of a monotonic clock.
 """
@@ -9,32 +9,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from chat_streams.model.errors import ConnectChatError
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import FIRST_REQUEST, Delivery, Missed
 from gateway import protocol
 
-FIRST_PATIENCE: Final = 2.0
-LONGEST_PATIENCE: Final = 30.0
+FIRST_TIMEOUT: Final = 2.0
+LONGEST_TIMEOUT: Final = 30.0
+"""Seconds until an answer is no longer waited for: at first, and after it did not come several times."""
 WINDOW_SHARE: Final = 4
-"""The inbox is asked for a page once a fourth of the window is free: not for a message at a time."""
+"""A page is requested once a fourth of the window is free: not a message at a time."""
 
 
-class AckRefused(Exception):
+class InvalidAck(ConnectChatError):
     """A client acknowledged what it was not sent."""
 
 
-class Ask(NamedTuple):
-    """A page of the inbox that is wanted now, useless after ``patience`` seconds."""
+class PageRequest(NamedTuple):
+    """A page of the inbox is wanted now; its answer is of no use after ``timeout`` seconds."""
 
     request: int
     after: Position
     limit: int
     limit_bytes: int
-    patience: float
+    timeout: float
 
 
-class Announce(NamedTuple):
-    """The registry has not answered: tell it of this connection (again)."""
+class RegistrationDue(NamedTuple):
+    """The registry has not answered: this connection is to be announced (again)."""
 
 
 class _Unacknowledged(NamedTuple):
@@ -46,7 +48,7 @@ class _Unacknowledged(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of what may be forwarded and not acknowledged, and of one page."""
+    """The bounds of what may be forwarded and not acknowledged, and of one page."""
 
     window: int
     window_bytes: int
@@ -54,18 +56,36 @@ class Limits:
     page_bytes: int
 
 
-class Connection:
+class DeliveryState:
     """The state of one connection after its hello.
 
     ``forwarded`` is the position up to which the client was sent everything above the cursor it connected with;
     ``acked`` the one it has acknowledged, which was forwarded at ``acked_forwarded_at`` (``None`` while nothing was);
-    ``target`` the highest position heard of. While ``forwarded < target`` and the window is open, ``due`` asks.
+    ``target`` the highest position heard of. While ``forwarded < target`` and the window is open, ``due`` requests
+    pages.
     ``jitter`` returns a factor of 0.5 to 1.
     """
 
     __slots__ = (
-        *("_announce_at", "_announcements", "_ask_at", "_asked_for", "_attempts", "_bytes", "_caught_up_at", "_count"),
-        *("_jitter", "_limits", "_registered", "_told", "_unacknowledged", "_was_open", "_was_registered"),
+        *(
+            "_announce_at",
+            "_announcements",
+            "_attempts",
+            "_bytes",
+            "_caught_up_at",
+            "_chained_until",
+            "_count",
+            "_jitter",
+        ),
+        *(
+            "_limits",
+            "_registered",
+            "_request_at",
+            "_requested_until",
+            "_unacknowledged",
+            "_was_open",
+            "_was_registered",
+        ),
         *("acked", "acked_forwarded_at", "forwarded", "outstanding", "request", "stalls", "target"),
     )
 
@@ -76,7 +96,7 @@ class Connection:
         self.target = ORIGIN
         self.request = FIRST_REQUEST
         self.stalls = 0
-        self._told = cursor
+        self._chained_until = cursor
         self._limits = limits
         self._jitter = jitter
         self._unacknowledged: list[_Unacknowledged] = []
@@ -84,18 +104,18 @@ class Connection:
         self._bytes = 0
         # The first page is on its way: the notification service sends it when it hears of the connection.
         self.outstanding = True
-        self._asked_for = ORIGIN
+        self._requested_until = ORIGIN
         self._attempts = 1
-        self._ask_at = now + self._patience()
+        self._request_at = now + self._next_timeout()
         self._registered = self._was_registered = False
         self._announcements = 1
-        self._announce_at = now + self._patience()
+        self._announce_at = now + self._next_timeout()
         self._caught_up_at: Position | None = None
         self._was_open = True
 
     @property
     def window_open(self) -> bool:
-        """Whether anything may be forwarded."""
+        """Return whether anything may be forwarded."""
         return self._count < self._limits.window and self._bytes < self._limits.window_bytes
 
     @property
@@ -105,15 +125,15 @@ class Connection:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether all that the inbox held on connecting was forwarded."""
+        """Return whether all that the inbox held on connecting was forwarded."""
         return self._was_registered and self._caught_up_at is None
 
     @property
     def unacknowledged_bytes(self) -> int:
-        """Of what was forwarded and not acknowledged."""
+        """Bytes of what was forwarded and not acknowledged."""
         return self._bytes
 
-    def deliver(self, delivery: Delivery, now: float) -> list[bytes]:
+    def on_delivery(self, delivery: Delivery, now: float) -> list[bytes]:
         """The frames to send for a delivery: none unless it is the contiguous continuation (invariant 4)."""
         before = self.forwarded
         frames: list[bytes] = []
@@ -126,19 +146,19 @@ class Connection:
         self._answered(delivery.request, self.forwarded > before, now)
         return frames + self._caught_up()
 
-    def missed(self, missed: Missed, now: float) -> list[bytes]:
+    def on_missed(self, missed: Missed, now: float) -> list[bytes]:
         """The frames to send for a range that left the inbox: the same rule."""
         before = self.forwarded
         frames: list[bytes] = []
         if missed.until > self.forwarded:
             if missed.after <= self.forwarded and self.window_open:
-                frames.append(protocol.missed(self._told, missed.until))
-                self.forwarded = self._told = missed.until
+                frames.append(protocol.missed(self._chained_until, missed.until))
+                self.forwarded = self._chained_until = missed.until
             self.target = max(self.target, missed.until)
         self._answered(missed.request, self.forwarded > before, now)
         return frames + self._caught_up()
 
-    def registered(self, top: Position) -> list[bytes]:
+    def on_registered(self, top: Position) -> list[bytes]:
         """The registry names this connection; the inbox's top was ``top`` after that."""
         self.target = max(self.target, top)
         if not self._was_registered:
@@ -146,20 +166,20 @@ class Connection:
         self._registered = self._was_registered = True
         return self._caught_up()
 
-    def unregistered(self, now: float) -> None:
-        """The registry must hear of this connection again (another slot, another keeper of the registry)."""
+    def on_unregistered(self, now: float) -> None:
+        """The registry must be told of this connection again (another slot, another keeper of the registry)."""
         self._registered = False
         self._announcements = 1
-        self._announce_at = now + self._patience(self._announcements)
+        self._announce_at = now + self._next_timeout(self._announcements)
 
-    def heard_of(self, until: Position) -> None:
-        """There is something up to ``until``."""
+    def on_inbox_advanced(self, until: Position) -> None:
+        """There is something in the inbox up to ``until``."""
         self.target = max(self.target, until)
 
     def acknowledge(self, position: Position) -> bool:
-        """Whether an acknowledgement moved the cursor; raises ``AckRefused`` above what was forwarded."""
+        """Return whether an acknowledgement moved the cursor; raises ``InvalidAck`` above what was forwarded."""
         if position > self.forwarded:
-            raise AckRefused(f"{position} was not sent to this connection yet")
+            raise InvalidAck(f"{position} was not sent to this connection yet")
         if position <= self.acked:
             return False
         self.acked = position
@@ -178,72 +198,72 @@ class Connection:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there is more in the inbox than was forwarded."""
+        """Return whether there is more in the inbox than was forwarded."""
         return self.forwarded < self.target
 
     @property
-    def half_unreported(self) -> bool:
-        """Whether the window is at least half used up, so that an acknowledgement should travel at once."""
+    def is_half_used(self) -> bool:
+        """Return whether the window is at least half used up, so that an acknowledgement should travel at once."""
         return 2 * self._count >= self._limits.window or 2 * self._bytes >= self._limits.window_bytes
 
-    def due(self, now: float) -> Ask | Announce | None:
-        """What to do now: the one rule for progress (invariant 5). To be called until it returns ``None``."""
+    def due(self, now: float) -> PageRequest | RegistrationDue | None:
+        """The one rule for progress (invariant 5): what to do now. To be called until it returns ``None``."""
         if not self._registered and now >= self._announce_at:
             self._announcements += 1
-            self._announce_at = now + self._patience(self._announcements)
-            return Announce()
+            self._announce_at = now + self._next_timeout(self._announcements)
+            return RegistrationDue()
         if self.forwarded >= self.target:
             return None
-        if not self._room():
+        if not self._has_room_for_page():
             self.stalls += self._was_open
             self._was_open = False
             return None
         self._was_open = True
-        if now < self._ask_at:
+        if now < self._request_at:
             return None
         self.request += 1
-        self._asked_for = self.target
+        self._requested_until = self.target
         self.outstanding = True
         self._attempts += 1
-        patience = self._patience()
-        self._ask_at = now + patience
-        return Ask(
+        timeout = self._next_timeout()
+        self._request_at = now + timeout
+        return PageRequest(
             self.request,
             self.forwarded,
             min(self._limits.page, self._limits.window - self._count),
             min(self._limits.page_bytes, self._limits.window_bytes - self._bytes),
-            patience,
+            timeout,
         )
 
-    def not_asked(self) -> None:
-        """Take back what ``due`` last wanted asked: there was no room for the answer. It is wanted again when due."""
+    def postpone_request(self) -> None:
+        """Take the last request back: there was no room for its answer. It is made again when it is due."""
         self.outstanding = False
         self._attempts = max(0, self._attempts - 1)
 
-    def room_again(self, now: float) -> None:
-        """There is room for an answer: ask at once what was not asked."""
+    def resume_requests(self, now: float) -> None:
+        """There is room for an answer: a request that was taken back is due at once."""
         if not self.outstanding:
-            self._ask_at = now
+            self._request_at = now
 
     def next_due(self) -> float | None:
-        """When ``due`` has something to do if nothing else happens; ``None`` for never."""
+        """The time when ``due`` has something to do if nothing else happens; ``None`` for never."""
         times = []
         if not self._registered:
             times.append(self._announce_at)
-        if self.forwarded < self.target and self._room():
-            times.append(self._ask_at)
+        if self.forwarded < self.target and self._has_room_for_page():
+            times.append(self._request_at)
         return min(times, default=None)
 
-    def _room(self) -> bool:
+    def _has_room_for_page(self) -> bool:
         return not self._count or (
             WINDOW_SHARE * (self._limits.window - self._count) >= self._limits.window
             and WINDOW_SHARE * (self._limits.window_bytes - self._bytes) >= self._limits.window_bytes
         )
 
     def _forward(self, until: Position, count: int, objects: bytes, now: float) -> bytes:
-        # What lies between the last range told and this one holds no messages.
-        frame = protocol.messages(self._told, until, objects)
-        self.forwarded = self._told = until
+        # What lies between the end of the last frame and this range holds no messages.
+        frame = protocol.messages(self._chained_until, until, objects)
+        self.forwarded = self._chained_until = until
         self._unacknowledged.append(_Unacknowledged(until, count, len(objects), now))
         self._count += count
         self._bytes += len(objects)
@@ -255,10 +275,10 @@ class Connection:
             self._attempts = 0
         if self.outstanding and request == self.request:
             self.outstanding = False
-            # An answer that advanced nothing is no reason to ask at once: the same would come again.
-            self._ask_at = now if content or self.target > self._asked_for else now + self._patience()
+            # An answer that advanced nothing is no reason for a request at once: the same would come again.
+            self._request_at = now if content or self.target > self._requested_until else now + self._next_timeout()
         elif advanced and not self.outstanding:
-            self._ask_at = now
+            self._request_at = now
 
     def _caught_up(self) -> list[bytes]:
         if self._caught_up_at is None or self.forwarded < self._caught_up_at:
@@ -266,6 +286,6 @@ class Connection:
         self._caught_up_at = None
         return [protocol.caught_up(self.forwarded)]
 
-    def _patience(self, attempts: int | None = None) -> float:
+    def _next_timeout(self, attempts: int | None = None) -> float:
         doublings = min((self._attempts if attempts is None else attempts) - 1, 10)
-        return min(LONGEST_PATIENCE, FIRST_PATIENCE * float(1 << max(0, doublings))) * self._jitter()
+        return min(LONGEST_TIMEOUT, FIRST_TIMEOUT * float(1 << max(0, doublings))) * self._jitter()

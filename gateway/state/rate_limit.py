@@ -1,18 +1,25 @@
-"""How much one user may do here: token buckets for messages, bytes and connects, for each user of a gateway."""
+"""Rate limits: token buckets for messages, bytes and connects, for each user of a gateway."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
-
-from chat_streams.runtime.settings import Settings
+from typing import Final, NamedTuple
 
 MOST_USERS: Final = 50_000
 """Remembered; who was longest without doing anything is forgotten first, by when his buckets are full again."""
-
-
 REOPENED: Final = 0.1
-"""Of its burst, which a bucket must hold again after it refused: else one message at a time would pass."""
+"""The share of its burst that a bucket must hold again after it refused: else one message at a time would pass."""
+
+
+class Rates(NamedTuple):
+    """The limits of one user: messages, bytes of bodies and connects, each a second in the long run and at once."""
+
+    send_rate: float
+    send_burst: float
+    send_bytes_rate: float
+    send_bytes_burst: float
+    connect_rate: float
+    connect_burst: float
 
 
 class Bucket:
@@ -43,15 +50,15 @@ class Bucket:
         self._tokens -= amount
 
 
-class Allowance:
-    """What one user may do, over all his connections to this gateway. Times in s."""
+class RateLimiter:
+    """The limits of one user, over all his connections to this gateway. Times in s."""
 
     __slots__ = ("_bytes", "_connects", "_messages")
 
-    def __init__(self, settings: Settings, now: float) -> None:
-        self._messages = Bucket(settings.send_rate, settings.send_burst, now)
-        self._bytes = Bucket(settings.send_bytes_rate, settings.send_bytes_burst, now)
-        self._connects = Bucket(settings.connect_rate, settings.connect_burst, now)
+    def __init__(self, rates: Rates, now: float) -> None:
+        self._messages = Bucket(rates.send_rate, rates.send_burst, now)
+        self._bytes = Bucket(rates.send_bytes_rate, rates.send_bytes_burst, now)
+        self._connects = Bucket(rates.connect_rate, rates.connect_burst, now)
 
     def send(self, size: int, now: float) -> float:
         """Allow a message of so many bytes and return 0.0, or return the seconds until it may be sent."""
@@ -69,21 +76,21 @@ class Allowance:
         return wait
 
 
-class Allowances:
-    """The allowances of the users of a gateway."""
+class RateLimiters:
+    """The rate limiters of a gateway's users; past ``most`` of them, the one idle for longest is forgotten."""
 
-    def __init__(self, settings: Settings, most: int = MOST_USERS) -> None:
-        self._settings = settings
+    def __init__(self, rates: Rates, most: int = MOST_USERS) -> None:
+        self._rates = rates
         self._most = most
-        self._of: OrderedDict[str, Allowance] = OrderedDict()
+        self._by_user: OrderedDict[str, RateLimiter] = OrderedDict()
 
-    def of(self, user: str, now: float) -> Allowance:
-        """The one allowance of a user; a new one is full."""
-        found = self._of.get(user)
+    def of(self, user: str, now: float) -> RateLimiter:
+        """The one limiter of a user; a new one is full."""
+        found = self._by_user.get(user)
         if found is None:
-            found = self._of[user] = Allowance(self._settings, now)
-            if len(self._of) > self._most:
-                self._of.popitem(last=False)
+            found = self._by_user[user] = RateLimiter(self._rates, now)
+            if len(self._by_user) > self._most:
+                self._by_user.popitem(last=False)
         else:
-            self._of.move_to_end(user)
+            self._by_user.move_to_end(user)
         return found

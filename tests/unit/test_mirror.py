@@ -5,7 +5,7 @@ from __future__ import annotations
 from docker.local.layout import ROOT
 
 UNIT = ROOT / "tests" / "unit"
-PACKAGES = ("chat_streams", "clients", "tables")
+PACKAGES = ("chat_streams", "clients", "gateway", "tables")
 WITHOUT = frozenset((UNIT / "without_tests.txt").read_text().split())
 """Modules without unit tests of their own, most of which integration tests drive; the list only gets shorter."""
 
@@ -32,7 +32,7 @@ def test_each_module_has_a_file_of_unit_tests_or_is_named_as_without() -> None:
 
 def test_each_file_of_unit_tests_stands_beside_what_it_tests() -> None:
     of_modules = {unit_tests_of(module) for module in modules()}
-    of_others = ("bench/", "docker/", "gateway/", "inspector/", "test_")
+    of_others = ("bench/", "docker/", "inspector/", "test_")
     strays = {
         name
         for path in UNIT.rglob("test_*.py")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from chat_streams.runtime.settings import Settings
-from gateway import slot_consumer as deliveries
-from gateway.slot_consumer import Deliveries
+from gateway import slot_consumer as module
+from gateway.slot_consumer import SlotConsumer
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -33,8 +33,8 @@ async def test_a_consumer_that_is_starting_has_started_before_it_is_stopped(
         async def stop(self) -> None:
             story.append("stopped")
 
-    monkeypatch.setattr(deliveries, "AIOKafkaConsumer", Consumer)
-    opening = asyncio.create_task(Deliveries(Settings(), lambda *_: None).open(3))
+    monkeypatch.setattr(module, "AIOKafkaConsumer", Consumer)
+    opening = asyncio.create_task(SlotConsumer(Settings(), lambda *_: None).open(3))
     await connecting.wait()
     opening.cancel()
     await asyncio.sleep(0)

@@ -112,8 +112,9 @@ def test_the_share_of_sampled_messages_is_the_setting() -> None:
 
 # redis-py imports the interface, and the part for metrics, of any OpenTelemetry that is installed.
 OFF = """
-import gateway.app, chat_streams.messaging, chat_streams.notification, chat_streams.history, sys, threading
-gateway.app.Gateway(chat_streams.messaging.app.settings)
+import sys, threading
+import gateway.app, chat_streams.messaging, chat_streams.notification, chat_streams.history
+gateway.services.Services(chat_streams.messaging.app.settings)
 print([m for m in sys.modules if m.startswith(("opentelemetry.sdk.trace", "opentelemetry.exporter", "requests"))],
       [t.name for t in threading.enumerate() if "Otel" in t.name])
 """

@@ -11,7 +11,7 @@ from chat_streams.model import ids
 from chat_streams.model.codes import Close
 from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, Position
 from gateway import protocol
-from gateway.protocol import Ack, Bad, Hello, History, NotJson, Ping, Send
+from gateway.protocol import Ack, Hello, History, InvalidFrame, MalformedJson, Ping, Send
 
 MOST = 10
 ID = "Az09._~@:-"
@@ -47,7 +47,7 @@ def parse_one(frame: Any) -> Any:
 
 def refusal(frame: Any) -> dict[str, Any]:
     found = parse_one(frame)
-    assert isinstance(found, Bad)
+    assert isinstance(found, InvalidFrame)
     fields: dict[str, Any] = json.loads(found.frame)
     assert set(fields) - {"id", "ref"} == {"type", "code", "message", "retry"}
     assert (fields["type"], fields["retry"]) == ("error", False)
@@ -78,7 +78,7 @@ def test_every_frame_is_understood() -> None:
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_fields_of_a_newer_client_are_ignored(kind: str) -> None:
-    assert not isinstance(parse_one(GOOD[kind] | {"new": [{"type": "ack"}]}), Bad)
+    assert not isinstance(parse_one(GOOD[kind] | {"new": [{"type": "ack"}]}), InvalidFrame)
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -165,7 +165,7 @@ def test_an_accepted_position_can_be_used(text: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name", "most"), TEXTS)
 def test_a_text_that_is_too_long_is_named(kind: str, name: str, most: int) -> None:
-    assert not isinstance(parse_one(GOOD[kind] | {name: "x" * most}), Bad)
+    assert not isinstance(parse_one(GOOD[kind] | {name: "x" * most}), InvalidFrame)
     assert_names(refusal(GOOD[kind] | {name: "x" * (most + 1)}), name)
 
 
@@ -227,7 +227,7 @@ def test_one_bad_object_spoils_no_other(bad: Any, name: str, reference: dict[str
     assert isinstance(before, Send)
     assert (before.id, bytes(before.body)) == (ID, b'{"text": "hi"}')
     assert after == Ping("r")
-    assert isinstance(found, Bad)
+    assert isinstance(found, InvalidFrame)
     fields = json.loads(found.frame)
     assert name in fields["message"]
     assert {k: fields[k] for k in ("id", "ref") if k in fields} == reference
@@ -236,7 +236,7 @@ def test_one_bad_object_spoils_no_other(bad: Any, name: str, reference: dict[str
 @pytest.mark.parametrize("objects", [[{"type": "ping", "ref": "r"}], [1], [{"type": "ping", "ref": "r"}, 1]])
 def test_too_many_objects_are_refused_as_a_whole(objects: list[Any]) -> None:
     text = json.dumps((objects * (MOST + 1))[: MOST + 1])
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(InvalidFrame) as caught:
         protocol.parse(text, MOST)
     fields = json.loads(caught.value.frame)
     assert (fields["code"], fields["retry"]) == ("too_many", False)
@@ -256,7 +256,7 @@ NOT_JSON = [
 
 @pytest.mark.parametrize("text", NOT_JSON)
 def test_what_is_not_json(text: str) -> None:
-    with pytest.raises(NotJson):
+    with pytest.raises(MalformedJson):
         protocol.parse(text, MOST)
 
 
@@ -270,7 +270,7 @@ def test_what_is_not_json(text: str) -> None:
 def test_a_body_that_is_not_json_never_reaches_a_recipient(body: str) -> None:
     send = f'{{"type":"send","id":"a","to":"b","body":{body}}}'
     for text in (send, f'[{send},{{"type":"ping","ref":"r"}}]', f'[{{"type":"nope"}},{send}]'):
-        with pytest.raises(NotJson):
+        with pytest.raises(MalformedJson):
             protocol.parse(text, MOST)
 
 
@@ -290,9 +290,9 @@ def test_a_body_that_is_not_json_never_reaches_a_recipient(body: str) -> None:
 def test_endless_nesting_is_refused(text: str, deep: str) -> None:
     try:
         found = protocol.parse(text % deep, MOST)
-    except NotJson:
+    except MalformedJson:
         return
-    assert [type(f) for f in found] == [Bad]
+    assert [type(f) for f in found] == [InvalidFrame]
 
 
 @given(
@@ -306,10 +306,10 @@ def test_endless_nesting_is_refused(text: str, deep: str) -> None:
 def test_any_text_is_understood_or_refused(text: str) -> None:
     try:
         found = protocol.parse(text, MOST)
-    except (NotJson, Bad):
+    except (MalformedJson, InvalidFrame):
         return
     json.loads(text)
-    assert all(isinstance(f, Bad | Hello | Send | Ack | History | Ping) for f in found)
+    assert all(isinstance(f, InvalidFrame | Hello | Send | Ack | History | Ping) for f in found)
 
 
 # Bodies

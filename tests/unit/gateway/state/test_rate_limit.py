@@ -1,4 +1,4 @@
-"""The token buckets: what passes, when, and that a user has one allowance only."""
+"""The token buckets: what passes, when, and that a user has one limiter only."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_streams.runtime.settings import Settings
-from gateway.state.rate_limit import Allowance, Allowances, Bucket
+from gateway.state.rate_limit import Bucket, RateLimiter, RateLimiters, Rates
+
+RATES = Rates(1, 3, 1_000, 256 * 1024, 1, 2)
 
 
 def test_a_burst_passes_at_once_and_then_the_rate() -> None:
@@ -52,18 +53,25 @@ def test_never_more_than_the_burst_and_the_rate(steps: list[tuple[float, int]]) 
 
 
 def test_messages_and_bytes_are_limited_each() -> None:
-    settings = Settings(send_rate=1, send_burst=3, send_bytes_rate=1_000, send_bytes_burst=256 * 1024)
-    many, large = Allowance(settings, 0), Allowance(settings, 0)
+    many, large = RateLimiter(RATES, 0), RateLimiter(RATES, 0)
     assert [bool(many.send(10, 0)) for _ in range(4)] == [False, False, False, True]
     assert [bool(large.send(200 * 1024, 0)) for _ in range(2)] == [False, True]
     # What did not pass took nothing.
     assert large.send(50 * 1024, 600) == 0
 
 
-def test_a_user_has_one_allowance_and_the_idlest_is_forgotten() -> None:
-    allowances = Allowances(Settings(), most=2)
-    alice, bob = allowances.of("alice", 0), allowances.of("bob", 0)
-    assert allowances.of("alice", 1) is alice
-    allowances.of("carla", 1)
-    assert allowances.of("alice", 1) is alice
-    assert allowances.of("bob", 1) is not bob
+def test_connects_are_limited_by_themselves() -> None:
+    limiter = RateLimiter(RATES, 0)
+    for _ in range(3):
+        limiter.send(1, 0)
+    assert [bool(limiter.connect(0)) for _ in range(3)] == [False, False, True]
+    assert limiter.connect(1) == 0
+
+
+def test_a_user_has_one_limiter_and_the_idlest_is_forgotten() -> None:
+    limiters = RateLimiters(RATES, most=2)
+    alice, bob = limiters.of("alice", 0), limiters.of("bob", 0)
+    assert limiters.of("alice", 1) is alice
+    limiters.of("carla", 1)
+    assert limiters.of("alice", 1) is alice
+    assert limiters.of("bob", 1) is not bob

@@ -1,0 +1,130 @@
+"""Batches of one partition: many small items leave in few records, in order, one record at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from typing import Any, Generic, Protocol, TypeVar
+
+from chat_streams.model.records import MAX_MESSAGES
+from gateway.state.flush_schedule import FlushSchedule
+
+T = TypeVar("T")
+
+
+class RecordWriter(Protocol):
+    """The taker of a batcher's records."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the writing of a record, for which the end of the process waits."""
+
+    async def write(self, topic: str, partition: int, items: list[Any]) -> bool:
+        """Write one record; whether Kafka has it for sure."""
+
+    def release(self, size: int) -> None:
+        """Free the room of items that no longer wait."""
+
+    def on_written(self, topic: str, items: list[Any], ok: bool) -> None:
+        """Note that items were written or have failed."""
+
+
+class PartitionBatcher(Generic[T]):
+    """The items for one partition of one topic: one record under way at a time, so what fails fails in order.
+
+    The first record leaves at once, then they keep the ``schedule`` of their topic while they are not full (by number,
+    or by ``record_bytes``): a lone record costs the whole system milliseconds, a batched one a fraction
+    (``docs/architecture.md``, "A record carries a batch"). An item with a ``linger`` waits that long, in s, for others
+    to travel with.
+    """
+
+    def __init__(
+        self, writer: RecordWriter, topic: str, partition: int, schedule: FlushSchedule, record_bytes: int
+    ) -> None:
+        self._writer = writer
+        self._topic = topic
+        self._partition = partition
+        self._schedule = schedule
+        self._record_bytes = record_bytes
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[T, int]] = []
+        self._bytes = 0
+        self._under_way = False
+        self._left_at = -math.inf
+        self._flushing = False
+        self._due_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    def add(self, item: T, size: int, linger: float) -> None:
+        """Take an item of ``size`` bytes in, which may wait up to ``linger`` s for others."""
+        self._waiting.append((item, size))
+        self._bytes += size
+        self._due_at = min(self._due_at, self._schedule.linger(self._loop.time(), linger) if linger else 0.0)
+        if not self._under_way:
+            self._send_when_due()
+
+    def flush(self) -> None:
+        """Send what waits as soon as nothing is under way."""
+        if not self._waiting:
+            return
+        self._flushing = True
+        if not self._under_way:
+            self._send_when_due()
+
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= MAX_MESSAGES or self._bytes >= self._record_bytes
+
+    def _send_when_due(self) -> None:
+        if not self._waiting:
+            return
+        now = self._loop.time()
+        leaves_at = max(self._schedule.next_flush(now, self._left_at), self._due_at)
+        if now >= leaves_at or self._flushing or self._is_full():
+            if now >= leaves_at:
+                # Those which are full or flushed must not hold up the others.
+                self._schedule.on_flush(now)
+            self._left_at = now
+            self._flushing = False
+            self._set_timer(math.inf)
+            self._under_way = True
+            self._writer.spawn(self._send(self._take()))
+        elif leaves_at < self._timer_at:
+            self._set_timer(leaves_at)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if at == math.inf else self._loop.call_at(at, self._on_timer)
+        self._timer_at = at
+
+    def _on_timer(self) -> None:
+        self._set_timer(math.inf)
+        if not self._under_way:
+            self._send_when_due()
+
+    def _take(self) -> list[tuple[T, int]]:
+        size = count = 0
+        for _, one in self._waiting[:MAX_MESSAGES]:
+            if count and size + one > self._record_bytes:
+                break
+            size += one
+            count += 1
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._bytes -= size
+        # What stays behind was waiting for room, not for others.
+        self._due_at = 0.0 if self._waiting else math.inf
+        return taken
+
+    async def _send(self, taken: list[tuple[T, int]]) -> None:
+        items = [item for item, _ in taken]
+        ok = await self._writer.write(self._topic, self._partition, items)
+        self._writer.release(sum(size for _, size in taken))
+        self._writer.on_written(self._topic, items, ok)
+        if not ok and self._waiting:
+            # What follows a record that failed fails with it: sent again, all of it comes in the old order.
+            rest, self._waiting, self._bytes, self._due_at = self._waiting, [], 0, math.inf
+            self._writer.release(sum(size for _, size in rest))
+            self._writer.on_written(self._topic, [item for item, _ in rest], False)
+        self._under_way = False
+        self._send_when_due()

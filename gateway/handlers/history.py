@@ -1,0 +1,59 @@
+"""``history``: old messages, read from the chat database beside the session's other work."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from chat_streams.model.errors import HistoryUnavailable
+from chat_streams.model.position import Position
+from gateway import protocol
+from gateway.handlers.context import SessionContext
+from gateway.protocol import History
+
+log = structlog.get_logger()
+
+REQUESTS_AT_ONCE: Final = 2
+"""Requests of one connection that are answered at the same time; with so many, its frames are not read."""
+
+
+def handle(session: SessionContext, frame: History) -> None:
+    """Begin to answer, if the request is one and not one too many."""
+    wants = frame.with_ is not None, frame.after is not None, frame.until is not None
+    if wants not in ((True, False, False), (False, True, True)):
+        text = "either $.with, or $.after and $.until"
+        session.writer.put(protocol.error("bad_frame", text, ref=frame.ref))
+    elif session.history_requests >= REQUESTS_AT_ONCE:
+        text = f"at most {REQUESTS_AT_ONCE} history requests at once"
+        session.writer.put(protocol.error("busy", text, retry=True, ref=frame.ref))
+    else:
+        session.history_requests += 1
+        session.spawn(_answer(session, frame))
+
+
+async def _answer(session: SessionContext, frame: History) -> None:
+    services = session.services
+    try:
+        if frame.with_ is not None:
+            page = await services.history.page(session.user, frame.with_, frame.before, frame.limit)
+        else:
+            assert frame.after is not None
+            assert frame.until is not None
+            before = Position.parse(frame.before) if frame.before is not None else None
+            after, until = Position.parse(frame.after), Position.parse(frame.until)
+            # What has only just overflowed is not in the chat database yet, and an empty page would read as
+            # "nothing was missed".
+            await services.log.wait_for_history(session.user, until)
+            page = await services.history.range(session.user, after, until, before, frame.limit)
+    except ValueError as error:
+        session.writer.put(protocol.error("bad_frame", f"{error} - at `$.before`", ref=frame.ref))
+    except HistoryUnavailable as error:
+        log.warning("history cannot be read", error=str(error))
+        text = "the chat database is away, try again"
+        session.writer.put(protocol.error("history_unavailable", text, retry=True, ref=frame.ref))
+    else:
+        session.writer.put(protocol.history(frame.ref, page.messages, page.cursor))
+    finally:
+        session.history_requests -= 1
+        session.update_reading()

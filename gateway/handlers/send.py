@@ -1,0 +1,50 @@
+"""``send``: a message for a user, refused at once or on its way to the log."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Final
+
+from chat_streams.model.records import Message
+from chat_streams.model.times import now_ms
+from gateway import protocol
+from gateway.handlers.context import SessionContext
+from gateway.protocol import Send
+from gateway.publisher import Accepted
+
+_at_text: Final = functools.lru_cache(maxsize=1)(protocol.at_text)
+"""The text of a time; the same one is asked for many times in a row."""
+
+
+def handle(session: SessionContext, frame: Send) -> None:
+    """Give the message to the publisher; its fate is told to the session (``on_confirmed``)."""
+    services, settings = session.services, session.services.settings
+    body = bytes(frame.body)
+    if (wrong := protocol.why_no_body(body)) is not None:
+        session.writer.put(protocol.error("bad_frame", f"{wrong} - at `$.body`", id=frame.id))
+        return
+    if len(body) > settings.max_body:
+        text = f"$.body has {len(body)} bytes, {settings.max_body} are allowed"
+        session.writer.put(protocol.error("too_large", text, id=frame.id))
+        return
+    barrier = session.barrier
+    if barrier is not None and (first := barrier.blocker(frame.to, frame.id, time.monotonic())) is not None:
+        text = f"sent behind {first}, which was refused: send that again first, so that the order stays"
+        session.writer.put(protocol.error("out_of_order", text, retry=True, id=frame.id))
+        return
+    if wait := session.rate_limiter.send(len(body), time.monotonic()):
+        session.hold_back(frame.to, frame.id)
+        text = f"more than {settings.send_rate:g} messages or {settings.send_bytes_rate:g} bytes a second"
+        in_ms = math.ceil(wait * 1000)
+        session.writer.put(protocol.error("rate_limited", text, retry=True, retry_in_ms=in_ms, id=frame.id))
+        return
+    at = now_ms()
+    at_text = _at_text(at)
+    tail = protocol.message_tail(frame.id, session.user, at_text, body)
+    session.unconfirmed += 1
+    traces, span = services.traces, None
+    if traces is not None and traces.sampled():
+        span = traces.begin("send", message=frame.id, sender=session.user, to=frame.to)
+    services.publisher.send(Accepted(Message(frame.to, session.user, frame.id, at, tail), at_text, session, span))

@@ -1,0 +1,122 @@
+"""The parts of one gateway process that all its sessions share: how they are made, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import structlog
+from aiohttp import web
+
+from chat_streams.kafka import topics
+from chat_streams.model.errors import RedisUnavailable, SettingsError
+from chat_streams.runtime.metrics import PATH, Metrics
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.spans import Traces
+from chat_streams.runtime.statistics import Statistics
+from chat_streams.runtime.tokens import Authenticator
+from gateway.hub import Hub
+from gateway.incoming_log import IncomingLog
+from gateway.publisher import Publisher
+from gateway.state.delivery_state import Limits
+from gateway.state.rate_limit import RateLimiters, Rates
+from tables.chat_history import ChatHistory
+from tables.inbox import Inbox
+from tables.redis_cluster import Cluster
+from tables.slots import Slots
+
+log = structlog.get_logger()
+
+
+class Services:
+    """All of one gateway process but its connections; raises ``SettingsError`` when there is no key for tokens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.limits = Limits(settings.window, settings.window_bytes, settings.read_messages, settings.read_bytes)
+        self.rate_limiters = RateLimiters(
+            Rates(
+                send_rate=settings.send_rate,
+                send_burst=settings.send_burst,
+                send_bytes_rate=settings.send_bytes_rate,
+                send_bytes_burst=settings.send_bytes_burst,
+                connect_rate=settings.connect_rate,
+                connect_burst=settings.connect_burst,
+            )
+        )
+        self.authenticator = Authenticator(settings)
+        self._cluster = Cluster(settings)
+        self.inbox = Inbox(self._cluster, settings)
+        self.history = ChatHistory(settings)
+        self.statistics = Statistics("gateway")
+        self.statistics.gauges = self.gauges
+        self.traces = Traces.of(settings, "gateway")
+        self.publisher = Publisher(settings, self.statistics, self.traces)
+        self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
+        self.log = IncomingLog(settings)
+        self._metrics: web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connect to the engines and begin; raises ``TopicsError`` and ``RedisRefused``."""
+        current = await topics.check(self.settings, "gateway")
+        await self._cluster.check()
+        self._metrics = await self._serve_metrics()
+        await self.publisher.start()
+        await self.log.start(current.generation)
+        running = asyncio.create_task(self.hub.run())
+        running.add_done_callback(_stop_if_failed)
+        publishing = asyncio.create_task(self.statistics.publish(self.publisher.publish_statistics))
+        self._tasks = [running, publishing]
+
+    async def stop(self) -> None:
+        """Write what was taken so far, release the slot and disconnect."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.publisher.stop()
+        await self.hub.close()
+        await self.log.stop()
+        await self.history.close()
+        await self._cluster.close()
+        if self._metrics is not None:
+            await self._metrics.cleanup()
+
+    async def missing(self) -> list[str]:
+        """The names of what connections need and is not there."""
+        missing = []
+        if not self.hub.ready:
+            missing.append("no slot")
+        if not self.publisher.healthy:
+            missing.append("kafka")
+        try:
+            await self._cluster.ping()
+        except RedisUnavailable:
+            missing.append("redis")
+        return missing
+
+    def gauges(self) -> dict[str, float]:
+        """The gauges of the statistics."""
+        lease = self.hub.lease
+        found = {"produce_buffer_bytes": float(self.publisher.held), "lease": float(lease is not None)}
+        return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
+
+    async def _serve_metrics(self) -> web.AppRunner:
+        """Metrics have a port of their own, which a load balancer does not know."""
+        app = web.Application()
+        app.router.add_get(PATH, Metrics(self.statistics).answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        host, port = self.settings.metrics_host, self.settings.metrics_port
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise SettingsError(f"cannot listen on {host}:{port} (CHAT_METRICS_PORT): {error.strerror}") from error
+        return runner
+
+
+def _stop_if_failed(running: asyncio.Task[None]) -> None:
+    """Stop the process: a gateway that no longer reads its slot would keep its clients waiting for nothing."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.critical("the gateway stops", error=repr(error))
+        signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,59 @@
+"""The slot of this gateway: leased, read from its end, and taken anew whenever the lease was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
+from chat_streams.runtime.retry import retry_forever
+from tables.slots import Lease, Slots
+
+log = structlog.get_logger()
+
+_NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, KafkaError, TimeoutError, OSError)
+
+
+class SlotHolder:
+    """Keeps a slot leased; ``lease`` is ``None`` while none is held.
+
+    ``open_slot`` begins to read a slot before anybody hears of it, ``on_taken`` is called once a slot is held.
+    """
+
+    def __init__(self, slots: Slots, open_slot: Callable[[int], Awaitable[None]], on_taken: Callable[[], None]) -> None:
+        self._slots = slots
+        self._open_slot = open_slot
+        self._on_taken = on_taken
+        self.lease: Lease | None = None
+
+    async def run(self) -> None:
+        """Hold a slot until cancelled."""
+        while True:
+            lease = await retry_forever("take a slot", _NO_SLOT_YET, self._take)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # What it awaited has swallowed the cancellation.
+                raise asyncio.CancelledError
+            self.lease = lease
+            log.info("slot taken", slot=lease.slot, epoch=lease.epoch)
+            self._on_taken()
+            await self._slots.keep(lease)
+            self.lease = None
+
+    async def release(self) -> None:
+        """Let another gateway have the slot."""
+        if self.lease is not None:
+            lease, self.lease = self.lease, None
+            try:
+                await self._slots.release(lease)
+            except RedisUnavailable as error:
+                log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
+
+    async def _take(self) -> Lease:
+        lease = await self._slots.take()
+        await self._open_slot(lease.slot)
+        return lease

@@ -1,0 +1,210 @@
+"""The publisher over all partitions: its bound of memory, stopping, and partitions that leave together or alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
+from chat_streams.model.position import ORIGIN
+from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, UserDisconnected
+from tests.unit.gateway.fake_kafka import EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
+
+
+@in_jumping_time
+async def test_who_leaves_takes_his_acknowledgements_along() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.acknowledge(1, linger=0.1)
+    await until(0.02)
+    kafka.publisher.flush("bob")
+    await until(0.05)
+    # With nothing waiting, it is no record more and the interval stays.
+    kafka.publisher.flush("bob")
+    await until(1.0)
+    assert [(record.at, len(REQUESTS.decode(record.value))) for record in kafka.records] == [(0.02, 1)]
+
+
+@in_jumping_time
+async def test_stop_does_not_wait_for_what_lingers() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.acknowledge(1, linger=3600.0)
+    await kafka.publisher.stop()
+    assert [record.at for record in kafka.records] == [0.0]
+    assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_partitions_and_topics_do_not_wait_for_each_other() -> None:
+    kafka = Kafka()
+    kafka.settings.partitions = 8
+    other = next(u for u in map(str, range(100)) if partition_of(u, 8) != partition_of("bob", 8))
+    kafka.send("1")
+    kafka.send("2", to=other)
+    kafka.publisher.publish_event(UserDisconnected("bob", b"c", 7))
+    kafka.publisher.publish_acknowledgement(Acknowledge("bob", "phone", ORIGIN))
+    await settle()
+    bob = partition_of("bob", 8)
+    assert [(r.topic, r.partition) for r in kafka.records] == [
+        (INCOMING_MESSAGES, bob),
+        (INCOMING_MESSAGES, partition_of(other, 8)),
+        (SESSION_EVENTS, bob),
+        (INBOX_REQUESTS, bob),
+    ]
+    assert SESSIONS.decode(kafka.records[2].value) == (UserDisconnected("bob", b"c", 7),)
+    assert REQUESTS.decode(kafka.records[3].value) == (Acknowledge("bob", "phone", ORIGIN),)
+
+
+@in_jumping_time
+async def test_a_failure_concerns_its_own_partition_only() -> None:
+    kafka = Kafka()
+    kafka.settings.partitions = 8
+    other = next(u for u in map(str, range(100)) if partition_of(u, 8) != partition_of("bob", 8))
+    kafka.send("1")
+    kafka.send("a", to=other)
+    await settle()
+    kafka.send("2")
+    kafka.send("b", to=other)
+    kafka.records[0].answer.set_result(False)
+    kafka.records[1].answer.set_result(True)
+    await until(1.0)
+    await kafka.answer()
+    assert (kafka.failed, kafka.confirmed) == (["1", "2"], ["a", "b"])
+    assert kafka.is_empty
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_full_buffer_holds_the_senders_back_until_kafka_has_answered(ok: bool) -> None:
+    async def scenario() -> None:
+        size = 1024 * 1024
+        kafka = Kafka(produce_buffer=size, record_bytes=900_000)
+        kafka.send("", size=size - EMPTY - 1)
+        await asyncio.wait_for(kafka.publisher.wait_for_room(), 1.0)
+        kafka.send("2")
+        waiting = asyncio.create_task(kafka.publisher.wait_for_room())
+        await until(5.0)
+        assert not waiting.done()
+        await kafka.answer(ok)
+        assert waiting.done()
+        if ok:
+            assert not kafka.is_empty
+            await kafka.answer()
+        assert kafka.is_empty
+        assert sorted(kafka.confirmed + kafka.failed) == ["", "2"]
+
+    run(scenario)
+
+
+@in_jumping_time
+async def test_all_room_comes_back() -> None:
+    kafka = Kafka(record_bytes=1_024)
+    kafka.answers_at_once = True
+    for i in range(200):
+        kafka.answers_at_once = i % 7 != 0
+        kafka.send(str(i), size=i * 37 % 2_000)
+        kafka.publisher.publish_event(UserDisconnected("bob", b"c", i))
+        kafka.publisher.publish_acknowledgement(Acknowledge("bob", "phone", ORIGIN), flush=i % 5 == 0)
+        await until(i / 500)
+    await until(2.0)
+    assert kafka.is_empty
+    assert sorted(kafka.confirmed + kafka.failed, key=int) == [str(i) for i in range(200)]
+
+
+@in_jumping_time
+async def test_stop_waits_for_what_is_under_way() -> None:
+    kafka = Kafka()
+    kafka.send("1")
+    stopping = asyncio.create_task(kafka.publisher.stop())
+    await until(5.0)
+    assert not stopping.done()
+    await kafka.answer()
+    assert stopping.done()
+    assert kafka.confirmed == ["1"]
+
+
+@in_jumping_time
+async def test_stop_waits_for_what_waits_for_the_interval() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.send("1")
+    await settle()
+    kafka.send("2")
+    await kafka.publisher.stop()
+    assert kafka.confirmed == ["1", "2"]
+    assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_stop_waits_for_what_waits_behind_what_is_under_way() -> None:
+    kafka = Kafka()
+    kafka.send("1")
+    await settle()
+    kafka.send("2")
+    stopping = asyncio.create_task(kafka.publisher.stop())
+    await settle()
+    await kafka.answer()
+    await until(1.0)
+    assert not stopping.done()
+    await kafka.answer()
+    assert stopping.done()
+    assert kafka.confirmed == ["1", "2"]
+
+
+def test_without_a_connection_to_kafka_nothing_is_confirmed() -> None:
+    async def scenario() -> None:
+        kafka = Kafka()
+        del kafka.publisher.produce
+        kafka.send("1")
+        await settle()
+        assert (kafka.confirmed, kafka.failed) == ([], ["1"])
+
+    run(scenario)
+
+
+@in_jumping_time
+async def test_the_partitions_of_a_topic_leave_together() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.settings.partitions = 8
+    users = one_on_each(8)
+    for user in users:
+        kafka.send("first", to=user)
+    await settle()
+    for n, user in enumerate(users):
+        await until((n + 1) * INTERVAL / 10)
+        kafka.send("second", to=user)
+    await until(1.0)
+    assert [record.at for record in kafka.records] == [0.0] * 8 + [pytest.approx(INTERVAL)] * 8
+    assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_what_lingers_on_several_partitions_leaves_together() -> None:
+    kafka = Kafka()
+    kafka.answers_at_once = True
+    kafka.settings.partitions = 8
+    for turn, user in enumerate(one_on_each(8) * 4):
+        await until(turn * 0.012)
+        kafka.acknowledge(turn, linger=0.1, user=user)
+    await until(1.0)
+    # The first one after each time begins the next wait, for all partitions.
+    assert sorted({round(record.at, 3) for record in kafka.records}) == [0.1, 0.208, 0.316, 0.424]
+    assert sum(len(REQUESTS.decode(record.value)) for record in kafka.records) == 32
+
+
+@in_jumping_time
+async def test_full_records_do_not_hold_up_another_partition() -> None:
+    kafka = Kafka(record_bytes=1_024)
+    kafka.answers_at_once = True
+    kafka.settings.partitions = 8
+    other = next(u for u in map(str, range(100)) if partition_of(u, 8) != partition_of("bob", 8))
+    kafka.send("0")
+    await until(INTERVAL / 4)
+    kafka.send("behind", to=other)
+    for i in range(1, 20):
+        kafka.send(str(i), size=2_000)
+        await until((i + 1) * INTERVAL / 4)
+    record = next(r for r in kafka.records if r.partition == partition_of(other, 8))
+    assert record.at == pytest.approx(INTERVAL)
