@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Raw
 
-from chat_streams.model.codes import Close
+from chat_streams.model.codes import Close, ErrorCode
 from chat_streams.model.errors import ConnectChatError
 from chat_streams.model.ids import MAX_ID, Id, is_id
 from chat_streams.model.position import Position
@@ -101,9 +101,9 @@ ClientFrame = Hello | Send | Ack | History | Ping
 class InvalidFrame(ConnectChatError):
     """A frame, or an object in it, that is not understood: answered by an error, the connection stays."""
 
-    def __init__(self, code: str, text: str, *, retry: bool = False, **reference: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, **reference: str) -> None:
         super().__init__(text)
-        self.frame = error(code, text, retry=retry, **reference)
+        self.frame = error(code, text, **reference)
 
 
 class CloseConnection(ConnectChatError):
@@ -157,7 +157,7 @@ def _parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
 
 def _check_count(count: int, most: int) -> None:
     if count > most:
-        raise InvalidFrame("too_many", f"a frame holds at most {most} objects, this one {count}")
+        raise InvalidFrame(ErrorCode.TOO_MANY, f"a frame holds at most {most} objects, this one {count}")
 
 
 def _parse_one(raw: bytes) -> ClientFrame | InvalidFrame:
@@ -166,7 +166,7 @@ def _parse_one(raw: bytes) -> ClientFrame | InvalidFrame:
     except msgspec.ValidationError as failure:
         known = _known(raw)
         unknown = "$.type" in str(failure)
-        return InvalidFrame("unknown_type" if unknown else "bad_frame", str(failure), **known)
+        return InvalidFrame(ErrorCode.UNKNOWN_TYPE if unknown else ErrorCode.BAD_FRAME, str(failure), **known)
     else:
         return frame
 
@@ -200,7 +200,7 @@ def at_of(messages: bytes) -> int | None:
 
 _body = msgspec.json.Decoder()
 MAX_DEPTH: Final = 500
-"""How deep a body is nested at most. Python's parsers bear 1,000 levels (3.11) to 10,000 (3.13), less the stack."""
+"""The deepest nesting of a body. Python's parsers bear 1,000 levels (3.11) to 10,000 (3.13), less the stack."""
 _strings = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _STEPS: Final = bytes.maketrans(b"[{]}", bytes([2, 2, 0, 0]))
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
@@ -278,9 +278,9 @@ def history(ref: str, objects: list[bytes], before: str | None) -> bytes:
     )
 
 
-def error(code: str, text: str, *, retry: bool = False, **reference: str | int) -> bytes:
+def error(code: ErrorCode, text: str, **reference: str | int) -> bytes:
     """An error with the ``id`` or ``ref`` it is about if that is known, and ``retry_in_ms`` where that is."""
-    return _encode({"type": "error", "code": code, "message": text, "retry": retry, **reference})
+    return _encode({"type": "error", "code": code, "message": text, "retry": code.retry, **reference})
 
 
 def pong(ref: str) -> bytes:

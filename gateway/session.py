@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import WSMsgType, web
 
-from chat_streams.model.codes import Close
+from chat_streams.model.codes import Close, ErrorCode
 from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Missed
 from chat_streams.model.times import now_ms
@@ -191,7 +191,7 @@ class Session:
         else:
             for a in accepted:
                 self.hold_back(a.message.to, a.message.id)
-                self.writer.put(protocol.error("not_logged", "the log did not take it", retry=True, id=a.message.id))
+                self.writer.put(protocol.error(ErrorCode.NOT_LOGGED, "the log did not take it", id=a.message.id))
         self.update_reading()
 
     # What the handlers call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chat_streams.model.codes import ErrorCode
 from chat_streams.model.position import Position
 from gateway import protocol
 from gateway.handlers.context import SessionContext
@@ -16,7 +17,7 @@ def handle(session: SessionContext, frame: Ack) -> None:
     try:
         moved = state.acknowledge(Position.parse(frame.pos))
     except InvalidAck as error:
-        session.writer.put(protocol.error("bad_ack", str(error)))
+        session.writer.put(protocol.error(ErrorCode.BAD_ACK, str(error)))
         return
     if moved:
         session.on_acknowledged(before - state.unacknowledged)

@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from chat_streams.model.codes import ErrorCode
 from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.model.position import Position
 from gateway import protocol
@@ -23,10 +24,10 @@ def handle(session: SessionContext, frame: History) -> None:
     wants = frame.with_ is not None, frame.after is not None, frame.until is not None
     if wants not in ((True, False, False), (False, True, True)):
         text = "either $.with, or $.after and $.until"
-        session.writer.put(protocol.error("bad_frame", text, ref=frame.ref))
+        session.writer.put(protocol.error(ErrorCode.BAD_FRAME, text, ref=frame.ref))
     elif session.history_requests >= REQUESTS_AT_ONCE:
         text = f"at most {REQUESTS_AT_ONCE} history requests at once"
-        session.writer.put(protocol.error("busy", text, retry=True, ref=frame.ref))
+        session.writer.put(protocol.error(ErrorCode.BUSY, text, ref=frame.ref))
     else:
         session.history_requests += 1
         session.spawn(_answer(session, frame))
@@ -47,11 +48,11 @@ async def _answer(session: SessionContext, frame: History) -> None:
             await services.log.wait_for_history(session.user, until)
             page = await services.history.range(session.user, after, until, before, frame.limit)
     except ValueError as error:
-        session.writer.put(protocol.error("bad_frame", f"{error} - at `$.before`", ref=frame.ref))
+        session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{error} - at `$.before`", ref=frame.ref))
     except HistoryUnavailable as error:
         log.warning("history cannot be read", error=str(error))
         text = "the chat database is away, try again"
-        session.writer.put(protocol.error("history_unavailable", text, retry=True, ref=frame.ref))
+        session.writer.put(protocol.error(ErrorCode.HISTORY_UNAVAILABLE, text, ref=frame.ref))
     else:
         session.writer.put(protocol.history(frame.ref, page.messages, page.cursor))
     finally:

@@ -7,6 +7,7 @@ import math
 import time
 from typing import Final
 
+from chat_streams.model.codes import ErrorCode
 from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
 from gateway import protocol
@@ -23,22 +24,22 @@ def handle(session: SessionContext, frame: Send) -> None:
     services, settings = session.services, session.services.settings
     body = bytes(frame.body)
     if (wrong := protocol.why_no_body(body)) is not None:
-        session.writer.put(protocol.error("bad_frame", f"{wrong} - at `$.body`", id=frame.id))
+        session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{wrong} - at `$.body`", id=frame.id))
         return
     if len(body) > settings.max_body:
         text = f"$.body has {len(body)} bytes, {settings.max_body} are allowed"
-        session.writer.put(protocol.error("too_large", text, id=frame.id))
+        session.writer.put(protocol.error(ErrorCode.TOO_LARGE, text, id=frame.id))
         return
     barrier = session.barrier
     if barrier is not None and (first := barrier.blocker(frame.to, frame.id, time.monotonic())) is not None:
         text = f"sent behind {first}, which was refused: send that again first, so that the order stays"
-        session.writer.put(protocol.error("out_of_order", text, retry=True, id=frame.id))
+        session.writer.put(protocol.error(ErrorCode.OUT_OF_ORDER, text, id=frame.id))
         return
     if wait := session.rate_limiter.send(len(body), time.monotonic()):
         session.hold_back(frame.to, frame.id)
         text = f"more than {settings.send_rate:g} messages or {settings.send_bytes_rate:g} bytes a second"
         in_ms = math.ceil(wait * 1000)
-        session.writer.put(protocol.error("rate_limited", text, retry=True, retry_in_ms=in_ms, id=frame.id))
+        session.writer.put(protocol.error(ErrorCode.RATE_LIMITED, text, retry_in_ms=in_ms, id=frame.id))
         return
     at = now_ms()
     at_text = _at_text(at)

@@ -20,7 +20,7 @@ from gateway.publisher import ITEM_BYTES, Accepted, Publisher
 
 INTERVAL = 0.010
 EMPTY = len("bobalice") + ITEM_BYTES
-"""What a message with no id and no JSON counts."""
+"""The size that a message with no id and no JSON counts with."""
 
 
 class _Jumping(selectors.SelectSelector):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_streams.model import ids
-from chat_streams.model.codes import Close
+from chat_streams.model.codes import Close, ErrorCode
 from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, Position
 from gateway import protocol
 from gateway.protocol import Ack, Hello, History, InvalidFrame, MalformedJson, Ping, Send
@@ -368,9 +368,9 @@ def test_the_frames_of_the_server() -> None:
     assert json.loads(protocol.pong('r"\n')) == {"type": "pong", "ref": 'r"\n'}
     assert json.loads(protocol.goodbye("why", 7)) == {"type": "goodbye", "reason": "why", "reconnect_in_ms": 7}
     for reference in references:
-        assert json.loads(protocol.error("c", 'what "x"', retry=True, **reference)) == {
+        assert json.loads(protocol.error(ErrorCode.BUSY, 'what "x"', **reference)) == {
             "type": "error",
-            "code": "c",
+            "code": "busy",
             "message": 'what "x"',
             "retry": True,
             **reference,

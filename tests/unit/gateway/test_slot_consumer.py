@@ -1,4 +1,4 @@
-"""What a gateway does while it opens its slot's partition of ``outgoing_messages``."""
+"""Opening a slot's partition of ``outgoing_messages``."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_the_tree_in_the_docstring_is_the_one_in_the_code(module: object, base: 
 
 
 def test_every_error_of_the_services_has_the_one_base() -> None:
-    paths = [path for folder in ("chat_streams", "tables") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for folder in ("chat_streams", "gateway", "tables") for path in (ROOT / folder).rglob("*.py")]
     strangers = [
         f"{path.relative_to(ROOT)}: {node.name}"
         for path in paths

@@ -437,7 +437,7 @@ class Kept(NamedTuple):
 
 
 class Inbox:
-    """What the offline store holds, and what it answers: the model beside ``tables/lua/inbox.lua``."""
+    """The offline store, as a model of its answers beside ``tables/lua/inbox.lua``."""
 
     def __init__(self) -> None:
         self.top = self.floor = ORIGIN
