@@ -386,7 +386,7 @@ def test_there_is_never_a_worker_without_partition_or_a_gateway_without_slot(res
 def test_scaling_is_by_connections_and_by_lag(resources: Mapping[str, Resource]) -> None:
     policies = of_type(resources, "ApplicationAutoScaling::ScalingPolicy").values()
     (by_connections,) = [
-        p["TargetTrackingScalingPolicyConfiguration"] for p in policies if p["PolicyType"].startswith("InboxAdvanced")
+        p["TargetTrackingScalingPolicyConfiguration"] for p in policies if p["PolicyType"].startswith("Target")
     ]
     assert by_connections["CustomizedMetricSpecification"]["MetricName"] == metrics.CONNECTIONS
     assert by_connections["TargetValue"] < Settings().max_connections
