@@ -147,3 +147,15 @@ def test_every_decision_has_all_parts(page: Path) -> None:
     assert re.findall(r"^## (.+)$", text, flags=re.M) == ["Context", "Decision", "Consequences", "Alternatives refused"]
     assert re.findall(r"^- (\w+):", text.partition("## ")[0], flags=re.M) == ["Status", "Date", "Code"]
     assert text.startswith(f"# {int(page.name[:4])}. ")
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in pages
+        if page.name != "CHANGELOG.md"
+        for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|lua|mjs|sh|yaml|toml))`", page.read_text())
+        if not (ROOT / name).exists() and not list(ROOT.glob(f"*/{name}")) and not name.startswith(("/", ".local"))
+    ]
+    assert missing == []
