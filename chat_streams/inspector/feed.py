@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 
-from chat_streams.inspector.reading import things_of
+from chat_streams.inspector.decoding import things_of
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
 from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord, UnknownVersion
 from chat_streams.operations.lag_sampling import count_of

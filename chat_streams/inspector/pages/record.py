@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
-from chat_streams.inspector.reading import decoded
+from chat_streams.inspector.decoding import decoded
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
 from chat_streams.model.times import utc

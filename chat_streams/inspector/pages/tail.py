@@ -19,9 +19,9 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.collector import OTHER_TOPICS, TOPICS
+from chat_streams.inspector.decoding import field_of, shown
 from chat_streams.inspector.feed import Feeds, Follower, Read
 from chat_streams.inspector.live import HEARTBEAT_S, Event
-from chat_streams.inspector.reading import field_of, shown
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.times import now_ms, utc

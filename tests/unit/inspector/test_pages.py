@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from aiokafka.structs import TopicPartition
 
+from chat_streams.inspector.decoding import decoded
 from chat_streams.inspector.feed import Budget, Feed, Follower, plan
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
 from chat_streams.inspector.pages.guarantee import verdict
 from chat_streams.inspector.pages.journey import slots_lost
 from chat_streams.inspector.pages.search import goal
 from chat_streams.inspector.pages.tail import SHOWN_PER_S, Filters, View, positions
-from chat_streams.inspector.reading import decoded
 from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
 from chat_streams.kafka.log_reader import LogRecord, Span
 from chat_streams.kafka.names import DEAD_LETTERS as DEAD_LETTERS_TOPIC
