@@ -1,4 +1,4 @@
-"""The registry's source: connections of this gateway are announced, announced again, and said to be gone."""
+"""Announcements to the session registry: the connections this gateway has, when they come, in time, and when they go."""
 
 from __future__ import annotations
 

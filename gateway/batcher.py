@@ -1,4 +1,4 @@
-"""Batches of one partition: many small items leave in few records, in order, one record at a time."""
+"""Batches of one partition: small items are collected into few Kafka records, in order, one written at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The beginning of a connection: from the hello to an identity, within its rate, and a device with a cursor."""
+"""The beginning of a connection: its token, the rate of connects, the device's cursor; a refusal is a close code."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def _identify(services: Services, hello: Hello) -> Identity:
     except KeysUnavailable as error:
         raise CloseConnection(Close.KEYS_AWAY, "the keys to check tokens with are away, try again") from error
     except ExpiredToken as error:
-        raise CloseConnection(Close.TOKEN_EXPIRED, "the token has expired") from error
+        raise CloseConnection(Close.TOKEN_EXPIRED, Close.TOKEN_EXPIRED.meaning) from error
     except InvalidToken as error:
         raise CloseConnection(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
 

@@ -1,4 +1,4 @@
-"""The connections of one gateway, and what comes for them and goes from them on its slot."""
+"""The connections of one gateway: each record of its slot goes to the connections it is for, requests go to Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One WebSocket connection from its hello to its end: the thin shell around ``state/delivery_state.py``."""
+"""One WebSocket connection from its hello to its end: reads frames, pauses a client that is too fast, forwards, closes.
+
+The handlers answer the frames; ``state/delivery_state.py`` decides what is forwarded.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from gateway import protocol
 from gateway.handlers import acknowledge, history, ping, send
 from gateway.handlers.context import SessionContext
 from gateway.handshake import Greeting, shake_hands, welcome
-from gateway.protocol import Ack, CloseConnection, History, InvalidFrame, Ping, Send
+from gateway.protocol import Ack, CloseConnection, Hello, History, InvalidFrame, Ping, Send
 from gateway.publisher import Accepted
 from gateway.services import Services
 from gateway.state.delivery_state import DeliveryState, PageRequest, RegistrationDue
@@ -102,7 +105,7 @@ class Session:
             return
         self._begin(greeting)
         expiry = asyncio.get_running_loop().call_later(
-            max(0.0, greeting.expires - time.time()), self.end, Close.TOKEN_EXPIRED, "the token has expired"
+            max(0.0, greeting.expires - time.time()), self.end, Close.TOKEN_EXPIRED, Close.TOKEN_EXPIRED.meaning
         )
         # Not kept while the connection lives.
         del greeting
@@ -267,6 +270,7 @@ class Session:
             elif isinstance(frame, InvalidFrame):
                 self.writer.put(frame.frame)
             else:
+                assert isinstance(frame, Hello), frame
                 raise CloseConnection(Close.BAD_SEQUENCE, "a second hello")
         self.update_reading()
 

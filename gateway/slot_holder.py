@@ -1,4 +1,4 @@
-"""The slot of this gateway: leased, read from its end, and taken anew whenever the lease was lost."""
+"""The loop that keeps this gateway in a slot: take one, read it, take another when the lease (``tables/slots.py``) ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of one connection: frames leave in order, as fast as the client takes them."""
+"""The output of one connection, in order; tells the session when a slow client has too much waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slot of a gateway: a partition of ``outgoing_messages``, leased in Redis with an epoch above all earlier ones."""
+"""The leases on slots (partitions of ``outgoing_messages``), in Redis: each has an epoch above all earlier ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections to Kafka: client options, TLS, an admin client, and explanations of failed connections."""
+"""Connections to Kafka: client options, TLS, an admin client, and the text of why a connection or a login failed."""
 
 from __future__ import annotations
 

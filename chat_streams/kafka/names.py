@@ -1,4 +1,4 @@
-"""The names of the topics and consumer groups, and the partitioner of users."""
+"""The names of the topics and consumer groups, and the partition of a user (``partition_of``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors of Connect Chat, each with a text that says what is wrong and what to do.
+"""The exception classes of Connect Chat; the texts are given where they are raised.
 
     ConnectChatError
     ├── SettingsError                   a setting is wrong

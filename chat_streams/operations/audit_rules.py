@@ -1,4 +1,4 @@
-"""The rules of the audit: each accepted message's fate, by the log, its acknowledgements and the inboxes (pure).
+"""The rules of the audit: the fate of each accepted message (acknowledged, pending, expired, overflowed, …). Pure.
 
 Positions are packed into one integer each, ``entry << 32 | index``, because there are many. Memory is used per user and
 device, not per message, except for the messages that are being judged (``Item``) and in ``Repeats``, within its limits.

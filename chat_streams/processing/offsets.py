@@ -1,4 +1,4 @@
-"""The progress of each partition: the next record, the offset to commit, the start of the loss window. Pure."""
+"""The progress of each partition: the next record, the offset that may be committed (``ordered.py`` does). Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """A Faust app whose agents apply the records of a partition in contiguous order and commit only what is done.
 
+A record that fails again and again becomes a dead letter.
+
 Faust by itself skips records when a rebalance finds a backlog: recovery lets the fetcher run before it seeks, what
 is fetched in between is dropped, and the hole counts as acknowledged (faust-streaming issues 216, 221, 318). It also
 acknowledges what an agent failed to process. Here neither its read offsets nor its acknowledgements are used: which

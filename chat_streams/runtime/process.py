@@ -1,4 +1,4 @@
-"""Settings of the Python interpreter that every service process uses."""
+"""The settings of the garbage collector in every service process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retries while an engine (Kafka, Redis, DynamoDB) is down: in place, with backoff, for as long as it takes."""
+"""Retries while an engine (Kafka, Redis, DynamoDB) is down: in place, after 0.1 s to 2 s, as long as it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Authentication by JSON Web Tokens (RFC 7519): HS256 with a shared key, or the keys of a JWKS URL."""
+"""Authentication by JSON Web Tokens (RFC 7519): an identity, or ``InvalidToken``; a shared key or a JWKS URL."""
 
 from __future__ import annotations
 

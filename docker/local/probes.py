@@ -1,4 +1,4 @@
-"""The far end of a gateway in tests and measurements: a bare WebSocket, what a client received, and waiting for it."""
+"""A bare WebSocket client for tests and measurements, and helpers that wait for a condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The session of a frame as its handler sees it."""
+"""The part of a session that a handler may use: a protocol class."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A state machine without I/O: what one connection has been sent, has acknowledged and still wants.
+"""The state machine of one connection: which deliveries are forwarded (the contiguous continuation), what it requests.
 
-``docs/architecture.md``, invariants 4 and 5. Times are in seconds of a monotonic clock.
+No I/O. ``docs/architecture.md``, invariants 4 and 5. Times are in seconds of a monotonic clock.
 """
 
 from __future__ import annotations

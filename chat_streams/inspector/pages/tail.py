@@ -1,7 +1,7 @@
 """The page of the live tail of a topic: it shows as many records as people can follow, and counts the others.
 
 The id of each event has the next offsets: a browser that reconnects continues there, also after a restart of the
-inspector. A thing is an item of a record, such as a message (``reading.py``).
+inspector. A thing is an item of a record, such as a message (``decoding.py``).
 """
 
 from __future__ import annotations
