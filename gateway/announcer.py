@@ -1,4 +1,4 @@
-"""Announcements to the session registry: the connections this gateway has, when they come, in time, and when they go."""
+"""Announcements to the session registry: the connections of this gateway, when they come, in time, when they go."""
 
 from __future__ import annotations
 

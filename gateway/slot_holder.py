@@ -1,4 +1,4 @@
-"""The loop that keeps this gateway in a slot: take one, read it, take another when the lease (``tables/slots.py``) ends."""
+"""The loop that keeps this gateway in a slot: take one, read it, take another when the lease ends."""
 
 from __future__ import annotations
 
