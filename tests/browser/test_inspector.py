@@ -108,7 +108,7 @@ async def test_the_search_box_leads_to_a_messages_journey(stack: Stack, inspecto
         # The page is live: the disconnect shows without a reload.
     await expect(page.get_by_text("offline", exact=True)).to_be_visible()
     _, found = await api(stack, inspector, f"/api/journey/{message}?to={bob}")
-    assert (found["journeys"][0]["fate"], found["trails"][0]["to"]) == ("acknowledged", bob)
+    assert (found["journeys"][0]["fate"], found["journeys"][0]["to"]) == ("acknowledged", bob)
 
 
 async def test_the_journey_says_why_a_message_is_not_delivered(stack: Stack, visit: Open) -> None:
