@@ -5,13 +5,27 @@ faust -A chat_streams.history worker
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
+
+from prometheus_client import Counter, Histogram
 
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, Messages, Record
 from chat_streams.processing.service import Service
+from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from tables.chat_history import ChatHistory, Entry
+
+STORED: Final = Counter(
+    "connect_chat_history_messages_stored_total", "Messages the chat database has.", registry=REGISTRY
+)
+WRITE_SECONDS: Final = Histogram(
+    "connect_chat_history_write_seconds",
+    "A batch's writes, waiting for DynamoDB included.",
+    buckets=BUCKETS,
+    registry=REGISTRY,
+)
 
 app = Service("history", redis=False)
 incoming_messages = app.topic(INCOMING_MESSAGES)
@@ -33,8 +47,9 @@ async def write(records: list[Record[Messages]]) -> None:
         for index, message in enumerate(record.value.messages)
     ]
     spans = app.begin_spans("history", records)
-    with app.statistics.timed("write"):
-        await history.put(entries)
+    began = time.monotonic()
+    await history.put(entries)
+    WRITE_SECONDS.observe(time.monotonic() - began)
     for span in spans.values():
         span.end()
-    app.statistics.counters["stored"] += len(entries)
+    STORED.inc(len(entries))

@@ -6,13 +6,16 @@ faust -A chat_streams.messaging worker
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from faust.types import TP
+from prometheus_client import Counter, Gauge, Histogram
 
-from chat_streams.kafka.names import INCOMING_MESSAGES, REGISTRY, SESSION_EVENTS
+from chat_streams.kafka import names
+from chat_streams.kafka.names import INCOMING_MESSAGES, SESSION_EVENTS
 from chat_streams.model.errors import FencingTokenStale, Rewound
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
@@ -32,6 +35,7 @@ from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.grouping import by_recipient
 from chat_streams.processing.service import Service
 from chat_streams.recovery.fencing import Fencing
+from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.spans import traceparent
 from tables.inbox import Appended, Batch, Inbox
 from tables.redis_cluster import Cluster
@@ -39,13 +43,27 @@ from tables.sessions import Sessions
 
 log = structlog.get_logger()
 
+APPENDED: Final = Counter("connect_chat_inbox_messages_appended_total", "Messages new in an inbox.", registry=REGISTRY)
+OVERFLOWED: Final = Counter(
+    "connect_chat_inbox_messages_overflowed_total", "Past a quota: in history only.", registry=REGISTRY
+)
+RETRIED: Final = Counter("connect_chat_inbox_messages_retried_total", "There already.", registry=REGISTRY)
+APPEND_SECONDS: Final = Histogram(
+    "connect_chat_inbox_append_seconds",
+    "A batch's appends, waiting for Redis included.",
+    buckets=BUCKETS,
+    registry=REGISTRY,
+)
+TABLE_ROWS: Final = Gauge(
+    "connect_chat_worker_table_rows", "Rows of its part of a table.", ["table"], registry=REGISTRY
+)
+
 app = Service("messaging")
 incoming_messages = app.topic(INCOMING_MESSAGES)
 session_events = app.topic(SESSION_EVENTS)
-sessions = Sessions(
-    app.Table(REGISTRY, partitions=app.settings.partitions, key_type=bytes, value_type=bytes),
-    most=app.settings.max_devices,
-)
+registry = app.Table(names.REGISTRY, partitions=app.settings.partitions, key_type=bytes, value_type=bytes)
+TABLE_ROWS.labels(names.REGISTRY).set_function(lambda: len(registry))
+sessions = Sessions(registry, most=app.settings.max_devices)
 inbox = Inbox(Cluster(app.settings), app.settings)
 fencing = Fencing(app, inbox, app.settings)
 app.task(fencing.watch)
@@ -70,15 +88,14 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
     batches = by_recipient(records, app.kafka_log.generation, app.settings.retry_window)
     spans = app.begin_spans("append", records)
     results = await _append(batches)
+    APPENDED.inc(sum(len(appended.json) for appended in results))
+    OVERFLOWED.inc(sum(appended.overflow for appended in results))
+    RETRIED.inc(sum(appended.retries for appended in results))
     for span in spans.values():
         span.end()
-    counters = app.statistics.counters
     buffer = DeliveryBuffer(app)
     sampled_and_stored: list[tuple[str, Position, str]] = []
     for (user, _, messages), appended in zip(batches, results, strict=True):
-        counters["appended"] += len(appended.json)
-        counters["overflowed"] += appended.overflow
-        counters["retries"] += appended.retries
         sampled = [(p, traceparent(spans[user, p])) for p, _ in messages if (user, p) in spans] if spans else []
         pushed = _push(buffer, user, appended, sampled)
         # Messages that were in the inbox before this batch are not in the pushed pages.
@@ -91,14 +108,16 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
 async def _append(batches: Sequence[Batch]) -> list[Appended]:
     """Append with the fencing tokens of the partitions; raises ``Rewound`` when Redis may have lost earlier writes."""
     tokens = {partition: await fencing.token(partition) for partition in {batch.partition for batch in batches}}
+    began = time.monotonic()
     try:
-        with app.statistics.timed("append"):
-            return await inbox.append(batches, tokens)
+        appended = await inbox.append(batches, tokens)
     except FencingTokenStale as error:
         log.warning("redis refused to append", reason=str(error))
         for partition, token in tokens.items():
             await fencing.fence(partition, refused=token)
         raise Rewound from error
+    APPEND_SECONDS.observe(time.monotonic() - began)
+    return appended
 
 
 def _push(buffer: DeliveryBuffer, user: str, appended: Appended, sampled: Sequence[tuple[Position, str]]) -> bool:

@@ -6,8 +6,11 @@ faust -A chat_streams.notification worker
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
+
+from prometheus_client import Histogram
 
 from chat_streams.kafka.names import INBOX_REQUESTS, SESSION_EVENTS
 from chat_streams.model.position import Position
@@ -25,11 +28,20 @@ from chat_streams.model.records import (
 from chat_streams.model.times import now_ms
 from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.service import Service
+from chat_streams.runtime.metrics import BUCKETS, REGISTRY
+from tables.acknowledged import REMOVED
 from tables.inbox import Inbox
 from tables.redis_cluster import Cluster
 
 READ_AT_ONCE: Final = 8 * 1024 * 1024
 """The largest number of bytes requested from Redis in one round."""
+
+READ_SECONDS: Final = Histogram(
+    "connect_chat_inbox_read_seconds",
+    "A round of pages, waiting for Redis included.",
+    buckets=BUCKETS,
+    registry=REGISTRY,
+)
 
 app = Service("notification")
 session_events = app.topic(SESSION_EVENTS)
@@ -88,7 +100,7 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
                 fetches[request.connection] = request
     if acks:
         removed = await inbox.acknowledge([(user, device, position) for (user, device), position in acks.items()])
-        app.statistics.counters["acknowledged"] += removed
+        REMOVED.inc(removed)
     return await _send_pages(
         Wanted(f.user, f.device, f.connection, f.slot, f.epoch, f.request, f.after, f.limit, f.limit_bytes)
         for f in fetches.values()
@@ -98,8 +110,9 @@ async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitabl
 async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
     sent: list[Awaitable[Any]] = []
     for requests in _rounds(wanted):
-        with app.statistics.timed("read"):
-            pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in requests])
+        began = time.monotonic()
+        pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in requests])
+        READ_SECONDS.observe(time.monotonic() - began)
         parents: Sequence[Sequence[str]] = [()] * len(pages)
         if app.traces is not None:
             parents = await inbox.parents([(w.user, page) for w, page in zip(requests, pages, strict=True)])

@@ -9,8 +9,10 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from prometheus_client import Counter, Gauge
 
 from chat_streams.model import codes
+from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from gateway import protocol
 from gateway.services import Services
@@ -24,6 +26,15 @@ DRAIN_SECONDS: Final = 10.0
 COUNTED: Final = frozenset({*codes.Close, 1000, 1001, 1006, 1009})
 """Close codes that are counted each by itself."""
 
+CONNECTIONS: Final = Gauge("connect_chat_gateway_connections", "WebSockets that are open.", registry=REGISTRY)
+CLOSED: Final = Counter(
+    "connect_chat_gateway_connections_closed_total",
+    "By close code; 0 for codes of the client's own.",
+    ["code"],
+    registry=REGISTRY,
+)
+CLOSED.labels("1000")
+
 
 class Endpoints:
     """The HTTP endpoints of a gateway, and the sessions that came in by them."""
@@ -33,7 +44,7 @@ class Endpoints:
         self._origins = {name.strip() for name in (services.settings.origins or "").split(",")}
         self._sessions: set[Session] = set()
         self._stopping = False
-        services.statistics.gauges = self._gauges
+        CONNECTIONS.set_function(lambda: len(self._sessions))
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Start before the socket listens, stop after (``web.Application.cleanup_ctx``)."""
@@ -80,7 +91,7 @@ class Endpoints:
             self._sessions.discard(session)
             code = ws.close_code or 1006
             # A client may close with any of 4,000 codes.
-            self._services.statistics.counters[f"closed_{code if code in COUNTED else 0}"] += 1
+            CLOSED.labels(str(int(code)) if code in COUNTED else "0").inc()
         return ws
 
     def _is_welcome(self, request: web.Request) -> bool:
@@ -97,9 +108,6 @@ class Endpoints:
         """``GET /readyz``: it can take connections; says what is missing if not."""
         missing = (["stopping"] if self._stopping else []) + await self._services.missing()
         return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
-
-    def _gauges(self) -> dict[str, float]:
-        return {"connections": float(len(self._sessions))} | self._services.gauges()
 
 
 def create_app(settings: Settings) -> web.Application:

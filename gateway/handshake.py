@@ -18,6 +18,7 @@ from gateway import protocol
 from gateway.protocol import CloseConnection, Hello, InvalidFrame
 from gateway.services import Services
 from gateway.state.rate_limit import RateLimiter
+from tables.acknowledged import REMOVED
 from tables.inbox import Device
 
 log = structlog.get_logger()
@@ -102,5 +103,5 @@ async def _register(services: Services, user: str, hello: Hello) -> Device:
     except RedisUnavailable as error:
         log.warning("hello cannot be answered", user=user, error=str(error))
         raise CloseConnection(Close.STORE_AWAY, "the offline store is away, try again") from error
-    services.statistics.counters["acknowledged"] += removed
+    REMOVED.inc(removed)
     return device

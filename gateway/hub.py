@@ -7,10 +7,13 @@ import time
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from prometheus_client import Counter
+
 from chat_streams.model.codes import Close
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Announce, Delivery, Displaced, Fetch, Missed, Outgoing, Registered
 from chat_streams.model.times import now_ms
+from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
 from gateway.announcer import Announced, Announcer
@@ -23,12 +26,16 @@ from tables.slots import Lease, Slots
 
 ACKNOWLEDGE_WITHIN: Final = 0.1
 
+FORWARDED: Final = Counter(
+    "connect_chat_gateway_messages_forwarded_total", "Handed to a recipient's socket.", registry=REGISTRY
+)
+
 
 class Connection(Announced, Protocol):
     """A connection as the hub sees it, after its hello."""
 
-    def on_delivery(self, delivery: Delivery) -> None:
-        """Take a part of the inbox."""
+    def on_delivery(self, delivery: Delivery) -> int:
+        """Take a part of the inbox; returns how many messages are forwarded by that."""
 
     def on_missed(self, missed: Missed) -> None:
         """Take the news that a part of the inbox left it without acknowledgement."""
@@ -159,6 +166,7 @@ class Hub:
     def _receive(self, items: Outgoing, headers: Iterable[Header]) -> None:
         if headers:
             self._expect_sampled(items, headers)
+        forwarded = 0
         for item in items:
             if isinstance(item, Announce):
                 self._announcer.announce_partitions(set(item.partitions))
@@ -168,7 +176,7 @@ class Hub:
                 if not isinstance(item, Displaced):
                     self._announcer.correct(item)
             elif isinstance(item, Delivery):
-                connection.on_delivery(item)
+                forwarded += connection.on_delivery(item)
             elif isinstance(item, Missed):
                 connection.on_missed(item)
             elif isinstance(item, Registered):
@@ -177,6 +185,8 @@ class Hub:
                 connection.end(Close.TAKEN_OVER, "a newer connection of this device is on another gateway")
             else:
                 connection.on_inbox_advanced(item.until)
+        # Once for all of a record: a count takes 0.3 us.
+        FORWARDED.inc(forwarded)
 
     def _expect_sampled(self, items: Outgoing, headers: Iterable[Header]) -> None:
         """Tell the connections which of these deliveries hold sampled messages."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from prometheus_client import Counter, Gauge, Histogram
 
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.names import (
@@ -32,10 +33,10 @@ from chat_streams.model.records import (
     UserConnected,
     UserDisconnected,
 )
-from chat_streams.runtime.retry import retry_forever
+from chat_streams.runtime.metrics import BUCKETS, REGISTRY
+from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
-from chat_streams.runtime.statistics import Statistics, counting_errors
 from gateway.batcher import PartitionBatcher
 from gateway.state.flush_schedule import FlushSchedule
 
@@ -50,6 +51,21 @@ ITEM_BYTES: Final = 64
 """Bytes that an item adds to a record beside its own, about."""
 CLOSED_SECONDS: Final = 1.0
 """Between two tries to write to a log that was closed by a repartition."""
+
+ACCEPTED: Final = Counter(
+    "connect_chat_gateway_messages_accepted_total", "Kafka has them, and the sender was told.", registry=REGISTRY
+)
+REFUSED: Final = Counter("connect_chat_gateway_messages_refused_total", "Kafka did not take them.", registry=REGISTRY)
+PRODUCE_BUFFER_BYTES: Final = Gauge(
+    "connect_chat_gateway_produce_buffer_bytes", "What waits for Kafka.", registry=REGISTRY
+)
+PRODUCE_SECONDS: Final = Histogram(
+    "connect_chat_gateway_produce_seconds",
+    "From a record's leaving to Kafka's answer.",
+    ["topic"],
+    buckets=BUCKETS,
+    registry=REGISTRY,
+)
 
 
 class Sender(Protocol):
@@ -78,10 +94,9 @@ class Publisher:
     sends it again under its id.
     """
 
-    def __init__(self, settings: Settings, statistics: Statistics, traces: Traces | None = None) -> None:
+    def __init__(self, settings: Settings, traces: Traces | None = None) -> None:
         self.settings = settings
         self._traces = traces
-        self._statistics = statistics
         self._producer: AIOKafkaProducer | None = None
         self._batchers: dict[tuple[str, int], PartitionBatcher[Any]] = {}
         self._schedules = {
@@ -96,6 +111,7 @@ class Publisher:
         self._renewal: asyncio.Task[None] | None = None
         self._closed_until = 0.0
         self.healthy = False
+        PRODUCE_BUFFER_BYTES.set_function(lambda: self.held)
 
     async def start(self) -> None:
         """Connect; raises ``KafkaError``."""
@@ -204,7 +220,7 @@ class Publisher:
             log.warning("not written", topic=topic, count=len(items))
 
     def _confirm(self, items: list[Accepted], ok: bool) -> None:
-        self._statistics.counters["accepted" if ok else "refused"] += len(items)
+        (ACCEPTED if ok else REFUSED).inc(len(items))
         by_owner: defaultdict[Sender, list[Accepted]] = defaultdict(list)
         for accepted in items:
             by_owner[accepted.owner].append(accepted)
@@ -229,8 +245,9 @@ class Publisher:
         producer = self._producer
         if producer is None or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
             return False
+        began = time.monotonic()
         try:
-            with self._statistics.timed(f"produce_{topic}"), counting_errors("kafka"):
+            with KAFKA_ERRORS.count_exceptions():
                 async with asyncio.timeout(2 * self.settings.produce_timeout):
                     await producer.send_and_wait(topic, value, partition=partition, headers=headers)
         except (KafkaError, TimeoutError, OSError) as error:
@@ -241,6 +258,7 @@ class Publisher:
                 self._closed_until = time.monotonic() + CLOSED_SECONDS
             self._renew(producer)
             return False
+        _SECONDS[topic].observe(time.monotonic() - began)
         self.healthy = True
         return True
 
@@ -297,3 +315,4 @@ _ENCODE: Final[dict[str, Callable[[list[Any]], bytes]]] = {
     SESSION_EVENTS: _encode_events,
     INBOX_REQUESTS: _encode_requests,
 }
+_SECONDS: Final = {topic: PRODUCE_SECONDS.labels(topic) for topic in _ENCODE}

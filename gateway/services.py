@@ -10,7 +10,7 @@ from aiohttp import web
 
 from chat_streams.kafka import topics
 from chat_streams.model.errors import RedisUnavailable, SettingsError
-from chat_streams.runtime.metrics import PATH, Metrics
+from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
@@ -48,10 +48,10 @@ class Services:
         self._cluster = Cluster(settings)
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
-        self.statistics = Statistics("gateway")
-        self.statistics.gauges = self.gauges
+        self.statistics = Statistics("gateway", REGISTRY)
+        self.statistics.gauges = self._lease
         self.traces = Traces.of(settings, "gateway")
-        self.publisher = Publisher(settings, self.statistics, self.traces)
+        self.publisher = Publisher(settings, self.traces)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self.log = IncomingLog(settings)
         self._metrics: web.AppRunner | None = None
@@ -95,16 +95,14 @@ class Services:
             missing.append("redis")
         return missing
 
-    def gauges(self) -> dict[str, float]:
-        """The gauges of the statistics."""
+    def _lease(self) -> dict[str, float]:
         lease = self.hub.lease
-        found = {"produce_buffer_bytes": float(self.publisher.held), "lease": float(lease is not None)}
-        return found if lease is None else found | {"slot": float(lease.slot), "epoch": float(lease.epoch)}
+        return {} if lease is None else {"slot": float(lease.slot), "epoch": float(lease.epoch)}
 
     async def _serve_metrics(self) -> web.AppRunner:
         """Metrics have a port of their own, which a load balancer does not know."""
         app = web.Application()
-        app.router.add_get(PATH, Metrics(self.statistics).answer)
+        app.router.add_get(PATH, Exposition(REGISTRY).answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         host, port = self.settings.metrics_host, self.settings.metrics_port

@@ -14,11 +14,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
 from aiohttp import WSMsgType, web
+from prometheus_client import Counter, Histogram
 
 from chat_streams.model.codes import Close, ErrorCode
 from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Missed
 from chat_streams.model.times import now_ms
+from chat_streams.runtime.metrics import BUCKETS, REGISTRY, WeightedHistogram
 from chat_streams.runtime.spans import Expected
 from gateway import protocol
 from gateway.handlers import acknowledge, history, ping, send
@@ -39,6 +41,28 @@ HANDLERS: Final[dict[type[Any], Callable[[SessionContext, Any], None]]] = {
     Ping: ping.handle,
 }
 """The handler of each type of frame; a hello comes first and only once."""
+
+ACKNOWLEDGED: Final = Counter(
+    "connect_chat_gateway_messages_acknowledged_total", "Acknowledged by a device.", registry=REGISTRY
+)
+STALLS: Final = Counter(
+    "connect_chat_gateway_window_stalls_total",
+    "Times a client's window was full with more to come.",
+    registry=REGISTRY,
+)
+DELIVERY_SECONDS: Final = WeightedHistogram(
+    "connect_chat_gateway_delivery_seconds", "Messages to users who are connected: from accepted to forwarded."
+)
+ACKNOWLEDGEMENT_SECONDS: Final = WeightedHistogram(
+    "connect_chat_gateway_acknowledgement_seconds",
+    "The same messages: from accepted to acknowledged by the device.",
+)
+CATCH_UP_SECONDS: Final = Histogram(
+    "connect_chat_gateway_catch_up_seconds",
+    "From welcome until all that waited in the inbox is forwarded.",
+    buckets=BUCKETS,
+    registry=REGISTRY,
+)
 
 # The loop's clock; asking for the running loop costs a system call before Python 3.12.
 _now: Final = time.monotonic
@@ -136,13 +160,15 @@ class Session:
 
     # What the hub brings
 
-    def on_delivery(self, delivery: Delivery) -> None:
-        """Forward a part of the inbox, if it is the next one."""
+    def on_delivery(self, delivery: Delivery) -> int:
+        """Forward a part of the inbox, if it is the next one; returns how many messages that are."""
         before = self.state.forwarded
         frames = self.state.on_delivery(delivery, _now())
-        if self.state.forwarded > before:
+        forwarded = delivery.count if self.state.forwarded > before else 0
+        if forwarded:
             self._observe_delivery(delivery)
         self._advance(frames)
+        return forwarded
 
     def on_missed(self, missed: Missed) -> None:
         """Tell the client that a part of the inbox left it without acknowledgement."""
@@ -207,11 +233,10 @@ class Session:
 
     def on_acknowledged(self, messages: int) -> None:
         """Pass on that the client's cursor has moved, over so many forwarded messages."""
-        statistics = self.services.statistics
-        statistics.counters["confirmed"] += messages
+        ACKNOWLEDGED.inc(messages)
         while self._live and self._live[0].until <= self.state.acked:
             _, number, at = self._live.popleft()
-            statistics.observe("acknowledgement", max(0.0, time.time() - at / 1000), number)
+            ACKNOWLEDGEMENT_SECONDS.observe(max(0.0, time.time() - at / 1000), number)
         self._live = self._live or None
         self._follow_expected()
         self.services.hub.acknowledge(self)
@@ -314,7 +339,7 @@ class Session:
             else:
                 self._request_page(due)
         if self.state.stalls != self._stalls:
-            self.services.statistics.counters["stalls"] += self.state.stalls - self._stalls
+            STALLS.inc(self.state.stalls - self._stalls)
             self._stalls = self.state.stalls
         at = self.state.next_due()
         if at is not None and self._end is None:
@@ -340,18 +365,16 @@ class Session:
         self._follow_expected()
         if self._waits and self.state.is_caught_up:
             self._waits = False
-            self.services.statistics.observe("catch_up", (now_ms() - self._since) / 1000)
+            CATCH_UP_SECONDS.observe((now_ms() - self._since) / 1000)
         if not self.state.outstanding:
             self._release_reserved()
         self.progress()
 
     def _observe_delivery(self, delivery: Delivery) -> None:
-        """Count what was forwarded; all of what was accepted since the hello counts with the delay of its first."""
-        statistics = self.services.statistics
-        statistics.counters["delivered"] += delivery.count
-        if not delivery.count or (at := protocol.at_of(delivery.messages)) is None or at < self._since:
+        """Note the delay of what was accepted since the hello: all of a delivery counts with that of its first."""
+        if (at := protocol.at_of(delivery.messages)) is None or at < self._since:
             return
-        statistics.observe("delivery", max(0.0, time.time() - at / 1000), delivery.count)
+        DELIVERY_SECONDS.observe(max(0.0, time.time() - at / 1000), delivery.count)
         if self._live is None:
             self._live = deque()
         self._live.append(_Live(delivery.until, delivery.count, at))

@@ -8,14 +8,20 @@ from typing import Final
 
 import structlog
 from aiokafka.errors import KafkaError
+from prometheus_client import Gauge
 
 from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
+from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.retry import retry_forever
 from tables.slots import Lease, Slots
 
 log = structlog.get_logger()
 
 _NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, KafkaError, TimeoutError, OSError)
+
+LEASE_HELD: Final = Gauge(
+    "connect_chat_gateway_lease_held", "1 while it holds a slot: else it takes no connection.", registry=REGISTRY
+)
 
 
 class SlotHolder:
@@ -29,6 +35,7 @@ class SlotHolder:
         self._open_slot = open_slot
         self._on_taken = on_taken
         self.lease: Lease | None = None
+        LEASE_HELD.set_function(lambda: self.lease is not None)
 
     async def run(self) -> None:
         """Hold a slot until cancelled."""

@@ -21,9 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.model.position import MAX_INDEX, Position
 from chat_streams.model.records import Message
-from chat_streams.runtime.retry import retry_forever
+from chat_streams.runtime.retry import DYNAMODB_ERRORS, retry_forever
 from chat_streams.runtime.settings import Settings
-from chat_streams.runtime.statistics import counting_errors
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb.client import DynamoDBClient
@@ -204,7 +203,7 @@ class ChatHistory:
 
         async def put() -> None:
             nonlocal left
-            with counting_errors("dynamodb"):
+            with DYNAMODB_ERRORS.count_exceptions():
                 try:
                     db = await self._db()
                     answer = await db.batch_write_item(RequestItems={table: left})
@@ -337,7 +336,7 @@ class ChatHistory:
         items: list[dict[str, Any]] = []
         limit = arguments["Limit"]
         try:
-            with counting_errors("dynamodb"):
+            with DYNAMODB_ERRORS.count_exceptions():
                 db = await self._db()
                 while True:
                     answer = await db.query(TableName=self._settings.history_table, **arguments)

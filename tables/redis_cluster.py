@@ -30,9 +30,8 @@ from redis.exceptions import (
 )
 
 from chat_streams.model.errors import RedisRefused, RedisUnavailable
-from chat_streams.runtime.retry import retry_forever
+from chat_streams.runtime.retry import REDIS_ERRORS, retry_forever
 from chat_streams.runtime.settings import Settings
-from chat_streams.runtime.statistics import engines
 from tables.functions import LIBRARY, function
 
 log = structlog.get_logger()
@@ -154,7 +153,7 @@ class Cluster:
                     if _is_away(answer):
                         raise answer
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            engines["engine_errors_redis"] += 1
+            REDIS_ERRORS.inc()
             await self._forget_topology()
             raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
         return answers

@@ -33,6 +33,7 @@ from chat_streams.operations.lag_reader import GROUPS, LOOK_S, look
 from chat_streams.operations.lag_sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.operations.leases import Slot, leases
 from chat_streams.runtime import statistics
+from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import Statistics
 from tables import last_audit
@@ -96,7 +97,7 @@ class Collector:
         self.lags: dict[tuple[str, str, int], Lag] = {}
         self._cluster = cluster
         self._history = history
-        self.statistics = Statistics("inspector")
+        self.statistics = Statistics("inspector", REGISTRY)
         self.statistics.gauges = self._gauges
         self._watched_at = -math.inf
 

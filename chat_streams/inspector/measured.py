@@ -2,39 +2,91 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector as MetricsCollector
 
 from chat_streams.inspector.collector import Collector
 from chat_streams.kafka.names import DEAD_LETTERS
 from chat_streams.operations.lag import summary
 from chat_streams.operations.lag_reader import GROUPS
-from chat_streams.runtime.metrics import Samples
 
-FATES = ("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost")
-_NAMES = {"accepted": "messages", "lost": "none"}
+FATES: Final = (
+    *("accepted", "acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight", "lost"),
+)
+_NAMES: Final = {"accepted": "messages", "lost": "none"}
 """The fates that have another name in the report of an audit."""
 
 
-def samples(collector: Collector) -> Samples:
-    """Return all metrics of the inspector, as of its last look; a scrape also keeps the sampling of lags going."""
-    collector.watch()
-    found: defaultdict[str, list[tuple[tuple[str, ...], float]]] = defaultdict(list)
-    for row in summary(collector.watermarks, collector.lags, GROUPS):
-        for partition in row["partitions"]:
-            labels = (row["group"], row["topic"], str(partition["partition"]))
-            for name in ("seconds", "messages", "records"):
-                if partition[name] is not None:
-                    found[f"lag_{name}"].append((labels, partition[name]))
-    for engine in collector.engines.values():
-        if engine.up is not None:
-            found["engine_up"].append(((engine.name.lower(),), engine.up))
-    found["slots"] = [((), collector.settings.slots)]
-    found["slots_leased"] = [((), len(collector.slots))]
-    found["dead_letter_records"] = [
-        ((), end) for tp, end in collector.watermarks.ends.items() if tp.topic == DEAD_LETTERS
-    ]
-    if (audit := collector.audit) is not None:
-        found["audit_clean"] = [((), bool(audit["clean"]))]
-        found["audit_timestamp_seconds"] = [((), int(audit["at"]) / 1000)]
-        found["audit_messages"] = [((fate,), int(audit.get(_NAMES.get(fate, fate), 0))) for fate in FATES]
-    return found
+class System(MetricsCollector):
+    """The metrics of the inspector, as of its last look; a scrape also keeps the sampling of lags going.
+
+    Of a partition without a lag, an engine not looked at yet, or an audit that never was there is no sample: hence
+    families that are made for each scrape, not gauges that keep their last value.
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The families with the samples there are."""
+        collector = self._collector
+        collector.watch()
+        yield from self._lags()
+        engines = GaugeMetricFamily(
+            "connect_chat_engine_up", "1 while the inspector reaches the engine.", labels=["engine"]
+        )
+        for engine in collector.engines.values():
+            if engine.up is not None:
+                engines.add_metric([engine.name.lower()], engine.up)
+        yield engines
+        yield GaugeMetricFamily("connect_chat_slots", "Slots for gateways.", collector.settings.slots)
+        yield GaugeMetricFamily("connect_chat_slots_leased", "Slots that a gateway holds.", len(collector.slots))
+        letters = GaugeMetricFamily(
+            "connect_chat_dead_letter_records",
+            "Records ever written to dead_letters, marks of redriving included.",
+        )
+        for tp, end in collector.watermarks.ends.items():
+            if tp.topic == DEAD_LETTERS:
+                letters.add_metric([], end)
+        yield letters
+        yield from self._audit()
+
+    def _lags(self) -> Iterator[GaugeMetricFamily]:
+        labels = ["group", "topic", "partition"]
+        families = {
+            "seconds": GaugeMetricFamily(
+                "connect_chat_lag_seconds",
+                "How long the oldest message that a group has not applied has waited.",
+                labels=labels,
+            ),
+            "messages": GaugeMetricFamily(
+                "connect_chat_lag_messages",
+                "Messages that a group has not applied; in long lags an estimate.",
+                labels=labels,
+            ),
+            "records": GaugeMetricFamily(
+                "connect_chat_lag_records", "Records that a group has not applied and committed.", labels=labels
+            ),
+        }
+        for row in summary(self._collector.watermarks, self._collector.lags, GROUPS):
+            for partition in row["partitions"]:
+                for name, family in families.items():
+                    if partition[name] is not None:
+                        family.add_metric([row["group"], row["topic"], str(partition["partition"])], partition[name])
+        yield from families.values()
+
+    def _audit(self) -> Iterator[GaugeMetricFamily]:
+        clean = GaugeMetricFamily(
+            "connect_chat_audit_clean", "1 if the last whole audit found each message to be exactly one thing."
+        )
+        at = GaugeMetricFamily("connect_chat_audit_timestamp_seconds", "When that was, in Unix time.")
+        messages = GaugeMetricFamily("connect_chat_audit_messages", "What it found, by fate.", labels=["fate"])
+        if (audit := self._collector.audit) is not None:
+            clean.add_metric([], bool(audit["clean"]))
+            at.add_metric([], int(audit["at"]) / 1000)
+            for fate in FATES:
+                messages.add_metric([fate], int(audit.get(_NAMES.get(fate, fate), 0)))
+        yield from (clean, at, messages)

@@ -6,11 +6,11 @@ import click
 from faust.app.base import BootStrategy
 
 from chat_streams.inspector import pages
-from chat_streams.inspector.measured import samples
+from chat_streams.inspector.measured import System
 from chat_streams.inspector.site import Site
 from chat_streams.model.errors import SettingsError
 from chat_streams.processing.service import Service
-from chat_streams.runtime.metrics import Metrics
+from chat_streams.runtime.metrics import REGISTRY, Exposition
 
 PORT = 8084
 
@@ -32,7 +32,7 @@ class Inspector(Service):
             self.site = Site(self.settings)
         except SettingsError as error:
             raise click.ClickException(str(error)) from error
-        self.metrics = Metrics(self.site.collector.statistics, lambda: samples(self.site.collector))
+        self.exposition = Exposition(REGISTRY, System(self.site.collector))
         self.site.install(self.web.web_app)
         pages.register(self.site)
 

@@ -26,6 +26,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.services import WaitResults
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chat_streams.compat import eager
 from chat_streams.model.errors import Rewound, UndecodableRecord, UnknownVersion
@@ -33,6 +34,7 @@ from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter, Record
 from chat_streams.model.redrive import Redrive, offset_for
 from chat_streams.model.times import now_ms
 from chat_streams.processing.offsets import Admission, Checkpoint, Progress, Start
+from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.statistics import Statistics
 
@@ -53,6 +55,31 @@ BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
 
+WORKER: Final = CollectorRegistry()
+"""Of all apps that have agents: the inspector has none, and shows none of these."""
+AGENT_RECORDS: Final = Counter("connect_chat_agent_records_total", "Records applied.", ["topic"], registry=WORKER)
+AGENT_ERRORS: Final = Counter(
+    "connect_chat_agent_errors_total", "Times that applying a record failed.", ["topic"], registry=WORKER
+)
+AGENT_BATCH_SECONDS: Final = Histogram(
+    "connect_chat_agent_batch_seconds",
+    "Applying a batch of records, with all its effects.",
+    ["topic"],
+    buckets=BUCKETS,
+    registry=WORKER,
+)
+DEAD_LETTERS_WRITTEN: Final = Counter(
+    "connect_chat_dead_letters_total", "Records that could not be applied.", ["topic"], registry=WORKER
+)
+PARTITIONS: Final = Gauge("connect_chat_worker_partitions", "Partitions this worker has.", ["topic"], registry=WORKER)
+REBALANCES: Final = Counter("connect_chat_worker_rebalances_total", "Rebalances of its group.", registry=WORKER)
+REBALANCING: Final = Gauge("connect_chat_worker_rebalancing", "1 during a rebalance.", registry=WORKER)
+RECOVERING: Final = Gauge(
+    "connect_chat_worker_recovering", "1 while its table is read from the changelog.", registry=WORKER
+)
+COMMIT_SECONDS: Final = Histogram(
+    "connect_chat_worker_commit_seconds", "Committing offsets.", buckets=BUCKETS, registry=WORKER
+)
 
 Apply = Callable[[list[Record[T]]], Awaitable[Awaitable[Any] | None]]
 """Carries out the effects of records; what it returns, if anything, is awaited before they count as done."""
@@ -307,15 +334,11 @@ class _Commits(faust.Sensor):
     Faust's own sensors hear of the first record of a batch only: the others are taken from the stream's queue.
     """
 
-    def __init__(self, statistics: Statistics) -> None:
-        super().__init__()
-        self._statistics = statistics
-
     def on_commit_initiated(self, consumer: Any) -> float:
         return time.monotonic()
 
     def on_commit_completed(self, consumer: Any, state: float) -> None:
-        self._statistics.observe("commit", time.monotonic() - state)
+        COMMIT_SECONDS.observe(time.monotonic() - state)
 
 
 class OrderedApp(faust.App):
@@ -324,18 +347,33 @@ class OrderedApp(faust.App):
     def __init__(self, *args: Any, loss_window: float, dead_letters: str, **kwargs: Any) -> None:
         self.progress: Progress[TP] = Progress(loss_window)
         self._dead_letters = dead_letters
-        self.statistics = Statistics(args[0])
+        self.statistics = Statistics(args[0], REGISTRY, WORKER)
         # Since when the agent of each topic has nothing to do; None while it works.
         self._idle_since: dict[str, float | None] = {}
         self._turns: defaultdict[tuple[str, int | None], asyncio.Lock] = defaultdict(asyncio.Lock)
         super().__init__(*args, **kwargs)
-        self.sensors.add(_Commits(self.statistics))
+        self.sensors.add(_Commits())
+        REBALANCING.set_function(lambda: self.rebalancing)
+        RECOVERING.set_function(lambda: self.in_recovery)
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)
 
     def _new_producer_transport(self) -> Transport:
         return Transport(self.conf.broker_producer, self)
+
+    def on_rebalance_start(self) -> None:
+        """Count it."""
+        REBALANCES.inc()
+        super().on_rebalance_start()
+
+    def partitions(self) -> dict[str, list[int]]:
+        """The partitions whose records this worker applies, by topic."""
+        found: dict[str, list[int]] = {}
+        for tp in sorted(self.consumer.assignment()):
+            if tp in self.progress:
+                found.setdefault(tp.topic, []).append(tp.partition)
+        return found
 
     async def process(self, stream: Any, codec: Codec[T], apply: Apply[T], most_records: int = BATCH_RECORDS) -> None:
         """Apply all records of a stream, in the order of each partition, as many at once as are waiting.
@@ -423,7 +461,9 @@ class OrderedApp(faust.App):
     async def _waiting(self, stream: Any, most: int) -> AsyncIterator[list[faust.EventT[Any]]]:
         queue = stream.channel.queue
         topic = stream.channel.topics[0]
-        self.statistics.agent(topic)
+        PARTITIONS.labels(topic).set_function(lambda: len(self.partitions().get(topic, ())))
+        for metric in (AGENT_RECORDS, AGENT_ERRORS, AGENT_BATCH_SECONDS, DEAD_LETTERS_WRITTEN):
+            metric.labels(topic)
         self._idle_since[topic] = time.monotonic()
         async for event in stream.events():
             self._idle_since[topic] = None
@@ -500,10 +540,11 @@ class OrderedApp(faust.App):
                 if len(records) > 1:
                     halves = records[: len(records) // 2], records[len(records) // 2 :]
                     return [e for half in halves for e in await self._apply_some(half, apply, epochs)]
+                ((_, message),) = records
                 if attempt == ATTEMPTS:
-                    await self._write_dead_letter(records[0][1], error)
+                    await self._write_dead_letter(message, error)
                     return []
-                self.statistics.failed(records[0][1].topic, error)
+                self._count_failure(message.topic, error)
                 log.warning("applying a record failed, trying again", attempt=attempt, error=repr(error))
                 await asyncio.sleep(0.1 * attempt)
             else:
@@ -523,18 +564,25 @@ class OrderedApp(faust.App):
         if before is not None:
             await before
         now = time.monotonic()
-        self.statistics.batch(events[0].message.topic, len(events), now - began)
+        topic = events[0].message.topic
+        AGENT_RECORDS.labels(topic).inc(len(events))
+        AGENT_BATCH_SECONDS.labels(topic).observe(now - began)
         last = {event.message.tp: event.message.offset for event in events}
         for tp, offset in last.items():
             epoch = epochs[tp]
             if epoch is not None:
                 self.progress.done(tp, epoch, offset, now)
 
+    def _count_failure(self, topic: str, error: Exception) -> None:
+        AGENT_ERRORS.labels(topic).inc()
+        self.statistics.failed(topic, error)
+
     async def _write_dead_letter(self, message: Any, error: Exception) -> None:
         log.error(
             "dead letter", topic=message.topic, partition=message.partition, offset=message.offset, reason=repr(error)
         )
-        self.statistics.failed(message.topic, error, dead_letter=True)
+        self._count_failure(message.topic, error)
+        DEAD_LETTERS_WRITTEN.labels(message.topic).inc()
         now = now_ms()
         redrive = Redrive.of(message.headers) or Redrive(frozenset())
         letter = DeadLetter(

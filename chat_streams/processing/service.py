@@ -18,9 +18,9 @@ from chat_streams.model import errors
 from chat_streams.model.errors import RedisRefused, SettingsError
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
-from chat_streams.processing.ordered import OrderedApp
+from chat_streams.processing.ordered import WORKER, OrderedApp
 from chat_streams.runtime import logs
-from chat_streams.runtime.metrics import PATH, Metrics
+from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.spans import Traces
@@ -79,10 +79,9 @@ class Service(OrderedApp):
         self._redis = redis
         self.log_generation: Log | None = None
         self.traces: Traces | None = None
-        self.metrics = Metrics(self.statistics)
+        self.exposition = Exposition(REGISTRY, WORKER)
         self._add_pages()
-        self.statistics.gauges = self._gauges
-        self.statistics.partitions = self._partitions
+        self.statistics.partitions = self.partitions
         self.task(self.watch)
         self.task(self.publish_statistics)
 
@@ -132,21 +131,6 @@ class Service(OrderedApp):
                     lambda key, value: self.producer.send_and_wait(names.SERVICE_STATS, key, value, 0, None, None)
                 )
 
-    def _gauges(self) -> dict[str, float]:
-        tables = {f"table_{name}": float(len(table)) for name, table in self.tables.data.items()}
-        return tables | {
-            "recovering": float(self.in_recovery),
-            "rebalancing": float(self.rebalancing),
-            "rebalances": float(self.rebalancing_count),
-        }
-
-    def _partitions(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for tp in sorted(self.consumer.assignment()):
-            if tp in self.progress:
-                found.setdefault(tp.topic, []).append(tp.partition)
-        return found
-
     @property
     def is_ready(self) -> bool:
         """True while this worker has partitions and is neither in a rebalance nor in recovery; shown by ``/readyz``."""
@@ -165,7 +149,7 @@ class Service(OrderedApp):
 
         @self.page(PATH)
         async def metrics(view: faust.web.View, request: aiohttp.web.Request) -> Any:
-            return await self.metrics.answer(request)
+            return await self.exposition.answer(request)
 
 
 def _credentials(settings: Settings) -> Any:

@@ -1,22 +1,39 @@
-"""Retries while an engine (Kafka, Redis, DynamoDB) is down: in place, after 0.1 s to 2 s, as long as it takes."""
+"""Failures of engines (Kafka, Redis, DynamoDB): counted, and retried in place, after 0.1 s to 2 s, without end."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import stamina
 import structlog
+from prometheus_client import Counter
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
-from chat_streams.runtime.statistics import engines
+from chat_streams.runtime.metrics import REGISTRY
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
 _Errors = type[Exception] | tuple[type[Exception], ...]
+
+ENGINE_ERRORS: Final = Counter(
+    "connect_chat_engine_errors_total",
+    "Requests that an engine did not answer as wanted.",
+    ["engine"],
+    registry=REGISTRY,
+)
+KAFKA_ERRORS: Final = ENGINE_ERRORS.labels("kafka")
+REDIS_ERRORS: Final = ENGINE_ERRORS.labels("redis")
+DYNAMODB_ERRORS: Final = ENGINE_ERRORS.labels("dynamodb")
+ENGINE_RETRIES: Final = Counter(
+    "connect_chat_engine_retries_total",
+    "Attempts made again, by what was being done.",
+    ["doing"],
+    registry=REGISTRY,
+)
 
 
 def _log_retry(details: RetryDetails) -> None:
@@ -48,6 +65,6 @@ async def retry_forever(doing: str, on: _Errors, attempt: Callable[[], Awaitable
     )
     async for again in retries.with_name(doing, (), {}):
         with again:
-            engines[f"engine_retries_{doing}"] += 1
+            ENGINE_RETRIES.labels(doing).inc()
             return await attempt()
     raise AssertionError("stamina raises what the last attempt raised")

@@ -1,75 +1,57 @@
-"""What each service says of itself every few seconds: a small record of ``service_stats``, for the inspector.
+"""The state that each service reports to the inspector every few seconds: a small record of ``service_stats``.
 
-Counters only ever rise while a process lives; a new process has a new ``started_at`` and begins at 0.
+It is read from the registry that Prometheus is shown. Counters only ever rise while a process lives; a new process has
+a new ``started_at`` and begins at 0.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 import structlog
+from prometheus_client.registry import Collector
 
 from chat_streams.model.times import now_ms
+from chat_streams.runtime.metrics import BUCKETS, PREFIX
 
 log = structlog.get_logger()
 
 INTERVAL_S: Final = 5.0
-BOUNDS_MS: Final = tuple(2.0**n / 4 for n in range(20))
-"""Upper bounds of a histogram's buckets: 0.25 ms to 131 s, each twice the one before."""
-
-engines: Final[Counter[str]] = Counter()
-"""What this process met at its engines: ``engine_errors_<engine>``, ``engine_retries_<what was tried again>``."""
-
-
-@contextlib.contextmanager
-def counting_errors(engine: str) -> Iterator[None]:
-    """Count what the body raises as an error of an engine."""
-    try:
-        yield
-    except Exception:
-        engines[f"engine_errors_{engine}"] += 1
-        raise
-
-
-class Histogram:
-    """Counts of times in 21 buckets, and their sum in ms; a quantile is the upper bound of its bucket, in ms."""
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS_MS) + 1)
-        self.sum_ms = 0.0
-        self._told = self.counts.copy()
-
-    def add(self, ms: float, times: int = 1) -> None:
-        """Count a time, once or more."""
-        self.counts[bisect_left(BOUNDS_MS, ms)] += times
-        self.sum_ms += ms * times
-
-    def delta(self) -> Histogram:
-        """What was counted since this was asked last, without its sum."""
-        found = Histogram()
-        found.counts = [new - old for new, old in zip(self.counts, self._told, strict=True)]
-        self._told = self.counts.copy()
-        return found
-
-    def quantile(self, share: float) -> float | None:
-        """The bound below which this share (0 to 1) of the times is; ``None`` when there are none."""
-        wanted, seen = share * sum(self.counts), 0
-        if not wanted:
-            return None
-        for bound, count in zip((*BOUNDS_MS, 2 * BOUNDS_MS[-1]), self.counts, strict=True):
-            seen += count
-            if seen >= wanted:
-                return bound
-        return None
+COUNTERS: Final = {
+    "gateway_messages_accepted_total": "accepted",
+    "gateway_messages_refused_total": "refused",
+    "gateway_messages_forwarded_total": "delivered",
+    "gateway_messages_acknowledged_total": "confirmed",
+    "gateway_window_stalls_total": "stalls",
+    "gateway_connections_closed_total": "closed_",
+    "inbox_messages_appended_total": "appended",
+    "inbox_messages_overflowed_total": "overflowed",
+    "inbox_messages_retried_total": "retries",
+    "inbox_messages_removed_total": "acknowledged",
+    "history_messages_stored_total": "stored",
+}
+"""The names of a record's counters, by metric; with a label its value follows. A 0 is left out."""
+GAUGES: Final = {
+    "gateway_connections": "connections",
+    "gateway_lease_held": "lease",
+    "gateway_produce_buffer_bytes": "produce_buffer_bytes",
+    "worker_table_rows": "table_",
+    "worker_recovering": "recovering",
+    "worker_rebalancing": "rebalancing",
+    "worker_rebalances_total": "rebalances",
+}
+"""The same for the gauges, where a 0 is told."""
+_Values = defaultdict[str, dict[str, float]]
+"""Samples by name without the prefix, then by the value of their one label, "" without a label."""
+_Buckets = defaultdict[str, dict[str, list[float]]]
+"""The same for histograms: how many values are at or below each bound."""
+_BOUNDS_MS: Final = tuple(1000 * bound for bound in (*BUCKETS, 2 * BUCKETS[-1]))
 
 
 class AgentStats(msgspec.Struct):
@@ -103,79 +85,57 @@ decode: Final = msgspec.json.Decoder(ServiceStats).decode
 encode: Final = msgspec.json.Encoder().encode
 
 
-class Statistics:
-    """What one process counts: the inspector is told of it every few seconds, ``metrics.py`` shows it to Prometheus.
+def quantile_ms(share: float, buckets: Sequence[float]) -> float | None:
+    """Return the upper bound in ms of the bucket that holds a quantile; ``None`` where nothing was observed.
 
-    ``gauges`` and ``partitions`` are asked for when either is due.
+    Args:
+        share: which quantile, from 0 to 1.
+        buckets: how many values are at or below each bound, as Prometheus counts them.
+    """
+    wanted = share * buckets[-1]
+    if not wanted:
+        return None
+    return next(bound for bound, count in zip(_BOUNDS_MS, buckets, strict=True) if count >= wanted)
+
+
+class Statistics:
+    """Makes the records of one process from its registries.
+
+    ``gauges`` returns what is told in a record and is no metric, ``partitions`` the partitions this process has by
+    topic; both are asked when a record is due.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, *registries: Collector) -> None:
         self.service = service
         self.instance = f"{service}@{socket.gethostname()}:{os.getpid()}"
         self.started_at = now_ms()
-        self.counters: Counter[str] = Counter()
-        self.times: dict[str, Histogram] = {}
         self.gauges: Callable[[], dict[str, float]] = dict
         self.partitions: Callable[[], dict[str, list[int]]] = dict
-        self._agents: dict[str, AgentStats] = {}
+        self._registries = registries
+        self._last_errors: dict[str, tuple[str, int]] = {}
+        self._told: dict[tuple[str, str], list[float]] = {}
 
-    def observe(self, what: str, seconds: float, times: int = 1) -> None:
-        """Count a time, once or more."""
-        histogram = self.times.get(what)
-        if histogram is None:
-            histogram = self.times[what] = Histogram()
-        histogram.add(1000 * seconds, times)
-
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Count how long the body takes, unless it raises."""
-        began = time.monotonic()
-        yield
-        self.observe(what, time.monotonic() - began)
-
-    def totals(self) -> dict[str, int]:
-        """All that only ever rises, by name."""
-        found = dict(self.counters) | engines
-        for topic, agent in self._agents.items():
-            found[f"records_{topic}"] = agent.records
-            found[f"errors_{topic}"] = agent.errors
-            found[f"dead_letters_{topic}"] = agent.dead_letters
-        return found
-
-    def batch(self, topic: str, records: int, seconds: float) -> None:
-        """An agent applied a batch."""
-        agent = self.agent(topic)
-        agent.records += records
-        agent.batches += 1
-        self.observe(f"batch_{topic}", seconds)
-
-    def failed(self, topic: str, error: BaseException, dead_letter: bool = False) -> None:
-        """Applying a record failed, or it became a dead letter."""
-        agent = self.agent(topic)
-        agent.errors += 1
-        agent.dead_letters += dead_letter
+    def failed(self, topic: str, error: BaseException) -> None:
+        """Note the last failure of an agent."""
         # An exception may quote a value, and a value what people write: its kind is enough, the log has the rest.
-        agent.last_error = type(error).__name__
-        agent.last_error_at = now_ms()
+        self._last_errors[topic] = type(error).__name__, now_ms()
 
     def record(self) -> ServiceStats:
-        """What is to be written now; times of batches begin anew."""
-        for topic, agent in self._agents.items():
-            times = self._delta(f"batch_{topic}")
-            agent.p50_ms, agent.p99_ms = times.quantile(0.5), times.quantile(0.99)
-        latency = self._delta("delivery")
-        gauges = self.gauges()
+        """Return the record that is due now; quantiles are of what was observed since the one before."""
+        values, buckets = self._read()
+        gauges = _renamed(GAUGES, values) | self.gauges()
         for name, share in (("latency_p50_ms", 0.5), ("latency_p99_ms", 0.99)):
-            if (found := latency.quantile(share)) is not None:
-                gauges[name] = found
+            for told in buckets["gateway_delivery_seconds"].values():
+                if (found := quantile_ms(share, told)) is not None:
+                    gauges[name] = found
         return ServiceStats(
             self.service,
             self.instance,
             now_ms(),
             self.started_at,
-            dict(self.counters),
+            {key: int(value) for key, value in _renamed(COUNTERS, values).items() if value},
             gauges,
-            list(self._agents.values()),
+            [self._agent(topic, values, buckets) for topic in values["agent_records_total"]],
             self.partitions(),
         )
 
@@ -193,12 +153,40 @@ class Statistics:
         except Exception as error:  # noqa: BLE001 - what is said of a service must not end it
             log.warning("statistics are not written", error=repr(error))
 
-    def agent(self, topic: str) -> AgentStats:
-        """What is counted of the agent of a topic; from the first call on it is told of."""
-        found = self._agents.get(topic)
-        if found is None:
-            found = self._agents[topic] = AgentStats(topic)
-        return found
+    def _read(self) -> tuple[_Values, _Buckets]:
+        """Return the samples of all metrics, and the buckets of what was observed since the call before."""
+        values: _Values = defaultdict(dict)
+        counts: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for registry in self._registries:
+            for sample in (sample for family in registry.collect() for sample in family.samples):
+                name = sample.name.removeprefix(PREFIX)
+                label = next((value for key, value in sample.labels.items() if key != "le"), "")
+                if "le" in sample.labels:
+                    counts[name.removesuffix("_bucket"), label].append(sample.value)
+                else:
+                    values[name][label] = sample.value
+        buckets: _Buckets = defaultdict(dict)
+        for (name, label), now in counts.items():
+            before = self._told.get((name, label), [0.0] * len(now))
+            buckets[name][label] = [new - old for new, old in zip(now, before, strict=True)]
+        self._told = dict(counts)
+        return values, buckets
 
-    def _delta(self, what: str) -> Histogram:
-        return self.times[what].delta() if what in self.times else Histogram()
+    def _agent(self, topic: str, values: _Values, buckets: _Buckets) -> AgentStats:
+        times = buckets["agent_batch_seconds"][topic]
+        error, at = self._last_errors.get(topic, (None, None))
+        return AgentStats(
+            topic,
+            int(values["agent_records_total"][topic]),
+            int(values["agent_batch_seconds_count"][topic]),
+            int(values["agent_errors_total"][topic]),
+            int(values["dead_letters_total"][topic]),
+            quantile_ms(0.5, times),
+            quantile_ms(0.99, times),
+            error,
+            at,
+        )
+
+
+def _renamed(keys: Mapping[str, str], values: _Values) -> dict[str, float]:
+    return {key + label: value for name, key in keys.items() for label, value in values[name].items()}

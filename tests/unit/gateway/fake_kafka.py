@@ -15,7 +15,6 @@ from chat_streams.model.records import (
     Message,
 )
 from chat_streams.runtime.settings import Settings
-from chat_streams.runtime.statistics import Statistics
 from gateway.publisher import ITEM_BYTES, Accepted, Publisher
 
 INTERVAL = 0.010
@@ -64,7 +63,7 @@ class Kafka:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(partitions=1, record_interval=INTERVAL, **settings)
-        self.publisher = Publisher(self.settings, Statistics("gateway"))
+        self.publisher = Publisher(self.settings)
         self.publisher.produce = self._produce  # type: ignore[method-assign]
         self.records: list[Record] = []
         self.answers_at_once: bool | None = None

@@ -39,7 +39,7 @@ from chat_streams.operations.journey import Connection, Journey, Name
 from chat_streams.operations.lag import Watermarks
 from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
-from chat_streams.runtime.statistics import Histogram, ServiceStats, Statistics, decode, encode
+from chat_streams.runtime.statistics import ServiceStats
 
 NOW = 1_800_000_000_000
 TP = TopicPartition(INCOMING_MESSAGES, 0)
@@ -357,30 +357,6 @@ def test_numbers_are_shown_with_units() -> None:
     assert (size(5), size(1536), size(3 * 1024**3)) == ("5 B", "1.5 KiB", "3.0 GiB")
     assert hex_rows(b"<script>\x00".hex()).startswith("00000000  3c 73 63")
     assert hex_rows("") == ""
-
-
-def test_a_service_reports_its_counters_and_agents() -> None:
-    statistics = Statistics("messaging")
-    statistics.counters["appended"] += 3
-    statistics.gauges = lambda: {"table_sessions": 2.0}
-    statistics.partitions = lambda: {"t": [0, 1]}
-    for seconds in (0.001, 0.001, 0.5):
-        statistics.batch("t", 10, seconds)
-    statistics.failed("t", ValueError("what alice wrote"))
-    record = decode(encode(statistics.record()))
-    (agent,) = record.agents
-    assert (agent.records, agent.batches, agent.errors, agent.last_error) == (30, 3, 1, "ValueError")
-    assert agent.p50_ms == 1.0
-    assert agent.p99_ms == 512.0
-    assert (record.counters, record.gauges, record.partitions) == (
-        {"appended": 3},
-        {"table_sessions": 2.0},
-        {"t": [0, 1]},
-    )
-    # Times are of the last interval, counts since the start.
-    (agent,) = statistics.record().agents
-    assert (agent.records, agent.p50_ms) == (30, None)
-    assert Histogram().quantile(0.99) is None
 
 
 def test_a_connection_whose_gateway_lost_its_lease_is_named_and_no_other() -> None:

@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from chat_streams.runtime.metrics import ALL, METRICS, PREFIX, Metrics
-from chat_streams.runtime.statistics import Statistics, engines
+from chat_streams.runtime import retry
+from chat_streams.runtime.metrics import BUCKETS, PREFIX, REGISTRY, Exposition, WeightedHistogram
+from chat_streams.runtime.statistics import COUNTERS, GAUGES
 
 ROOT = Path(__file__).resolve().parents[3]
 MONITORING = ROOT / "docker" / "monitoring"
 RULES = sorted(MONITORING.glob("*.rules.yml"))
+SERVICES = {
+    "all": ("gateway", "messaging", "notification", "history", "inspector"),
+    "workers": ("messaging", "notification", "history"),
+}
+"""Names of the table of metrics for several services."""
+EXPOSITIONS = {
+    "gateway": ("Exposition(REGISTRY)", "import gateway.app"),
+    "messaging": ("app.exposition", "from chat_streams.messaging import app"),
+    "notification": ("app.exposition", "from chat_streams.notification import app"),
+    "history": ("app.exposition", "from chat_streams.history import app"),
+    "inspector": ("app.exposition", "from chat_streams.inspector import app"),
+}
+"""The object behind ``/metrics`` of each service, and what makes it."""
+PROGRAM = """
+import json
+from prometheus_client import CollectorRegistry
+from chat_streams.runtime.metrics import REGISTRY, Exposition
+{imports}
+
+def metrics(registry):
+    for collector in registry._collector_to_names:
+        if isinstance(collector, CollectorRegistry):
+            yield from metrics(collector)
+        else:
+            for family in collector.collect():
+                yield collector, family
+
+found = {{}}
+for collector, family in metrics({exposition}._registry):
+    name = family.name + ("_total" if family.type == "counter" else "")
+    if name.startswith("connect_chat_"):
+        assert name not in found, name
+        labels = getattr(collector, "_labelnames", getattr(family, "_labelnames", ()))
+        found[name] = [family.type, list(labels), family.documentation]
+print(json.dumps(found))
+"""
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
@@ -33,22 +73,22 @@ def rows() -> dict[str, list[str]]:
     return found
 
 
-def scraped(statistics: Statistics, **more: Any) -> dict[tuple[str, str], float]:
-    """Return the values of a scrape, by name and labels."""
-    text = Metrics(statistics, lambda: more).text().decode()
-    return {
-        (sample.name, ",".join(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+def shown(service: str) -> dict[str, list[Any]]:
+    """Return type, labels and help of each metric that a process of a service shows, by name."""
+    exposition, imports = EXPOSITIONS[service]
+    command = [sys.executable, "-c", PROGRAM.format(imports=imports, exposition=exposition)]
+    environment = os.environ | {"CHAT_JWT_SECRET": "x" * 32}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[Any]] = json.loads(done.stdout)
+    return found
 
 
 def exported() -> set[str]:
     """Return the metric names that queries may use."""
     names = {"up"}
-    for metric in METRICS:
-        name = PREFIX + metric.name
-        names |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if metric.kind == "histogram" else {name}
+    for name, (_, kind, *_) in rows().items():
+        names |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}
     return names
 
 
@@ -65,57 +105,44 @@ def expressions() -> list[str]:
     return found
 
 
-def test_the_table_has_each_metric_and_no_other() -> None:
-    documented = rows()
-    assert documented.keys() == {PREFIX + metric.name for metric in METRICS}
-    for metric in METRICS:
-        _, kind, labels, _, text = documented[PREFIX + metric.name]
-        assert (kind, re.findall(r"\w+", labels), text) == (metric.kind, list(metric.labels), metric.help)
+@pytest.mark.parametrize("service", EXPOSITIONS)
+def test_a_service_shows_the_metrics_of_the_table_and_no_other(service: str) -> None:
+    documented = {}
+    for name, (_, kind, labels, origin, text) in rows().items():
+        if service in SERVICES.get(origin, re.split(", ", origin)):
+            documented[name] = [kind, re.findall(r"\w+", labels), text]
+    assert shown(service) == documented
 
 
-def test_each_service_shows_what_is_counted_of_it() -> None:
-    statistics = Statistics("gateway")
-    statistics.gauges = lambda: {"connections": 3.0}
-    statistics.counters.update({"accepted": 5, "closed_4010": 2})
-    statistics.observe("delivery", 0.02, 4)
-    statistics.observe("produce_incoming_messages", 0.003)
-    found = scraped(statistics)
-    assert found[f"{PREFIX}gateway_connections", ""] == 3
-    assert found[f"{PREFIX}gateway_messages_accepted_total", ""] == 5
-    assert found[f"{PREFIX}gateway_connections_closed_total", "4010"] == 2
-    assert found[f"{PREFIX}gateway_delivery_seconds_bucket", "0.016"] == 0
-    assert found[f"{PREFIX}gateway_delivery_seconds_bucket", "0.032"] == 4
-    assert found[f"{PREFIX}gateway_delivery_seconds_sum", ""] == pytest.approx(0.08)
-    assert found[f"{PREFIX}gateway_produce_seconds_count", "incoming_messages"] == 1
-    # A record for the inspector does not reset the values that Prometheus sees.
-    assert statistics.record().gauges["latency_p99_ms"] == 32
-    assert "latency_p99_ms" not in statistics.record().gauges
-    assert scraped(statistics).items() >= {k: v for k, v in found.items() if k[0].startswith(PREFIX)}.items()
+def test_each_row_of_the_table_names_services() -> None:
+    origins = {name for _, _, _, origin, _ in rows().values() for name in origin.split(", ")}
+    assert origins - SERVICES.keys() == {"gateway", "messaging", "notification", "history", "inspector"}
 
 
-def test_a_worker_shows_zeros_before_anything_happened() -> None:
-    engines.clear()
-    statistics = Statistics("messaging")
-    statistics.agent("incoming_messages")
-    found = scraped(statistics)
-    assert found[f"{PREFIX}dead_letters_total", "incoming_messages"] == 0
-    assert found[f"{PREFIX}engine_errors_total", "redis"] == 0
-    assert found[f"{PREFIX}inbox_append_seconds_count", ""] == 0
-    statistics.failed("incoming_messages", ValueError(), dead_letter=True)
-    assert scraped(statistics)[f"{PREFIX}dead_letters_total", "incoming_messages"] == 1
+def test_engines_are_shown_with_zeros_before_anything_happened() -> None:
+    assert retry.ENGINE_ERRORS
+    text = Exposition(REGISTRY).text().decode()
+    engines = {
+        sample.labels["engine"]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"{PREFIX}engine_errors_total"
+    }
+    assert engines == {"dynamodb", "kafka", "redis"}
 
 
-def test_the_inspector_shows_lag_by_partition() -> None:
-    found = scraped(Statistics("inspector"), lag_seconds=[(("history", "incoming_messages", "3"), 1.5)])
-    assert found[f"{PREFIX}lag_seconds", "history,3,incoming_messages"] == 1.5
+def test_names_follow_the_conventions() -> None:
+    for name, (_, kind, *_) in rows().items():
+        assert name.endswith("_total") == (kind == "counter")
+        assert name.endswith("_seconds") or kind != "histogram"
+        assert not re.search(r"_(ms|milliseconds|kb|mb)(_|$)", name)
 
 
-@pytest.mark.parametrize("service", ALL)
-def test_names_follow_the_conventions(service: str) -> None:
-    for metric in (m for m in METRICS if service in m.services):
-        assert metric.name.endswith("_total") == (metric.kind == "counter")
-        assert metric.name.endswith("_seconds") or metric.kind != "histogram"
-        assert not re.search(r"_(ms|milliseconds|kb|mb)(_|$)", metric.name)
+def test_a_record_of_service_stats_is_made_of_metrics_that_exist() -> None:
+    assert {PREFIX + name for name in (*COUNTERS, *GAUGES)} <= rows().keys()
+    assert f"{PREFIX}gateway_delivery_seconds" in rows()
+    agents = ("agent_records_total", "agent_errors_total", "dead_letters_total", "agent_batch_seconds")
+    assert {PREFIX + name for name in agents} <= rows().keys()
 
 
 def test_what_rules_and_dashboards_ask_for_exists() -> None:
@@ -131,6 +158,26 @@ def test_each_alert_has_its_part_of_the_runbook() -> None:
     assert headings == list(dict.fromkeys(rule["alert"] for rule in alerts))
     for rule in alerts:
         assert rule["annotations"]["runbook"].endswith(f"docs/runbook.md#{rule['alert'].lower()}")
+
+
+def test_a_weighted_histogram_reads_as_many_single_observations() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    weighted = WeightedHistogram("connect_chat_x_seconds", "What it means.", ours)
+    single = Histogram("connect_chat_x_seconds", "What it means.", buckets=BUCKETS, registry=theirs)
+    assert generate_latest(ours) == generate_latest(theirs)
+    # At a bound, between two, below the first, above the last.
+    for value, times in ((BUCKETS[3], 1), (0.02, 4), (0.0, 2), (1_000.0, 3)):
+        weighted.observe(value, times)
+        for _ in range(times):
+            single.observe(value)
+    assert generate_latest(ours) == generate_latest(theirs)
+
+
+def test_a_name_is_taken_once() -> None:
+    registry = CollectorRegistry()
+    WeightedHistogram("connect_chat_x_seconds", "", registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Histogram("connect_chat_x_seconds", "", registry=registry)
 
 
 @promtool
