@@ -112,7 +112,7 @@ async def _append(batches: Sequence[Batch]) -> list[Appended]:
     try:
         appended = await inbox.append(batches, tokens)
     except FencingTokenStale as error:
-        log.warning("redis refused to append", reason=str(error))
+        log.warning("redis refused to append", error=repr(error))
         for partition, token in tokens.items():
             await fencing.fence(partition, refused=token)
         raise Rewound from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from aiohttp import WSMsgType, web
@@ -35,7 +35,12 @@ class Greeting(NamedTuple):
     rate_limiter: RateLimiter
 
 
-async def shake_hands(services: Services, ws: web.WebSocketResponse) -> Greeting:
+def connection_log(user: str, device: str, connection: bytes) -> Any:
+    """Return the logger for a line about a connection, with its ids; made for the line, since most never write one."""
+    return log.bind(user=user, device=device, connection=connection.hex())
+
+
+async def shake_hands(services: Services, ws: web.WebSocketResponse, connection: bytes) -> Greeting:
     """Receive the hello and find out who is there; raises ``CloseConnection``, or ``InvalidFrame``."""
     settings = services.settings
     try:
@@ -46,7 +51,7 @@ async def shake_hands(services: Services, ws: web.WebSocketResponse) -> Greeting
             if wait := limiter.connect(time.monotonic()):
                 text = f"too many connections: more than {settings.connect_rate:g} a second, wait {wait:.1f} s"
                 raise CloseConnection(Close.TOO_MANY_CONNECTS, text)
-            device = await _register(services, identity.user, hello)
+            device = await _register(services, identity.user, hello, connection)
     except TimeoutError:
         raise CloseConnection(Close.HELLO_TIMEOUT, f"no hello within {settings.hello_timeout:g} s") from None
     return Greeting(identity.user, hello.device, device.number, device.cursor, identity.expires, limiter)
@@ -90,7 +95,7 @@ async def _identify(services: Services, hello: Hello) -> Identity:
         raise CloseConnection(Close.BAD_TOKEN, f"the token is refused: {error}"[:120]) from error
 
 
-async def _register(services: Services, user: str, hello: Hello) -> Device:
+async def _register(services: Services, user: str, hello: Hello, connection: bytes) -> Device:
     after = Position.parse(hello.after) if hello.after is not None else None
     try:
         device = await services.inbox.hello(user, hello.device, after)
@@ -101,7 +106,7 @@ async def _register(services: Services, user: str, hello: Hello) -> Device:
             device = await services.inbox.hello(user, hello.device, after, log_end)
             removed += device.removed
     except RedisUnavailable as error:
-        log.warning("hello cannot be answered", user=user, error=str(error))
+        connection_log(user, hello.device, connection).warning("hello cannot be answered", error=repr(error))
         raise CloseConnection(Close.STORE_AWAY, "the offline store is away, try again") from error
     REMOVED.inc(removed)
     return device

@@ -25,7 +25,7 @@ from chat_streams.runtime.spans import Expected
 from gateway import protocol
 from gateway.handlers import acknowledge, history, ping, send
 from gateway.handlers.context import SessionContext
-from gateway.handshake import Greeting, shake_hands, welcome
+from gateway.handshake import Greeting, connection_log, shake_hands, welcome
 from gateway.protocol import Ack, CloseConnection, Hello, History, InvalidFrame, Ping, Send
 from gateway.publisher import Accepted
 from gateway.services import Services
@@ -119,7 +119,7 @@ class Session:
     async def run(self) -> None:
         """Serve the connection until it ends."""
         try:
-            greeting = await shake_hands(self.services, self._ws)
+            greeting = await shake_hands(self.services, self._ws, self.id)
         except InvalidFrame as invalid:
             self.writer.put(invalid.frame)
             await self._refuse(CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello"))
@@ -224,6 +224,11 @@ class Session:
         self.update_reading()
 
     # What the handlers call
+
+    @property
+    def log(self) -> Any:
+        """The logger for a line about this connection, which then says whose it is."""
+        return connection_log(self.user, self.device, self.id)
 
     def hold_back(self, to: str, message_id: str) -> None:
         """Hold back further messages to a recipient until this one, which is refused, is sent again."""

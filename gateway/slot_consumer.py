@@ -92,16 +92,17 @@ class SlotConsumer:
                 raise SlotConsumerEnded("the consumer of deliveries has ended by an error")
             for records in batches.values():
                 for record in records:
-                    self._take(record.offset, record.value, record.headers)
+                    self._take(record)
                     # A full fetch takes long to work through; the sockets must not wait for all of it.
                     await asyncio.sleep(0)
 
-    def _take(self, offset: int, value: bytes | None, headers: Iterable[Header]) -> None:
+    def _take(self, record: Any) -> None:
         try:
-            self._receive(OUTGOING.decode(value), headers)
+            self._receive(OUTGOING.decode(record.value), record.headers)
         except (UndecodableRecord, UnknownVersion) as error:
             # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
-            log.error("a delivery cannot be read", offset=offset, reason=str(error))  # noqa: TRY400 - bodies are not logged
+            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            log.error("a delivery cannot be read", **place, error=repr(error))  # noqa: TRY400 - bodies are not logged
 
 
 def _has_ended(consumer: Any) -> bool:

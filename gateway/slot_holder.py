@@ -58,7 +58,7 @@ class SlotHolder:
             try:
                 await self._slots.release(lease)
             except RedisUnavailable as error:
-                log.warning("the slot is not given back, it will run out", slot=lease.slot, error=str(error))
+                log.warning("the slot is not given back, it will run out", slot=lease.slot, error=repr(error))
 
     async def _take(self) -> Lease:
         lease = await self._slots.take()

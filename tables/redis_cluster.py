@@ -100,7 +100,7 @@ class Cluster:
                     ) from error
                 if _forbidden(cause):
                     raise RedisRefused(f"{redis}: {cause}; the rights it needs are in docs/security.md") from error
-            log.warning("redis is away", error=str(error))
+            log.warning("redis is away", error=repr(error))
 
     async def ping(self) -> None:
         """Raise ``RedisUnavailable`` when the cluster cannot carry out a command."""
@@ -178,7 +178,7 @@ class Cluster:
         try:
             await self._redis.aclose()
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("closing connections to redis failed", error=str(error))
+            log.warning("closing connections to redis failed", error=repr(error))
 
     async def _round(self, commands: Sequence[Command]) -> list[Any]:
         by_node: dict[str, tuple[ClusterNode, list[int]]] = {}

@@ -59,7 +59,7 @@ class Slots:
                     return
             except RedisUnavailable as error:
                 # Another gateway needs Redis to take the slot, too, so this one keeps it until Redis is back.
-                log.warning("the slot's lease is not renewed", slot=lease.slot, error=str(error))
+                log.warning("the slot's lease is not renewed", slot=lease.slot, error=repr(error))
 
     async def release(self, lease: Lease) -> None:
         """Release the slot, so that another gateway can lease it at once; raises ``RedisUnavailable``."""

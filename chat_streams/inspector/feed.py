@@ -20,7 +20,7 @@ import structlog
 
 from chat_streams.inspector.decoding import things_of
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
-from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord, UnknownVersion
+from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
 
@@ -201,8 +201,6 @@ class Feeds:
     async def _run(self, feed: Feed) -> None:
         try:
             await feed.run(lambda: 1 / max(1, len(self._feeds)))
-        except KafkaUnavailable as error:
-            log.warning("a tail has ended", topic=feed.topic, error=str(error))
         except Exception as error:  # noqa: BLE001 - its followers reconnect and start it again
             log.warning("a tail has ended", topic=feed.topic, error=repr(error))
         finally:

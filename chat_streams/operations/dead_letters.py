@@ -240,4 +240,5 @@ async def read(
         try:
             yield record.offset, DEAD_LETTERS.decode(record.value)
         except (UndecodableRecord, UnknownVersion) as error:
-            log.warning("no dead letter", topic=record.topic, offset=record.offset, reason=str(error))
+            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            log.warning("no dead letter", **place, error=repr(error))

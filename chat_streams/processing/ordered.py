@@ -53,6 +53,7 @@ HEARTBEAT_SECONDS: Final = 2.0
 SOON_SECONDS: Final = 0.02
 BUSY_FETCH_MS: Final = 50
 MAX_TRACEBACK: Final = 8_000
+LOST: Final = "records are gone from the log before they were applied"
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
 
 WORKER: Final = CollectorRegistry()
@@ -168,10 +169,10 @@ class _Thread(driver.AIOKafkaConsumerThread):
         try:
             await self._ensure_consumer().commit(values)
         except (CommitFailedError, IllegalStateError) as error:
-            log.info("not committed, the partitions moved on", error=str(error))
+            log.info("not committed, the partitions moved on", error=repr(error))
             return False
         except KafkaError as error:
-            log.warning("not committed, will be tried again", error=str(error))
+            log.warning("not committed, will be tried again", error=repr(error))
             return False
         self.consumer.committed_tokens.update(tokens)
         return True
@@ -261,7 +262,7 @@ class Consumer(driver.Consumer):
                 offset = max(offset, committed[tp].offset)
                 checkpoint = _checkpoint(committed[tp].metadata)
                 if offset > committed[tp].offset:
-                    log.error("records are gone from the log before they were applied", tp=str(tp), to=offset)
+                    _log_at(tp, committed[tp].offset).error(LOST, to_offset=offset)
             starts[tp] = offset
             self.progress.start(tp, Start(offset, checkpoint), time.monotonic())
         await self.seek_wait(starts)
@@ -305,6 +306,11 @@ class Consumer(driver.Consumer):
         self._acked.pop(tp, None)
         self._acked_index.pop(tp, None)
         return self.progress.committable(tp)
+
+
+def _log_at(tp: TP, offset: int) -> Any:
+    """The logger with the place in Kafka that a line is about."""
+    return log.bind(topic=tp.topic, partition=tp.partition, offset=offset)
 
 
 def _checkpoint(metadata: str) -> Checkpoint:
@@ -406,7 +412,7 @@ class OrderedApp(faust.App):
         # What is gone by now must not be begun again.
         starts = {tp: max(offset, earliest[tp]) for tp, offset in offsets.items() if tp in self.progress}
         for tp, offset in starts.items():
-            log.warning("applying records again", tp=f"{tp.topic}/{tp.partition}", from_offset=offset)
+            _log_at(tp, offset).warning("applying records again")
             self.progress.start(tp, Start(offset, Checkpoint()), time.monotonic())
         await self._seek(starts)
 
@@ -444,8 +450,9 @@ class OrderedApp(faust.App):
         while not self.should_stop:
             await self.sleep(WATCH_SECONDS)
             if not self.should_stop and not self.consumer.is_fetching:
-                log.critical("stopping", reason="the consumer has ended by an error")
-                await self.crash(RuntimeError("the consumer has ended by an error"))
+                ended = RuntimeError("the consumer has ended by an error")
+                log.critical("stopping", error=repr(ended))
+                await self.crash(ended)
                 return
             if self.rebalancing or not self.flow_control.is_active():
                 continue
@@ -489,12 +496,10 @@ class OrderedApp(faust.App):
             return
         earliest = (await self.consumer.earliest_offsets(tp))[tp]
         if earliest > offset:
-            log.error(
-                "records are gone from the log before they were applied", tp=str(tp), expected=offset, to=earliest
-            )
+            _log_at(tp, offset).error(LOST, to_offset=earliest)
             self.progress.skip_to(tp, earliest)
             offset = earliest
-        log.warning("a hole in a partition, going back", tp=f"{tp.topic}/{tp.partition}", to_offset=offset, why=why)
+        _log_at(tp, offset).warning("a hole in a partition, going back", why=why)
         await self._seek({tp: offset})
 
     async def _seek(self, offsets: Mapping[TP, int]) -> None:
@@ -520,7 +525,7 @@ class OrderedApp(faust.App):
             except UndecodableRecord as error:
                 await self._write_dead_letter(message, error)
             except UnknownVersion as error:
-                log.critical("stopping", topic=message.topic, offset=message.offset, reason=str(error))
+                _log_at(message.tp, message.offset).critical("stopping", error=repr(error))
                 await self.crash(error)
                 raise
         return await self._apply_some(records, apply, epochs)
@@ -545,7 +550,9 @@ class OrderedApp(faust.App):
                     await self._write_dead_letter(message, error)
                     return []
                 self._count_failure(message.topic, error)
-                log.warning("applying a record failed, trying again", attempt=attempt, error=repr(error))
+                _log_at(message.tp, message.offset).warning(
+                    "applying a record failed, trying again", attempt=attempt, error=repr(error)
+                )
                 await asyncio.sleep(0.1 * attempt)
             else:
                 return [] if effect is None else [effect]
@@ -578,9 +585,7 @@ class OrderedApp(faust.App):
         self.statistics.failed(topic, error)
 
     async def _write_dead_letter(self, message: Any, error: Exception) -> None:
-        log.error(
-            "dead letter", topic=message.topic, partition=message.partition, offset=message.offset, reason=repr(error)
-        )
+        _log_at(message.tp, message.offset).error("dead letter", error=repr(error))
         self._count_failure(message.topic, error)
         DEAD_LETTERS_WRITTEN.labels(message.topic).inc()
         now = now_ms()

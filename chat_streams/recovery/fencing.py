@@ -141,7 +141,7 @@ class Fencing:
                 try:
                     await self._check(tp)
                 except RedisUnavailable as error:
-                    log.warning("redis is away", doing="watch", error=str(error))
+                    log.warning("redis is away", doing="watch", error=repr(error))
                     break
                 except Rewound:
                     continue
@@ -154,7 +154,7 @@ class Fencing:
         if not token or applied is None:
             await self.fence(tp.partition, refused="")
         elif not await self._inbox.mark(tp.partition, token, applied) and progress.token(tp) == token:
-            log.warning("a redis server does not know this worker", partition=tp.partition)
+            log.warning("a redis server does not know this worker", topic=tp.topic, partition=tp.partition)
             await self.fence(tp.partition, refused=token)
 
     async def _has_previous_logs(self) -> bool:

@@ -37,8 +37,8 @@ ENGINE_RETRIES: Final = Counter(
 
 
 def _log_retry(details: RetryDetails) -> None:
-    error, delay = repr(details.caused_by), round(details.wait_for, 2)
-    log.warning("an engine is away, waiting", doing=details.name, retry_in_s=delay, error=error)
+    delay = round(details.wait_for, 2)
+    log.warning("an engine is away, waiting", doing=details.name, retry_in_s=delay, error=repr(details.caused_by))
 
 
 # Replaces stamina's own hook, which would log the arguments of the call.

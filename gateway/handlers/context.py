@@ -27,6 +27,10 @@ class SessionContext(Sender, Protocol):
     history_requests: int
     """History requests that are being answered."""
 
+    @property
+    def log(self) -> Any:
+        """The logger for a line about this connection, which then says whose it is."""
+
     def hold_back(self, to: str, message_id: str) -> None:
         """Hold back further messages to a recipient until this one, which is refused, is sent again."""
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import structlog
-
 from chat_streams.model.codes import ErrorCode
 from chat_streams.model.errors import HistoryUnavailable
 from chat_streams.model.position import Position
 from gateway import protocol
 from gateway.handlers.context import SessionContext
 from gateway.protocol import History
-
-log = structlog.get_logger()
 
 REQUESTS_AT_ONCE: Final = 2
 """Requests of one connection that are answered at the same time; with so many, its frames are not read."""
@@ -50,7 +46,7 @@ async def _answer(session: SessionContext, frame: History) -> None:
     except ValueError as error:
         session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{error} - at `$.before`", ref=frame.ref))
     except HistoryUnavailable as error:
-        log.warning("history cannot be read", error=str(error))
+        session.log.warning("history cannot be read", error=repr(error))
         text = "the chat database is away, try again"
         session.writer.put(protocol.error(ErrorCode.HISTORY_UNAVAILABLE, text, ref=frame.ref))
     else:

@@ -36,6 +36,12 @@ async def test_no_log_has_a_body_or_a_token(stack: Stack) -> None:
         await producer.stop()
     log = stack.running["messaging"].part.log
     await eventually(lambda: "dead letter" in log.read_text(), what="the dead letter is told of")
+    lines = [json.loads(line) for line in log.read_text().splitlines() if '"dead letter"' in line]
+    assert all({"topic", "partition", "offset", "error"} <= line.keys() for line in lines)
+    assert any(
+        (line["topic"], line["partition"], line["error"][:18]) == (INCOMING_MESSAGES, 0, "UndecodableRecord(")
+        for line in lines
+    )
     for path in stack.layout.logs.glob("*.log"):
         text = path.read_text(errors="replace")
         assert marker not in text, path.name

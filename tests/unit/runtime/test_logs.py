@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+
+import pytest
+
+from docker.local.layout import ROOT
 
 PROGRAM = """
 import logging, structlog, sys
@@ -20,6 +26,10 @@ except ValueError:
     structlog.get_logger().exception("a page failed", path="/")
     logging.getLogger("aiohttp.server").exception("handler")
 """
+
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+OTHER_NAMES = ("tp", "reason", "exc", "exception", "to", "expected", "from_offset")
+"""Names that ``error`` (an exception's repr), ``topic``, ``partition`` and ``offset`` are used for."""
 
 
 def lines(form: str) -> list[str]:
@@ -50,3 +60,23 @@ def test_tracebacks_for_people_have_no_values_of_variables_either() -> None:
     assert "slot=3" in text
     assert text.count("ValueError: why") == 2
     assert "alice" not in text
+
+
+def calls(package: str) -> Iterator[tuple[str, ast.Call]]:
+    """Yield place and call of each line that a package logs."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+@pytest.mark.parametrize("package", ["chat_streams", "gateway", "tables"])
+def test_a_field_has_one_name(package: str) -> None:
+    wrong = [
+        f"{place}: {keyword.arg}"
+        for place, call in calls(package)
+        for keyword in call.keywords
+        if keyword.arg in OTHER_NAMES or (keyword.arg == "error" and "repr" not in ast.dump(keyword.value))
+    ]
+    assert any(keyword.arg == "error" for _, call in calls(package) for keyword in call.keywords)
+    assert wrong == []

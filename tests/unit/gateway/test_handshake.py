@@ -1,0 +1,63 @@
+"""The log of a handshake names whose connection it is, and holds no token."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+from aiohttp import WSMessage, WSMsgType
+from structlog.testing import capture_logs
+
+from chat_streams.model.codes import Close
+from chat_streams.model.errors import RedisUnavailable
+from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.tokens import Identity
+from gateway import handshake
+from gateway.handshake import shake_hands
+from gateway.protocol import CloseConnection
+from gateway.state.rate_limit import RateLimiters, Rates
+
+TOKEN = "a token"
+HELLO = f'{{"type":"hello","token":"{TOKEN}","device":"phone"}}'
+RATES = Rates(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+class Inbox:
+    async def hello(self, *_: Any) -> Any:
+        raise RedisUnavailable("redis is away")
+
+
+class Authenticator:
+    async def identify(self, token: str) -> Identity:
+        assert token == TOKEN
+        return Identity("alice", 2_000_000_000.0)
+
+
+class Socket:
+    async def receive(self) -> WSMessage:
+        return WSMessage(WSMsgType.TEXT, HELLO, None)
+
+
+async def test_a_hello_that_redis_does_not_answer_is_logged_with_the_ids_of_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of the configuration there is now: a logger keeps that of its first use.
+    monkeypatch.setattr(handshake, "log", structlog.get_logger())
+    services: Any = SimpleNamespace(
+        settings=Settings(), authenticator=Authenticator(), inbox=Inbox(), rate_limiters=RateLimiters(RATES)
+    )
+    with capture_logs() as lines, pytest.raises(CloseConnection) as closed:
+        await shake_hands(services, Socket(), b"\x01\xab")  # type: ignore[arg-type]
+    assert closed.value.code == Close.STORE_AWAY
+    assert lines == [
+        {
+            "event": "hello cannot be answered",
+            "log_level": "warning",
+            "user": "alice",
+            "device": "phone",
+            "connection": "01ab",
+            "error": "RedisUnavailable('redis is away')",
+        }
+    ]
