@@ -34,7 +34,7 @@ Header = tuple[str, bytes]
 
 
 class Mark(NamedTuple):
-    """What a record's header says of its item number ``item``: the span before is ``parent``, a W3C traceparent."""
+    """The header of a record about its item number ``item``: the span before it is ``parent``, a W3C traceparent."""
 
     item: int
     parent: str
@@ -51,7 +51,7 @@ class Mark(NamedTuple):
 
 
 def traceparent(span: Span) -> str:
-    """What names a span as the parent of others (W3C Trace Context, 3.2)."""
+    """Return the traceparent that names a span as the parent of others (W3C Trace Context, 3.2)."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
@@ -83,7 +83,7 @@ class Traces:
         return None if settings.traces is None else cls(settings.traces, settings.trace_sample, service)
 
     def sampled(self) -> bool:
-        """Whether the next message is."""
+        """Decide whether the next message is sampled."""
         return random.random() < self._sample
 
     def begin(self, name: str, parent: str | None = None, **attributes: str | int) -> Span:
@@ -114,7 +114,7 @@ class _Expected:
         self.until = until
         self.span = span
         self.parent: str | None = None
-        """Of the acknowledgement, once it was forwarded."""
+        """The parent of the span of the acknowledgement, once the message was forwarded."""
 
 
 class Expected:
