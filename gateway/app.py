@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 GOODBYE_SECONDS: Final = 3.0
 DRAIN_SECONDS: Final = 10.0
-COUNTED: Final = frozenset({*codes.Close, 1000, 1001, 1006, 1009})
+COUNTED: Final = frozenset({*codes.Close, *codes.STANDARD_CLOSES})
 """Close codes that are counted each by itself."""
 
 CONNECTIONS: Final = Gauge("connect_chat_gateway_connections", "WebSockets that are open.", registry=REGISTRY)

@@ -11,7 +11,7 @@ from aiohttp import WSMsgType, web
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.codes import Close
-from chat_streams.model.errors import ExpiredToken, InvalidToken, KeysUnavailable, RedisUnavailable
+from chat_streams.model.errors import ExpiredToken, InvalidToken, KafkaUnavailable, KeysUnavailable, RedisUnavailable
 from chat_streams.model.position import Position
 from chat_streams.runtime.tokens import Identity
 from gateway import protocol
@@ -105,7 +105,7 @@ async def _register(services: Services, user: str, hello: Hello, connection: byt
             log_end = await services.log.end(partition_of(user, services.settings.partitions))
             device = await services.inbox.hello(user, hello.device, after, log_end)
             removed += device.removed
-    except RedisUnavailable as error:
+    except (RedisUnavailable, KafkaUnavailable) as error:
         connection_log(user, hello.device, connection).warning("hello cannot be answered", error=repr(error))
         raise CloseConnection(Close.STORE_AWAY, "the offline store is away, try again") from error
     REMOVED.inc(removed)

@@ -11,13 +11,11 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
-from chat_streams.kafka.names import INCOMING_MESSAGES, partition_of
-from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable
+from chat_streams.kafka.names import HISTORY, INCOMING_MESSAGES, partition_of
+from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable
 from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.runtime.settings import Settings
 
-HISTORY: Final = "history"
-"""The consumer group of the history service."""
 HISTORY_LOOK_SECONDS: Final = 0.2
 
 
@@ -41,14 +39,14 @@ class IncomingLog:
             await self._consumer.stop()
 
     async def end(self, partition: int) -> Position:
-        """A position above all in a partition of the log and below all to come; raises ``RedisUnavailable``."""
+        """A position above all in a partition of the log and below all to come; raises ``KafkaUnavailable``."""
         assert self._consumer is not None
         tp = TopicPartition(INCOMING_MESSAGES, partition)
         try:
             async with asyncio.timeout(self._settings.engine_timeout):
                 end = (await self._consumer.end_offsets([tp]))[tp]
         except (KafkaError, TimeoutError) as error:
-            raise RedisUnavailable(f"the log's end is not known: {error!r}") from error
+            raise KafkaUnavailable(f"the log's end is not known: {error!r}") from error
         # Not (end, 0): that is the address of the next message.
         return Position.of(self._generation, end - 1, MAX_INDEX) if end else ORIGIN
 
@@ -67,7 +65,7 @@ class IncomingLog:
                 await admin.start()
                 while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= last.offset:
                     await asyncio.sleep(HISTORY_LOOK_SECONDS)
-        except (RedisUnavailable, KafkaError, TimeoutError, OSError) as error:
+        except (KafkaUnavailable, KafkaError, TimeoutError, OSError) as error:
             raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error
         finally:
             await admin.close()

@@ -57,7 +57,7 @@ LOST: Final = "records are gone from the log before they were applied"
 KAFKA_AWAY: Final = (KafkaError, faust.exceptions.FaustError, OSError, TimeoutError)
 
 WORKER: Final = CollectorRegistry()
-"""Of all apps that have agents: the inspector has none, and shows none of these."""
+"""The metrics of apps that have agents: the inspector has none, and shows none of these."""
 AGENT_RECORDS: Final = Counter("connect_chat_agent_records_total", "Records applied.", ["topic"], registry=WORKER)
 AGENT_ERRORS: Final = Counter(
     "connect_chat_agent_errors_total", "Times that applying a record failed.", ["topic"], registry=WORKER
