@@ -5,10 +5,16 @@ The overrides in ``processing/ordered.py`` and the look at a fetcher in ``gatewa
 
 from __future__ import annotations
 
-from typing import Any
+import socket
+import struct
+from typing import Any, Final, NoReturn
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError, ProducerClosed
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for no time: the kernel throws away what it did not send yet, and says so to the peer."""
 
 
 async def send_to_any_broker(admin: AIOKafkaAdminClient, request: Any) -> Any:
@@ -27,3 +33,38 @@ async def fetch_metadata(consumer: AIOKafkaConsumer) -> Any:
     ``AIOKafkaConsumer.topics()`` asks for it, too, and returns the names only.
     """
     return await consumer._client.fetch_all_metadata()
+
+
+class _NoConnections(dict[Any, Any]):
+    """The connections of a client that was cut off: it has none, and gets none."""
+
+    def __setitem__(self, key: Any, connection: Any) -> None:
+        connection.close()
+        raise KafkaConnectionError("cut off")
+
+    def __missing__(self, key: Any) -> NoReturn:
+        raise KafkaConnectionError("cut off")
+
+
+async def _refuse(*_: Any, **__: Any) -> NoReturn:
+    # Not retriable: the sender fails its batches with it.
+    raise ProducerClosed
+
+
+def cut_off(producer: AIOKafkaProducer) -> None:
+    """End all that a producer could still write, at once; after it, ``producer.stop()`` no longer waits for Kafka.
+
+    An idempotent producer tries its batches again without end, and ``stop()`` waits for that. Closing its connections
+    is not enough: it makes new ones, and what their buffers and the kernel's hold is still sent to a Kafka that is
+    only slow. Left is what the broker's side has received already.
+    """
+    client = producer.client
+    connections, client._conns = client._conns, _NoConnections()
+    client.send = _refuse
+    for connection in connections.values():
+        if (writer := connection._writer) is not None:
+            transport = writer.transport
+            if not transport.is_closing():
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.abort()
+        connection.close()
