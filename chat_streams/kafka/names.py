@@ -60,5 +60,10 @@ SERVICE_STATS: Final = "service_stats"
 
 @lru_cache(maxsize=65_536)
 def partition_of(user: str, partitions: int) -> int:
-    """Return the partition of a user: Kafka's default partitioner (murmur2) applied to the bytes of the user id."""
-    return int((murmur2(user.encode()) & 0x7FFFFFFF) % partitions)
+    """Return the partition of a user: that of the bytes of the user id."""
+    return partition_for(user.encode(), partitions)
+
+
+def partition_for(key: bytes, partitions: int) -> int:
+    """Return the partition of a key, as Kafka's default partitioner does (murmur2)."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)

@@ -15,6 +15,7 @@
     ├── UndecodableRecord               the bytes are not a record of their topic
     ├── UnknownVersion                  a newer program wrote the record
     ├── Rewound                         a partition was rewound: its records are read again
+    ├── LaneDropped                     writes to a partition were given up together, from one on
     ├── UnknownUser                     no store knows the user
     └── RedriveRefused                  dead letters do not exist, or cannot be redriven
 
@@ -87,6 +88,10 @@ class UnknownVersion(ConnectChatError):
 
 class Rewound(ConnectChatError):
     """Raised by an ``Apply`` callback after ``OrderedApp.rewind``: the partition's records are delivered again."""
+
+
+class LaneDropped(ConnectChatError):
+    """All writes to a partition that Kafka has not confirmed were given up; the cause is why. Derive them again."""
 
 
 class UnknownUser(ConnectChatError):
