@@ -75,6 +75,7 @@ lint: setup $(VENV)/aws.stamp $(WEB)/node_modules/.linter.stamp ## Check style, 
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@$(RUN) -m tests.lint.docstrings
+	@$(RUN) -m tests.lint.private_members >/dev/null
 	@$(VENV)/bin/lint-imports --no-logo --cache-dir .local/import-linter
 	@$(WEB)/node_modules/.bin/eslint -c $(WEB)/eslint.config.js --max-warnings 0 $(dir $(WEB))static $(WEB)/*.js tests/javascript
 	@$(VENV)/bin/hadolint docker/Dockerfile
