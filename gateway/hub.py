@@ -16,6 +16,7 @@ from chat_streams.model.times import now_ms
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
+from chat_streams.runtime.tasks import endless
 from gateway.announcer import Announced, Announcer
 from gateway.publisher import Publisher
 from gateway.slot_consumer import SlotConsumer
@@ -81,9 +82,9 @@ class Hub:
     async def run(self) -> None:
         """Hold a slot, read it and announce, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._consumer.run())
-            group.create_task(self._announcer.run())
-            group.create_task(self._slot.run())
+            group.create_task(endless("reading the slot", self._consumer.run()))
+            group.create_task(endless("announcing", self._announcer.run()))
+            group.create_task(endless("holding a slot", self._slot.run()))
 
     async def close(self) -> None:
         """Stop reading the slot and release it."""

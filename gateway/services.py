@@ -14,6 +14,7 @@ from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
+from chat_streams.runtime.tasks import endless
 from chat_streams.runtime.tokens import Authenticator
 from gateway.hub import Hub
 from gateway.incoming_log import IncomingLog
@@ -66,7 +67,10 @@ class Services:
         await self.log.start(current.generation)
         running = asyncio.create_task(self.hub.run())
         running.add_done_callback(_stop_if_failed)
-        publishing = asyncio.create_task(self.statistics.publish(self.publisher.publish_statistics))
+        publishing = asyncio.create_task(
+            endless("statistics", self.statistics.publish(self.publisher.publish_statistics))
+        )
+        publishing.add_done_callback(_stop_if_failed)
         self._tasks = [running, publishing]
 
     async def stop(self) -> None:

@@ -7,25 +7,22 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import ConsumerStoppedError, KafkaError
-from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
+from chat_streams.kafka.consumer import AWAY, Consumer
 from chat_streams.kafka.names import MAX_RECORD, OUTGOING_MESSAGES
-from chat_streams.model.errors import ConnectChatError, UndecodableRecord, UnknownVersion
+from chat_streams.model.errors import ConsumerEnded, UndecodableRecord, UnknownVersion
 from chat_streams.model.records import OUTGOING, Outgoing
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header
 
 log = structlog.get_logger()
 
-FETCH_BYTES: Final = 4 * 1024 * 1024
-START_SECONDS: Final = 30.0
-
-
-class SlotConsumerEnded(ConnectChatError):
-    """Nothing can be read any more; only a new process helps."""
+FETCH_BYTES: Final = max(4 * 1024 * 1024, MAX_RECORD)
+POLL_SECONDS: Final = 1.0
+POLL_RECORDS: Final = 500
+AGAIN_SECONDS: Final = 0.5
+"""The time until a poll is made again that failed."""
 
 
 class SlotConsumer:
@@ -34,62 +31,54 @@ class SlotConsumer:
     def __init__(self, settings: Settings, receive: Callable[[Outgoing, Iterable[Header]], None]) -> None:
         self._settings = settings
         self._receive = receive
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: Consumer | None = None
+        self._is_open = asyncio.Event()
 
     async def open(self, slot: int) -> None:
-        """Begin at the end of a slot's partition, which is known when this returns; raises ``KafkaError``.
+        """Begin at the end of a slot's partition, which is known when this returns.
 
-        Only then may connections be announced: what is sent to them comes behind it.
+        Only then may connections be announced: what is sent to them comes behind it. Raises ``KafkaError`` and
+        ``TimeoutError``.
         """
         await self.close()
-        consumer = AIOKafkaConsumer(
-            **client_options(self._settings),
-            enable_auto_commit=False,
+        consumer = Consumer(
+            client_options(self._settings),
             auto_offset_reset="latest",
-            max_partition_fetch_bytes=max(FETCH_BYTES, MAX_RECORD),
+            max_partition_fetch_bytes=FETCH_BYTES,
             fetch_max_bytes=FETCH_BYTES,
         )
-        tp = TopicPartition(OUTGOING_MESSAGES, slot)
-        # Cancelled while it connects, aiokafka loses sight of the connection, which says so when it is collected: a
-        # gateway that found its port taken ended with two lines.
-        starting = asyncio.ensure_future(consumer.start())
+        await consumer.start()
         try:
-            async with asyncio.timeout(START_SECONDS):
-                await asyncio.shield(starting)
-                consumer.assign([tp])
-                await consumer.seek_to_end(tp)
-                await consumer.position(tp)
+            await consumer.assign_end(OUTGOING_MESSAGES, slot)
         except BaseException:
-            await asyncio.wait([starting])
             await consumer.stop()
             raise
         self._consumer = consumer
+        self._is_open.set()
 
     async def close(self) -> None:
         """Stop reading."""
         consumer, self._consumer = self._consumer, None
+        self._is_open.clear()
         if consumer is not None:
             await consumer.stop()
 
     async def run(self) -> None:
-        """Hand each record to ``receive``, until cancelled; raises ``SlotConsumerEnded``."""
+        """Hand each record to ``receive``, until cancelled; raises ``ConsumerEnded``."""
         while True:
-            consumer = self._consumer
-            if consumer is None:
-                await asyncio.sleep(0.05)
+            await self._is_open.wait()
+            if (consumer := self._consumer) is None:
                 continue
             try:
-                batches = await consumer.getmany(timeout_ms=1000)
-            except ConsumerStoppedError:
-                # Another slot is being opened. This is no KafkaError.
-                continue
-            except KafkaError as error:
+                batches = await consumer.poll(POLL_SECONDS, POLL_RECORDS)
+            except ConsumerEnded:
+                if consumer is self._consumer:
+                    raise
+                continue  # Another slot is being opened.
+            except AWAY as error:
                 log.warning("deliveries cannot be read, waiting", error=repr(error))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(AGAIN_SECONDS)
                 continue
-            if consumer is self._consumer and _has_ended(consumer):
-                # An error that aiokafka does not know ends its fetcher, and nothing more would come.
-                raise SlotConsumerEnded("the consumer of deliveries has ended by an error")
             for records in batches.values():
                 for record in records:
                     self._take(record)
@@ -103,7 +92,3 @@ class SlotConsumer:
             # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
             place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             log.error("a delivery cannot be read", **place, error=repr(error))  # noqa: TRY400 - bodies are not logged
-
-
-def _has_ended(consumer: Any) -> bool:
-    return bool(consumer._fetcher._fetch_task.done())

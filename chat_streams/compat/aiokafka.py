@@ -1,6 +1,6 @@
 """Private members of aiokafka 0.14 that have no public counterpart (``tests/unit/compat/test_aiokafka.py``).
 
-The overrides in ``processing/ordered.py`` and the look at a fetcher in ``gateway/slot_consumer.py`` are not here yet.
+``docs/upstream.md`` has what to ask of aiokafka, so that each of them can go.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ async def fetch_metadata(consumer: AIOKafkaConsumer) -> Any:
     ``AIOKafkaConsumer.topics()`` asks for it, too, and returns the names only.
     """
     return await consumer._client.fetch_all_metadata()
+
+
+def fetcher_has_ended(consumer: AIOKafkaConsumer) -> bool:
+    """Return whether the task that fetches is over: an error it does not know ends it, and ``getmany`` never tells."""
+    return bool(consumer._fetcher.error_future.done())
+
+
+async def disconnect(consumer: AIOKafkaConsumer) -> None:
+    """Close the connections of a consumer whose ``stop`` ended half way: it cancels a fetch, and passes that on."""
+    await consumer._client.close()
 
 
 class _NoConnections(dict[Any, Any]):

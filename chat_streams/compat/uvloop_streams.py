@@ -1,4 +1,4 @@
-"""uvloop, and what the libraries on top of it expect of a connection that was reset."""
+"""The event loop uvloop, with the errors that libraries on top of it expect of a connection that was reset."""
 
 from __future__ import annotations
 

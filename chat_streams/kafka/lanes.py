@@ -40,7 +40,7 @@ class Waiting(NamedTuple):
     """A record that waits in a lane, and whom to tell its offset."""
 
     key: bytes | None
-    value: Callable[[], bytes]
+    value: Callable[[], bytes | None]
     headers: Sequence[tuple[str, bytes]]
     written: asyncio.Future[int]
 
@@ -62,7 +62,7 @@ def next_batch(waiting: Iterable[Waiting], most_bytes: int) -> list[ProducerReco
                 # It fails when it is its turn: those before it are good.
                 break
             raise
-        size += RECORD_BYTES + len(key or b"") + len(record.value)
+        size += RECORD_BYTES + len(key or b"") + len(record.value or b"")
         size += sum(HEADER_BYTES + len(name.encode()) + len(text) for name, text in headers)
         if batch and size > most_bytes:
             break
@@ -105,7 +105,7 @@ class Lanes:
         topic: str,
         partition: int,
         key: bytes | None,
-        value: Callable[[], bytes],
+        value: Callable[[], bytes | None],
         headers: Sequence[tuple[str, bytes]] | None = None,
     ) -> asyncio.Future[int]:
         """Put a record behind the others of its partition; returns at once, with the future of its offset (or -1).

@@ -33,7 +33,7 @@ class ProducerRecord(NamedTuple):
     """A record to be written."""
 
     key: bytes | None
-    value: bytes
+    value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
 
 

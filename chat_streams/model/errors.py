@@ -14,6 +14,7 @@
     ├── NoFreeSlot                      all slots are leased by other gateways
     ├── UndecodableRecord               the bytes are not a record of their topic
     ├── UnknownVersion                  a newer program wrote the record
+    ├── ConsumerEnded                   a Kafka consumer can receive nothing any more
     ├── Rewound                         a partition was rewound: its records are read again
     ├── LaneDropped                     writes to a partition were given up together, from one on
     ├── UnknownUser                     no store knows the user
@@ -84,6 +85,10 @@ class UndecodableRecord(ConnectChatError):
 
 class UnknownVersion(ConnectChatError):
     """A newer program wrote the record; this one must stop, not skip it. Deploy consumers before producers."""
+
+
+class ConsumerEnded(ConnectChatError):
+    """A consumer can receive nothing any more, by an error of the Kafka client: only a new process helps."""
 
 
 class Rewound(ConnectChatError):

@@ -1,4 +1,4 @@
-"""The progress of each partition: the next record, the offset that may be committed (``ordered.py`` does). Pure."""
+"""The progress of each partition: the next record, the offset to commit (``transport.py`` does). Pure."""
 
 from __future__ import annotations
 
@@ -75,6 +75,22 @@ class Progress(Generic[P]):
         """Return the offset where the loss window starts: a failover may lose the writes for records from there on."""
         return self._partitions[partition].samples[0][1]
 
+    def rewind(self, partition: P, offset: int, now: float) -> None:
+        """Start a new run at an earlier offset; its fencing token is still to be taken."""
+        offset = min(offset, self._partitions[partition].applied)
+        self.start(partition, Start(offset, Checkpoint(self.expected_token(partition))), now)
+
+    def restart(self, partition: P, now: float) -> int | None:
+        """Start a new run at the first record that is not done; returns its offset, ``None`` if not assigned."""
+        state = self._partitions.get(partition)
+        if state is None:
+            return None
+        self._epochs += 1
+        state.epoch = self._epochs
+        state.expected = state.applied
+        state.sought_at = state.moved_at = now
+        return state.applied
+
     def clear(self) -> None:
         """Forget all partitions."""
         self._partitions.clear()
@@ -137,14 +153,17 @@ class Progress(Generic[P]):
         state = self._partitions.get(partition)
         return state.applied if state else None
 
-    def checkpoint(self, partition: P) -> Checkpoint:
-        """Return the checkpoint to commit with that offset."""
+    def to_commit(self, partition: P) -> tuple[int, Checkpoint] | None:
+        """Return what to commit, offset and checkpoint; ``None`` when the partition is not assigned."""
         state = self._partitions.get(partition)
-        return Checkpoint() if state is None else Checkpoint(state.token, state.samples[0][1])
+        return (
+            None if state is None else (state.applied, Checkpoint(self.expected_token(partition), state.samples[0][1]))
+        )
 
-    def committed(self, partition: P) -> Checkpoint:
-        """Return the committed checkpoint with which this run started."""
-        return self._partitions[partition].checkpoint
+    def expected_token(self, partition: P) -> str:
+        """Return the fencing token taken in this run, or else the committed one with which it started."""
+        state = self._partitions[partition]
+        return state.token or state.checkpoint.token
 
     def token(self, partition: P) -> str:
         """Return the fencing token taken in this run, or ""."""

@@ -12,13 +12,14 @@ import faust
 
 from chat_streams.compat import uvloop_streams
 from chat_streams.kafka import names, topics
-from chat_streams.kafka.client import MECHANISM, tls_context
+from chat_streams.kafka.client import client_options
 from chat_streams.kafka.generations import Log
 from chat_streams.model import errors
 from chat_streams.model.errors import RedisRefused, SettingsError
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
-from chat_streams.processing.ordered import WORKER, OrderedApp
+from chat_streams.processing.ordered import OrderedApp
+from chat_streams.processing.worker_metrics import WORKER
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import tame_garbage_collector
@@ -30,11 +31,8 @@ from tables.redis_cluster import Cluster
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-REQUEST_TIMEOUT: Final = 30.0
 DAY: Final = 24 * 3600.0
 LOOPBACK: Final = "127.0.0.1"
-STREAM_BUFFER: Final = 64
-"""The largest number of records that wait for an agent; each is up to 0.5 MiB."""
 
 
 class Service(OrderedApp):
@@ -47,7 +45,7 @@ class Service(OrderedApp):
         super().__init__(
             name,
             broker=f"aiokafka://{self.settings.kafka.replace(',', ';')}",
-            broker_credentials=_credentials(self.settings),
+            client_options=client_options(self.settings),
             loss_window=self.settings.loss_window,
             dead_letters=names.DEAD_LETTERS,
             key_serializer="raw",
@@ -61,19 +59,12 @@ class Service(OrderedApp):
             logging_config=logs.config(self.settings.log_format),
             web_tables_enabled=False,
             web_router_enabled=False,
-            stream_buffer_maxsize=STREAM_BUFFER,
             stream_wait_empty=False,
             broker_session_timeout=self.settings.session_timeout,
             broker_heartbeat_interval=self.settings.session_timeout / 4,
             broker_commit_interval=self.settings.commit_interval,
-            # A worker that waits for an engine, or restores inboxes from the log, does not poll for long. It must not
-            # lose its partitions to another worker, which would have to start over. Heartbeats go on meanwhile.
-            broker_max_poll_interval=DAY,
-            broker_request_timeout=REQUEST_TIMEOUT,
-            producer_request_timeout=REQUEST_TIMEOUT,
-            # A dead letter holds the whole record and the reason of its failure.
-            producer_max_request_size=2 * names.MAX_RECORD,
-            consumer_max_fetch_size=names.MAX_RECORD,
+            # Recovery of a table ends for good where it waits longer than this; it is to wait until Kafka is back.
+            broker_request_timeout=DAY,
             **options,
         )
         self._redis = redis
@@ -150,14 +141,6 @@ class Service(OrderedApp):
         @self.page(PATH)
         async def metrics(view: faust.web.View, request: aiohttp.web.Request) -> Any:
             return await self.exposition.answer(request)
-
-
-def _credentials(settings: Settings) -> Any:
-    """Return TLS and login, as ``client_options`` has them, in the form of Faust's ``broker_credentials``."""
-    tls = tls_context(settings.kafka_ca_file) if settings.kafka_tls else None
-    if (login := settings.kafka_login()) is not None:
-        return faust.SASLCredentials(username=login[0], password=login[1], ssl_context=tls, mechanism=MECHANISM)
-    return None if tls is None else faust.SSLCredentials(tls)
 
 
 def _settings_or_exit() -> Settings:

@@ -92,7 +92,7 @@ class Fencing:
         tokens = {tp: secrets.token_hex(8) for tp in self._held()}
         epochs = {tp: progress.epoch(tp) for tp in tokens}
         # Looked up before the first await, since a partition may be revoked during it.
-        expected = {tp: progress.token(tp) or progress.committed(tp).token for tp in tokens}
+        expected = {tp: progress.expected_token(tp) for tp in tokens}
         marks = await asyncio.gather(
             *(
                 retry_forever("fence", RedisUnavailable, partial(self._inbox.fence, tp.partition, expected[tp], token))

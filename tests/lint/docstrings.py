@@ -10,15 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REFUSED = ("Of", "In", "Whose", "What", "Who", "How", "Where", "Whether")
-EXEMPT = frozenset(
-    {
-        # The next transport replaces them.
-        "chat_streams/compat/eager.py",
-        "chat_streams/compat/uvloop_streams.py",
-        "chat_streams/processing/ordered.py",
-        "gateway/slot_consumer.py",
-    }
-)
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
@@ -52,7 +43,7 @@ def main() -> None:
     found = [
         f"{name}:{line}: say what it is or does: {text!r}"
         for name in names
-        if name not in EXEMPT and Path(name).exists()
+        if Path(name).exists()
         for line, text in refused(Path(name).read_text())
     ]
     if found:

@@ -28,15 +28,8 @@ from rich.table import Table
 DEPENDENCIES: Final = ("faust", "mode", "aiokafka")
 SEARCHED: Final = ("chat_streams", "gateway", "tables", "clients", "docker", "bench")
 ALLOWED: Final = "chat_streams/compat/"
-MOST: Final = 31
-"""The limit of ``count``: each may change in any release. It is what there was on 28 November 2026; the aim is 8."""
-EXEMPT: Final = frozenset(
-    {
-        # Replaced by the next transport.
-        "chat_streams/processing/ordered.py",
-        "gateway/slot_consumer.py",
-    }
-)
+MOST: Final = 8
+"""The limit of ``count``: each may change in any release. There were 31 before the transport of our own."""
 NAMED_TUPLE: Final = frozenset({"_asdict", "_field_defaults", "_fields", "_make", "_replace"})
 """The public members of a named tuple: the underscore keeps them apart from its fields."""
 BY_NAME: Final = ("getattr", "setattr", "hasattr", "delattr")
@@ -237,10 +230,10 @@ def deriving(sources: Mapping[str, str]) -> set[str]:
     return {classes[name] for name in found if name in classes}
 
 
-def complaint(uses: Sequence[Use], most: int = MOST, exempt: frozenset[str] = EXEMPT) -> str | None:
+def complaint(uses: Sequence[Use], most: int = MOST) -> str | None:
     """Return in one line what is not allowed, or ``None``."""
     for use in uses:
-        if not use.file.startswith(ALLOWED) and use.file not in exempt:
+        if not use.file.startswith(ALLOWED):
             return f"{use.file}:{use.line} {use.how} {use.member} of a dependency: only {ALLOWED} may"
     if count(uses) > most:
         return f"{count(uses)} private members of {', '.join(DEPENDENCIES)} are used, {most} are allowed"

@@ -42,7 +42,9 @@ class FakeWriter:
 
     async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> int:
         assert partition not in self.under_way
-        write = Write(partition, [record.value for record in records], asyncio.get_running_loop().create_future())
+        write = Write(
+            partition, [record.value or b"" for record in records], asyncio.get_running_loop().create_future()
+        )
         self.under_way[partition] = write
         self.writes.append(write)
         try:

@@ -1,336 +1,97 @@
-"""Commits of a worker: never beyond the applied records, with the newest token; and how it reads and writes records."""
+"""The app around a processor: the size of a batch, dead letters, and the error that no record explains."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-import msgspec
 import pytest
-from aiokafka.consumer.fetcher import Fetcher
-from aiokafka.errors import IllegalStateError, KafkaTimeoutError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
-from faust.transport.drivers import aiokafka as driver
-from faust.types import TP
-from mode import Service
 
-from chat_streams.processing.offsets import Admission, Checkpoint, Progress, Start
-from chat_streams.processing.ordered import BUSY_FETCH_MS, SOON_SECONDS, Consumer, OrderedApp, _Thread
+from chat_streams.model.errors import UnknownVersion
+from chat_streams.model.records import DEAD_LETTERS, SESSIONS
+from chat_streams.processing.offsets import Checkpoint, Progress, Start
+from chat_streams.processing.ordered import BATCH_BYTES, OrderedApp
+from chat_streams.runtime.statistics import Statistics
 
-PARTITION = TP("incoming_messages", 0)
-IDLE_FETCH_MS = 1_500
-"""Faust's own value."""
+TP = ("t", 0)
 
 
-@pytest.fixture
-def progress() -> Progress[TP]:
-    found: Progress[TP] = Progress(60)
-    found.start(PARTITION, Start(10, Checkpoint(token="old")), time.monotonic())
-    return found
-
-
-@pytest.fixture
-def consumer(progress: Progress[TP]) -> Consumer:
-    """Make a consumer that is connected to nothing."""
-    found = Consumer.__new__(Consumer)
-    found.progress = progress
-    found.committed_tokens = {}
-    found._committed_offset = {PARTITION: 10}
-    return found
-
-
-class Thread(_Thread):
-    """The consumer's thread, recording its commits in place of sending them to Kafka."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self.consumer = consumer
-        self.committed: list[tuple[int, Checkpoint]] = []
-
-    def assignment(self) -> set[TP]:
-        return {PARTITION}
-
-    def _ensure_consumer(self) -> Any:
-        return SimpleNamespace(commit=self._take)
-
-    async def _take(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        for value in offsets.values():
-            self.committed.append((value.offset, msgspec.json.decode(value.metadata, type=Checkpoint)))
-
-
-async def turns() -> None:
-    """Let the event loop run until no task can go on."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def apply(progress: Progress[TP], first: int, last: int) -> None:
-    epoch = progress.epoch(PARTITION)
-    assert epoch is not None
-    for offset in range(first, last + 1):
-        assert progress.admit(PARTITION, offset, time.monotonic()) is Admission.APPLY
-        progress.done(PARTITION, epoch, offset, time.monotonic())
-
-
-def test_a_new_token_is_committed_though_no_offset_moved(consumer: Consumer, progress: Progress[TP]) -> None:
-    assert not consumer._should_commit(PARTITION, 10)
-    progress.fence(PARTITION, "new")
-    assert consumer._should_commit(PARTITION, 10)
-    consumer.committed_tokens[PARTITION] = "new"
-    assert not consumer._should_commit(PARTITION, 10)
-
-
-async def test_what_is_applied_is_committed_with_its_token(consumer: Consumer, progress: Progress[TP]) -> None:
-    progress.fence(PARTITION, "new")
-    apply(progress, 10, 19)
-    thread = Thread(consumer)
-    assert await thread._commit({PARTITION: 20})
-    ((offset, checkpoint),) = thread.committed
-    assert (offset, checkpoint.token) == (20, "new")
-    assert consumer.committed_tokens == {PARTITION: "new"}
-
-
-async def test_an_offset_from_before_a_rewind_is_not_committed(consumer: Consumer, progress: Progress[TP]) -> None:
-    apply(progress, 10, 19)
-    # Faust asked for 20; then Redis lost writes, and the partition was fenced anew, to apply from 12 again.
-    progress.start(PARTITION, Start(12, Checkpoint()), time.monotonic())
-    progress.fence(PARTITION, "new")
-    thread = Thread(consumer)
-    assert not await thread._commit({PARTITION: 20})
-    assert thread.committed == []
-
-
-async def test_a_partition_that_went_away_is_not_committed(consumer: Consumer, progress: Progress[TP]) -> None:
-    apply(progress, 10, 19)
-    progress.clear()
-    thread = Thread(consumer)
-    assert not await thread._commit({PARTITION: 20})
-    assert thread.committed == []
-
-
-class Broker:
-    """A stand-in for the consumer's thread: returns committed offsets after an event that ``meanwhile`` causes."""
-
-    def __init__(self) -> None:
-        self.meanwhile: Callable[[], Awaitable[None]] = nothing
-        self.sought: dict[TP, int] = {}
-
-    def assignment(self) -> set[TP]:
-        return {PARTITION}
-
-    async def checkpoints(self, tps: Iterable[TP]) -> dict[TP, OffsetAndMetadata]:
-        await self.meanwhile()
-        return {tp: OffsetAndMetadata(881, "") for tp in tps}
-
-    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
-        return dict.fromkeys(tps, 0)
-
-    async def seek_wait(self, offsets: Mapping[TP, int]) -> None:
-        self.sought.update(offsets)
-
-
-async def nothing(*_: Any, **__: Any) -> None: ...
-
-
-@pytest.fixture
-def broker(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    found = Broker()
-    consumer._rebalances = 0
-    consumer._thread = cast(Any, found)
-    monkeypatch.setattr(consumer, "_is_changelog_tp", lambda _: False, raising=False)
-    # Faust's own part of a rebalance is not tested here.
-    for name in ("on_partitions_revoked", "on_partitions_assigned"):
-        monkeypatch.setattr(driver.Consumer, name, nothing)
-    return found
-
-
-async def test_a_partition_begins_at_its_committed_offset(
-    consumer: Consumer, progress: Progress[TP], broker: Broker
-) -> None:
-    assert await consumer.seek_to_committed() == {PARTITION: 881} == broker.sought
-    assert progress.committable(PARTITION) == 881
-
-
-@pytest.mark.parametrize("event", ["on_partitions_revoked", "on_partitions_assigned"])
-async def test_a_seek_overtaken_by_a_rebalance_begins_nothing(
-    consumer: Consumer, progress: Progress[TP], broker: Broker, event: str
-) -> None:
-    # Otherwise 881 would be committed when the partition comes back, even below another worker's later commit.
-    broker.meanwhile = lambda: getattr(consumer, event)({PARTITION})
-    with pytest.raises(IllegalStateError):
-        await consumer.seek_to_committed()
-    assert PARTITION not in progress
-    assert broker.sought == {}
-
-
-@pytest.mark.parametrize("event", ["on_partitions_revoked", "on_partitions_assigned"])
-async def test_nothing_is_committable_between_a_rebalance_and_the_seek(
-    consumer: Consumer, progress: Progress[TP], broker: Broker, event: str
-) -> None:
-    apply(progress, 10, 19)
-    await getattr(consumer, event)({PARTITION})
-    assert list(consumer._filter_tps_with_pending_acks()) == []
-    assert progress.committable(PARTITION) is None
-
-
-async def test_records_are_sent_in_order_though_the_first_times_out_at_first() -> None:
-    left: list[tuple[int, bytes]] = []
-    tries: list[bytes] = []
-    encoded: list[bytes] = []
-    room = asyncio.Event()
-
-    def encode(value: bytes) -> bytes:
-        encoded.append(value)
-        return value
-
-    class Producer:
-        async def send(self, topic: str, key: bytes | None, value: bytes, partition: int, *_: Any) -> Awaitable[None]:
-            if value == b"large":
-                await room.wait()
-                if not tries:
-                    tries.append(value)
-                    raise KafkaTimeoutError
-            left.append((partition, value))
-            return asyncio.sleep(0)
-
-    app = OrderedApp.__new__(OrderedApp)
-    app._turns = defaultdict(asyncio.Lock)
-    app._producer = Producer()
-    written = [
-        asyncio.create_task(app.produce("outgoing_messages", partition, None, partial(encode, value)))
-        for partition, value in ((0, b"large"), (0, b"second"), (1, b"elsewhere"), (0, b"third"))
-    ]
-    await written[2]
-    assert left == [(1, b"elsewhere")]
-    # Records behind the first are not encoded yet: they may be many and large.
-    assert encoded == [b"large", b"elsewhere"]
-    room.set()
-    await asyncio.gather(*written)
-    assert left[1:] == [(0, b"large"), (0, b"second"), (0, b"third")]
-
-
-async def test_all_records_of_a_fetch_are_queued_before_the_agent_begins(consumer: Consumer) -> None:
-    Service.__init__(consumer)
-    queue: asyncio.Queue[int] = asyncio.Queue()
-    suspended = asyncio.Event()
-
-    async def agent() -> int:
-        await queue.get()
-        return 1 + queue.qsize()
-
-    batch = asyncio.create_task(agent())
-    await asyncio.sleep(0)
-    for number in range(5):
-        (done,), results, stopped = await consumer.wait_first(queue.put(number), suspended.wait())
-        assert (inspect.iscoroutine(done), results, stopped) == (True, [None], False)
-    assert await batch == 5
-
-
-async def test_a_record_for_a_full_queue_waits_until_a_rebalance(consumer: Consumer) -> None:
-    Service.__init__(consumer)
-    queue: asyncio.Queue[int] = asyncio.Queue(1)
-    suspended = asyncio.Event()
-    await consumer.wait_first(queue.put(1), suspended.wait())
-    waiting = asyncio.create_task(consumer.wait_first(queue.put(2), suspended.wait()))
-    await turns()
-    assert not waiting.done()
-    assert await queue.get() == 1
-    assert not (await waiting).stopped
-    assert queue.qsize() == 1
-    # The queue is full again, and a rebalance begins: the record that waited for room is dropped.
-    waiting = asyncio.create_task(consumer.wait_first(queue.put(3), suspended.wait()))
-    await turns()
-    suspended.set()
-    await waiting
-    assert await queue.get() == 2
-    await turns()
-    assert queue.empty()
-
-
-@pytest.mark.parametrize("waits", [False, True])
-async def test_an_error_of_queueing_is_raised_to_the_caller_that_waits(consumer: Consumer, waits: bool) -> None:
-    Service.__init__(consumer)
-
-    async def give() -> None:
-        if waits:
-            await asyncio.sleep(0)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        await consumer.wait_first(give(), asyncio.Event().wait())
-
-
-async def test_a_fetch_is_answered_soon_while_records_wait_for_their_agent(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetcher: Any = Fetcher.__new__(Fetcher)
-    cluster = SimpleNamespace(leader_for_partition=lambda tp: 0)
-    vars(fetcher).update(
-        _client=SimpleNamespace(cluster=cluster),
-        _client_rack=None,
-        _fetch_max_bytes=1,
-        _fetch_max_wait_ms=IDLE_FETCH_MS,
-        _fetch_min_bytes=1,
-        _fetcher_timeout=1,
-        _in_flight=set(),
-        _isolation_level=0,
-        _max_partition_fetch_bytes=1,
-        _preferred_read_replica={},
-        _records={},
+def message(offset: int, value: bytes = b"x") -> Any:
+    return SimpleNamespace(
+        tp=TP, topic="t", partition=0, offset=offset, key=b"k", value=value, headers=(), generation_id=1
     )
 
-    async def on_start(thread: _Thread) -> None:
-        thread._consumer = cast("Any", SimpleNamespace(_fetcher=fetcher))
 
-    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", on_start)
-    thread = object.__new__(_Thread)
-    thread.consumer = consumer
-    await thread.on_start()
-    held_back, changelog = TP("incoming_messages", 1), TP("messaging-sessions-changelog", 0)
-    consumer._active_partitions, consumer._buffered_partitions = {PARTITION}, {held_back}
+class Stream:
+    """A stream with records in its queue."""
 
-    def longest_wait_with(*waiting: TP) -> int:
-        fetcher._records = {TopicPartition(*tp): SimpleNamespace(calculate_backoff=lambda: 0) for tp in waiting}
-        assignment = SimpleNamespace(
-            tps=[TopicPartition("session_events", 0), *fetcher._records],
-            state_value=lambda tp: SimpleNamespace(has_valid_position=True, paused=False, position=0),
-        )
-        ((_, request),), *_ = fetcher._get_actions_per_node(assignment)
-        return int(request._max_wait_ms)
+    def __init__(self, messages: list[Any]) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        for each in messages:
+            self.queue.put_nowait(SimpleNamespace(message=each))
+        self.channel = SimpleNamespace(queue=self.queue, topics=["t"])
 
-    assert longest_wait_with() == IDLE_FETCH_MS
-    assert longest_wait_with(PARTITION) == BUSY_FETCH_MS
-    assert longest_wait_with(held_back) == BUSY_FETCH_MS
-    # These belong to a table that has recovered: no agent takes them.
-    assert longest_wait_with(changelog) == IDLE_FETCH_MS
+    async def events(self) -> AsyncIterator[Any]:
+        while not self.queue.empty():
+            yield self.queue.get_nowait()
 
 
-@pytest.mark.parametrize(("active", "asked"), [(set(), []), ({PARTITION}, [SOON_SECONDS])])
-async def test_partitions_whose_queue_was_full_are_polled_again_soon(
-    consumer: Consumer, active: set[TP], asked: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timeouts: list[float] = []
-    sleeps: list[float] = []
+@pytest.fixture
+def app() -> Any:
+    found = OrderedApp.__new__(OrderedApp)
+    letters: list[bytes] = []
+    taken: list[tuple[str, int, int]] = []
+    crashes: list[BaseException] = []
 
-    async def sleep(seconds: float) -> None:
-        sleeps.append(seconds)
+    async def produce(topic: str, partition: int | None, key: bytes | None, value: Callable[[], bytes]) -> None:
+        letters.append(value())
 
-    async def wait_next_records(_: Consumer, timeout: float) -> tuple[dict[TP, Any], set[TP]]:
-        timeouts.append(timeout)
-        return {}, active
+    async def crash(error: BaseException) -> None:
+        crashes.append(error)
 
-    monkeypatch.setattr(driver.Consumer, "_wait_next_records", wait_next_records)
-    monkeypatch.setattr(Consumer, "_get_active_partitions", lambda _: active)
-    consumer._buffered_partitions = {TP("incoming_messages", 1)}
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    assert await consumer._wait_next_records(1.0) == ({}, active)
-    # One of the two must wait, or Kafka would be polled without a pause.
-    assert (timeouts, [*timeouts, *sleeps]) == (asked, [SOON_SECONDS])
-    consumer._buffered_partitions = set()
-    await consumer._wait_next_records(1.0)
-    assert timeouts == [*asked, 1.0]
+    found.__dict__.update(
+        progress=Progress(60),
+        statistics=Statistics("test"),
+        produce=produce,
+        crash=crash,
+        letters=letters,
+        taken=taken,
+        crashes=crashes,
+        _dead_letters="dead_letters",
+        _idle_since={},
+        _conf=SimpleNamespace(id="messaging"),
+        _consumer=SimpleNamespace(took=lambda *told: taken.append(told), assignment=set),
+    )
+    return found
+
+
+async def batches(app: Any, stream: Stream, most: int) -> list[list[int]]:
+    return [[each.offset for each in batch] async for batch in app._batches(stream, most)]
+
+
+async def test_a_batch_is_bounded_in_records_and_bytes(app: Any) -> None:
+    assert await batches(app, Stream([message(n) for n in range(5)]), 2) == [[0, 1], [2, 3], [4]]
+    large = bytes(BATCH_BYTES)
+    assert await batches(app, Stream([message(0), message(1, large), message(2)]), 200) == [[0, 1], [2]]
+    assert sum(told[1] for told in app.taken) == 8
+    assert app.taken[-2:] == [("t", 2, 1 + BATCH_BYTES), ("t", 1, 1)]
+
+
+async def test_a_dead_letter_holds_the_record_and_why(app: Any) -> None:
+    await app.bury(message(7, b"body"), ValueError("broken"))
+    letter: Any = DEAD_LETTERS.decode(app.letters[0])
+    assert (letter.app, letter.topic, letter.partition, letter.offset) == ("messaging", "t", 0, 7)
+    assert (letter.key, letter.value, letter.reason) == (b"k", b"body", "ValueError: broken")
+    assert "ValueError: broken" in letter.traceback
+
+
+async def test_a_record_of_a_newer_program_ends_the_worker_and_is_not_committed(app: Any) -> None:
+    app.progress.start(TP, Start(0, Checkpoint()), 0.0)
+    newer = bytearray(SESSIONS.encode(()))
+    newer[2] += 1
+    with pytest.raises(UnknownVersion):
+        await app.process(cast(Any, Stream([message(0, bytes(newer)), message(1)])), SESSIONS, None)
+    assert [type(error) for error in app.crashes] == [UnknownVersion]
+    assert app.progress.committable(TP) == 0

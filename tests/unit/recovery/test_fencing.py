@@ -42,7 +42,7 @@ class Worker:
     async def rewind(self, offsets: Mapping[TP, int]) -> None:
         for tp, offset in offsets.items():
             self.rewound[tp] = offset
-            self.progress.start(tp, Start(offset, Checkpoint()), time.monotonic())
+            self.progress.rewind(tp, offset, time.monotonic())
 
     def start(self, offset: int, rewind: int = 0) -> None:
         for tp in (FIRST, SECOND):

@@ -1,0 +1,192 @@
+"""The loop of an agent: applies the records of each partition in contiguous order, and marks as done what is done.
+
+Nothing of Faust or Kafka is here, so that unit tests can drive it through every exception, rebalance and cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from chat_streams.model.errors import Rewound, UndecodableRecord
+from chat_streams.model.records import Codec, Record
+from chat_streams.model.redrive import offset_for
+from chat_streams.processing.offsets import Admission, Progress
+from chat_streams.runtime.tasks import raise_if_cancelled
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+EFFECTS_UNDER_WAY: Final = 8
+ATTEMPTS: Final = 3
+RETRY_SECONDS: Final = 0.1
+
+Tp = tuple[str, int]
+Apply = Callable[[list[Record[T]]], Awaitable[Awaitable[Any] | None]]
+"""Carries out the effects of records; what it returns, if anything, is awaited before they count as done."""
+
+
+class Message(Protocol):
+    """A record as it came from Kafka."""
+
+    tp: Any
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any
+
+
+class Worker(Protocol):
+    """The app, as a processor sees it."""
+
+    def fill_hole(self, tp: Any, why: str) -> None:
+        """Have the records of a partition come again from the one that is expected."""
+
+    def go_on(self, tp: Any) -> None:
+        """Begin another run through a partition at the first record that is not done."""
+
+    async def bury(self, message: Any, error: BaseException) -> None:
+        """Write a record to the dead letters, and wait until Kafka has it."""
+
+    def note_failure(self, message: Any, attempt: int, error: BaseException) -> None:
+        """Note that a record could not be applied, and will be tried again."""
+
+    def note_done(self, topic: str, count: int, seconds: float) -> None:
+        """Note that a batch is done."""
+
+    def end(self, error: BaseException) -> None:
+        """End the process by an error that no record explains."""
+
+
+class _Admitted(NamedTuple, Generic[T]):
+    """A record to apply, the message it came in, and the run through its partition in which it was admitted."""
+
+    record: Record[T]
+    message: Message
+    epoch: int
+
+
+class Processor(Generic[T]):
+    """Applies the records of one topic.
+
+    A record that does not decode, or fails by itself three times, becomes a dead letter and the next one goes on.
+    ``apply`` waits for an engine that is away; any exception from it but ``Rewound`` counts against the records.
+
+    Up to 8 batches may have their last effects under way. Where such an effect fails, the partitions begin again at the
+    first record that is not done, and up to the last one of that batch effects are awaited as a part of applying.
+    """
+
+    def __init__(self, app_id: str, codec: Codec[T], apply: Apply[T], progress: Progress[Any], worker: Worker) -> None:
+        self._app_id = app_id
+        self._codec = codec
+        self._apply_all = apply
+        self._progress = progress
+        self._worker = worker
+        self._careful_until: dict[Tp, int] = {}
+        self._under_way: deque[asyncio.Task[None]] = deque()
+
+    async def run(self, batches: AsyncIterator[list[Any]]) -> None:
+        """Apply batches as they come; raises ``UnknownVersion``."""
+        async for messages in batches:
+            began = time.monotonic()
+            if admitted := [(message, epoch) for message in messages if (epoch := self._admit(message)) is not None]:
+                effects = await self._attempt(await self._decode(admitted))
+                before = self._under_way[-1] if self._under_way else None
+                task = asyncio.create_task(self._settle(before, effects, admitted, began))
+                task.add_done_callback(self._on_settled)
+                self._under_way.append(task)
+            while self._under_way and (self._under_way[0].done() or len(self._under_way) > EFFECTS_UNDER_WAY):
+                # Not awaited itself: a cancellation of this loop must not become one of the batch.
+                await asyncio.wait([self._under_way.popleft()])
+
+    def _admit(self, message: Message) -> int | None:
+        """Return the run through its partition in which a record is to be applied, if it is the one that comes next."""
+        verdict = self._progress.admit(message.tp, message.offset, time.monotonic())
+        if verdict is Admission.HOLE:
+            self._worker.fill_hole(message.tp, f"offset {message.offset} arrived")
+        return self._progress.epoch(message.tp) if verdict is Admission.APPLY else None
+
+    async def _decode(self, admitted: list[tuple[Message, int]]) -> list[_Admitted[T]]:
+        records = []
+        for message, epoch in admitted:
+            offset = offset_for(self._app_id, message.offset, message.headers)
+            if offset is None:
+                continue
+            try:
+                value = self._codec.decode(message.value)
+            except UndecodableRecord as error:
+                await self._worker.bury(message, error)
+            else:
+                headers = message.headers or ()
+                records.append(_Admitted(Record(message.tp[1], offset, value, headers), message, epoch))
+        return records
+
+    async def _attempt(self, records: list[_Admitted[T]]) -> list[Awaitable[Any]]:
+        """Apply records, as far as their partitions are still in the run they were admitted in; returns the effects."""
+        attempt = 0
+        while records := [r for r in records if self._progress.epoch(r.message.tp) == r.epoch]:
+            try:
+                effect = await self._apply_all([r.record for r in records])
+                if effect is None or not self._is_careful(records):
+                    return [] if effect is None else [effect]
+                await effect
+            except Rewound:
+                continue  # Some partitions have begun another run.
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it counts against the records
+                raise_if_cancelled(error)
+                attempt += 1
+                if len(records) > 1:
+                    half = len(records) // 2
+                    return [*await self._attempt(records[:half]), *await self._attempt(records[half:])]
+                message = records[0].message
+                if attempt == ATTEMPTS:
+                    await self._worker.bury(message, error)
+                    return []
+                self._worker.note_failure(message, attempt, error)
+                await asyncio.sleep(RETRY_SECONDS * attempt)
+            else:
+                return []
+        return []
+
+    def _is_careful(self, records: list[_Admitted[T]]) -> bool:
+        return any(r.message.offset <= self._careful_until.get(r.message.tp, -1) for r in records)
+
+    async def _settle(
+        self,
+        before: asyncio.Task[None] | None,
+        effects: list[Awaitable[Any]],
+        admitted: list[tuple[Message, int]],
+        began: float,
+    ) -> None:
+        """Wait for the effects of a batch and of those before it; then it is done, or goes on from where it is done."""
+        failed: BaseException | None = None
+        try:
+            await asyncio.gather(*effects)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - likewise
+            raise_if_cancelled(error)
+            failed = error
+        if before is not None:
+            await asyncio.wait([before])
+            if before.cancelled():
+                raise asyncio.CancelledError  # What is not known to be done before this one, nothing may be done after.
+        now = time.monotonic()
+        last = {message.tp: (epoch, message.offset) for message, epoch in admitted}
+        for tp, (epoch, offset) in last.items():
+            if failed is None:
+                self._progress.done(tp, epoch, offset, now)
+            elif self._progress.epoch(tp) == epoch:
+                log.warning("an effect failed, going on from where all is done", topic=tp[0], partition=tp[1])
+                self._careful_until[tp] = offset
+                self._worker.go_on(tp)
+        if failed is None:
+            self._worker.note_done(admitted[0][0].tp[0], len(admitted), now - began)
+
+    def _on_settled(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._worker.end(error)

@@ -1,0 +1,109 @@
+"""The transport under Faust: our consumer, and a producer with strict lanes. Faust's conductor only subscribes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import faust
+import mode
+from faust.transport import base
+from faust.types import FutureMessage
+
+from chat_streams.compat.faust import UnusedProducer
+from chat_streams.kafka.lanes import Lanes
+from chat_streams.kafka.names import MAX_RECORD, partition_for
+from chat_streams.kafka.producer import KafkaProducer
+from chat_streams.processing.consumer import Consumer
+
+WRITE_SECONDS: Final = 30.0
+FLUSH_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 2.0
+BATCH_BYTES: Final = MAX_RECORD // 2
+RECORD_BYTES: Final = 2 * MAX_RECORD
+"""The largest record: a dead letter holds a whole record and the reason of its failure."""
+
+
+class Producer(UnusedProducer):
+    """The producer of an app: to a partition, writes leave in order, and a failed one is repeated first."""
+
+    def __init__(self, transport: Transport, loop: Any = None, **kwargs: Any) -> None:
+        super().__init__(transport, loop=loop, **kwargs)
+        self._client = KafkaProducer(self.app.client_options, WRITE_SECONDS, RECORD_BYTES)
+        self._lanes = Lanes(self._client, BATCH_BYTES)
+
+    async def on_start(self) -> None:
+        """Connect; raises ``KafkaError``."""
+        await self._client.start()
+
+    async def on_stop(self) -> None:
+        """Give up what Kafka does not take soon, and disconnect."""
+        await self._lanes.stop(STOP_SECONDS)
+        await self._client.stop(STOP_SECONDS)
+
+    async def write(
+        self,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: Callable[[], bytes | None],
+        headers: Any = None,
+    ) -> asyncio.Future[Any]:
+        """Put a write into its lane; returns a future of Kafka's answer. Without a partition, the key decides."""
+        if partition is None:
+            count = len(await self._client.partitions_of_topic(topic))
+            partition = partition_for(key or b"", count)
+        return self._lanes.write(topic, partition, key, value, headers or ())
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, *args: Any, **_: Any
+    ) -> asyncio.Future[Any]:
+        """Put a record into its lane, for Faust; ``args`` are a timestamp, which is the log's to give, and headers."""
+        return await self.write(topic, partition, key, lambda: value, args[1] if len(args) > 1 else None)
+
+    async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Write a record, and wait until Kafka has it."""
+        return await (await self.send(*args, **kwargs))
+
+    def send_soon(self, fut: FutureMessage) -> None:
+        """Put a changelog's record into its lane at once, not by way of Faust's buffer, which ``flush`` may not see."""
+        message = fut.message
+        written = self._lanes.write(
+            message.channel.get_topic_name(), message.partition, message.key, lambda: message.value, ()
+        )
+        written.add_done_callback(partial(self._on_changed, fut))
+
+    def _on_changed(self, fut: FutureMessage, written: asyncio.Future[Any]) -> None:
+        if not written.cancelled() and written.exception() is None:
+            fut.set_result(None)
+        elif not self.should_stop:
+            # The table has what its changelog has not. Another worker applies what caused it once more.
+            self.add_future(self.crash(written.exception()))
+
+    async def flush(self) -> bool:
+        """Wait until Kafka has all that was written, for at most 5 s; returns whether it has."""
+        return await self._lanes.flush(FLUSH_SECONDS)
+
+
+class Fetcher(mode.Service):
+    """Hands records out; Faust starts it once tables are restored, and stops it before the agents."""
+
+    def __init__(self, app: faust.App, **kwargs: Any) -> None:
+        self._app = app
+        super().__init__(**kwargs)
+
+    @mode.Service.task
+    async def hand_out(self) -> None:
+        """Hand out records until this is stopped."""
+        await self._app.consumer.hand_out()
+
+
+class Transport(base.Transport):
+    """Connects an app to Kafka through the classes above."""
+
+    Consumer = Consumer
+    Producer = Producer
+    Fetcher = Fetcher
+    driver_version = "aiokafka"
