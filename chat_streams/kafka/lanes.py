@@ -166,7 +166,7 @@ class Lanes:
     async def _run(self, topic: str, partition: int, lane: _Lane) -> None:
         async with lane.turn:
             waiting, delay = lane.waiting, FIRST_DELAY_S
-            while waiting and lane.waiting is waiting:
+            while waiting:
                 batch: list[ProducerRecord] = []
                 try:
                     batch = next_batch(waiting, self._batch_bytes)

@@ -125,14 +125,13 @@ async def test_a_batch_that_failed_is_made_again_before_anything_behind_it() -> 
         await settle()
     await until(9.1)
     writer.take()
-    await settle()
-    assert [write.at for write in writer.writes] == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5, 3.1, 5.1, 7.1, 9.1])
-    assert [write.values[0] for write in writer.writes] == [str(n).encode() for n in range(1, 10)]
-    assert (written.result(), calls) == (0, 9)
-    # The next one that fails begins with the shortest delay again.
-    assert len(writer.writes[-1].values) == 9
+    # In the same turn: the lane has not come to its end.
     writer.put(b"next")
     await settle()
+    assert [write.at for write in writer.writes[:-1]] == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5, 3.1, 5.1, 7.1, 9.1])
+    assert [write.values[0] for write in writer.writes[:-1]] == [str(n).encode() for n in range(1, 10)]
+    assert (written.result(), calls) == (0, 9)
+    # The next one that fails begins with the shortest delay again.
     writer.fail()
     await until(9.2)
     assert writer.writes[-1].at == pytest.approx(9.2)
