@@ -117,14 +117,20 @@ class PartitionBatcher(Generic[T]):
         return taken
 
     async def _send(self, taken: list[tuple[T, int]]) -> None:
-        items = [item for item, _ in taken]
-        ok = await self._writer.write(self._topic, self._partition, items)
-        self._writer.release(sum(size for _, size in taken))
-        self._writer.on_written(self._topic, items, ok)
-        if not ok and self._waiting:
+        ok = False
+        try:
+            ok = await self._writer.write(self._topic, self._partition, [item for item, _ in taken])
+        finally:
+            try:
+                self._end(taken, ok)
+            finally:
+                # Also after an error: else nothing of this partition would ever leave again.
+                self._under_way = False
+                self._send_when_due()
+
+    def _end(self, taken: list[tuple[T, int]], ok: bool) -> None:
+        if not ok:
             # What follows a record that failed fails with it: sent again, all of it comes in the old order.
-            rest, self._waiting, self._bytes, self._due_at = self._waiting, [], 0, math.inf
-            self._writer.release(sum(size for _, size in rest))
-            self._writer.on_written(self._topic, [item for item, _ in rest], False)
-        self._under_way = False
-        self._send_when_due()
+            taken, self._waiting, self._bytes, self._due_at = taken + self._waiting, [], 0, math.inf
+        self._writer.release(sum(size for _, size in taken))
+        self._writer.on_written(self._topic, [item for item, _ in taken], ok)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError
 from prometheus_client import Counter, Gauge, Histogram
 
 from chat_streams.kafka.client import client_options
@@ -22,6 +21,7 @@ from chat_streams.kafka.names import (
     SESSION_EVENTS,
     partition_of,
 )
+from chat_streams.kafka.producer import KAFKA_AWAY, KafkaProducer, ProducerRecord
 from chat_streams.model.records import (
     INCOMING,
     REQUESTS,
@@ -34,7 +34,6 @@ from chat_streams.model.records import (
     UserDisconnected,
 )
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
-from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
 from gateway.batcher import PartitionBatcher
@@ -49,6 +48,8 @@ SESSION_INTERVAL: Final = 0.05
 """Seconds between two times that records of session events leave: of those, each is worked on alone."""
 ITEM_BYTES: Final = 64
 """Bytes that an item adds to a record beside its own, about."""
+REFUSE_SECONDS: Final = 1.0
+"""For telling connections, at a stop, what Kafka did not take."""
 CLOSED_SECONDS: Final = 1.0
 """Between two tries to write to a log that was closed by a repartition."""
 
@@ -97,7 +98,8 @@ class Publisher:
     def __init__(self, settings: Settings, traces: Traces | None = None) -> None:
         self.settings = settings
         self._traces = traces
-        self._producer: AIOKafkaProducer | None = None
+        self._kafka = KafkaProducer(client_options(settings), settings.produce_timeout, MAX_RECORD)
+        self._statistics: asyncio.Future[int] | None = None
         self._batchers: dict[tuple[str, int], PartitionBatcher[Any]] = {}
         self._schedules = {
             INCOMING_MESSAGES: FlushSchedule(settings.record_interval),
@@ -108,35 +110,40 @@ class Publisher:
         self._room = settings.produce_buffer
         self._has_room = asyncio.Event()
         self._has_room.set()
-        self._renewal: asyncio.Task[None] | None = None
         self._closed_until = 0.0
         self.healthy = False
         PRODUCE_BUFFER_BYTES.set_function(lambda: self.held)
 
     async def start(self) -> None:
         """Connect; raises ``KafkaError``."""
-        self._producer = await self._new_producer()
+        await self._kafka.start()
         self.healthy = True
 
     async def stop(self) -> None:
-        """Wait until everything taken so far is written or has failed, then disconnect."""
+        """Write what was taken so far and disconnect; what Kafka has not after ``produce_timeout`` is refused."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.produce_timeout
         while True:
             # What waits for its interval would wait for a timer that nobody waits for.
             for batcher in self._batchers.values():
                 batcher.flush()
-            if not self._tasks:
+            left = max(0.0, deadline - loop.time())
+            if not (self._tasks and left):
                 break
-            await asyncio.wait(self._tasks)
-        if self._renewal is not None:
-            self._renewal.cancel()
-        if self._producer is not None:
-            await self._producer.stop()
+            await asyncio.wait(self._tasks, timeout=left)
+        await self._kafka.stop(left)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=REFUSE_SECONDS)
 
     async def publish_statistics(self, key: bytes, value: bytes) -> None:
         """Write a record of ``service_stats``; raises what Kafka does not take it for. Its caller limits the time."""
-        if self._producer is None:
+        if not self._kafka.connected:
             raise ConnectionError("there is no connection to Kafka")
-        await self._producer.send_and_wait(SERVICE_STATS, value, key, 0)
+        if self._statistics is not None and not self._statistics.done():
+            raise TimeoutError("the record before is not written yet")
+        self._statistics = asyncio.ensure_future(self._kafka.write(SERVICE_STATS, 0, [ProducerRecord(key, value)]))
+        # A write that is cancelled takes all others along.
+        await asyncio.shield(self._statistics)
 
     @property
     def held(self) -> int:
@@ -200,7 +207,12 @@ class Publisher:
         """Run work which ``stop`` waits for."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("writing a record failed by a fault of this program", error=repr(error), exc_info=error)
 
     def release(self, size: int) -> None:
         """Free the room of items that no longer wait."""
@@ -228,7 +240,11 @@ class Publisher:
                 accepted.span.set_attribute("chat.accepted", ok)
                 accepted.span.end()
         for owner, own in by_owner.items():
-            owner.on_confirmed(own, ok)
+            try:
+                owner.on_confirmed(own, ok)
+            except Exception as error:
+                # The others wait for theirs.
+                log.exception("a connection could not be told", error=repr(error))
 
     def _headers(self, topic: str, items: list[Any]) -> list[Header] | None:
         """The headers by which a record names the sampled messages in it."""
@@ -242,60 +258,21 @@ class Publisher:
 
     async def produce(self, topic: str, partition: int, value: bytes, headers: list[Header] | None = None) -> bool:
         """Write one record; whether Kafka has it for sure. At once ``False`` while there is no connection to it."""
-        producer = self._producer
-        if producer is None or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
+        if not self._kafka.connected or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
             return False
         began = time.monotonic()
         try:
-            with KAFKA_ERRORS.count_exceptions():
-                async with asyncio.timeout(2 * self.settings.produce_timeout):
-                    await producer.send_and_wait(topic, value, partition=partition, headers=headers)
-        except (KafkaError, TimeoutError, OSError) as error:
+            await self._kafka.write(topic, partition, [ProducerRecord(None, value, headers or ())])
+        except KAFKA_AWAY as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False
-            if isinstance(error, MessageSizeTooLargeError):
+            if topic == INCOMING_MESSAGES and isinstance(error, MessageSizeTooLargeError):
                 # Records are far smaller than the limit, unless `topics repartition` has lowered it.
                 self._closed_until = time.monotonic() + CLOSED_SECONDS
-            self._renew(producer)
             return False
         _SECONDS[topic].observe(time.monotonic() - began)
         self.healthy = True
         return True
-
-    def _renew(self, broken: AIOKafkaProducer) -> None:
-        # A record that timed out leaves a gap in the idempotent producer's sequence: everything behind it would fail.
-        if self._producer is broken:
-            self._producer = None
-            self.spawn(_stop(broken))
-            self._renewal = asyncio.create_task(self._connect_again())
-
-    async def _connect_again(self) -> None:
-        away = (KafkaError, OSError, TimeoutError)
-        self._producer = await retry_forever("connect a producer", away, self._new_producer)
-
-    async def _new_producer(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            **client_options(self.settings),
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            max_batch_size=MAX_RECORD // 2,
-            max_request_size=MAX_RECORD,
-            request_timeout_ms=int(self.settings.produce_timeout * 1000),
-        )
-        try:
-            await producer.start()
-        except BaseException:
-            await producer.stop()
-            raise
-        return producer
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    try:
-        await producer.stop()
-    except KafkaError as error:
-        log.warning("stopping a producer failed", error=repr(error))
 
 
 def _encode_messages(items: list[Accepted]) -> bytes:

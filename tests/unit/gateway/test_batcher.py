@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 from chat_streams.model.position import ORIGIN
-from chat_streams.model.records import MAX_MESSAGES, REQUESTS, Acknowledge
+from chat_streams.model.records import MAX_MESSAGES, REQUESTS, Acknowledge, Message
+from gateway.publisher import Accepted
 from tests.unit.gateway.fake_kafka import INTERVAL, Kafka, in_jumping_time, settle, until
 
 
@@ -177,3 +179,61 @@ async def test_a_flush_still_keeps_to_one_record_at_a_time() -> None:
     await kafka.answer()
     assert asyncio.get_running_loop().time() == 0.0
     assert len(kafka.records) == 2
+
+
+@in_jumping_time
+async def test_an_error_while_writing_refuses_what_waits_and_leaves_the_partition_usable() -> None:
+    kafka = Kafka()
+    write, kafka.publisher.write = kafka.publisher.write, fail  # type: ignore[method-assign]
+    kafka.send("1")
+    kafka.send("2", "3")
+    await settle()
+    assert kafka.failed == ["1", "2", "3"]
+    assert kafka.is_empty
+    kafka.publisher.write = write  # type: ignore[method-assign]
+    kafka.send("1")
+    await until(1.0)
+    await kafka.answer()
+    assert kafka.confirmed == ["1"]
+
+
+@in_jumping_time
+async def test_an_error_while_telling_leaves_the_partition_usable() -> None:
+    kafka = Kafka()
+    tell, kafka.publisher.on_written = kafka.publisher.on_written, fail_at_once  # type: ignore[method-assign]
+    kafka.send("1")
+    await settle()
+    kafka.send("2")
+    await kafka.answer()
+    kafka.publisher.on_written = tell  # type: ignore[method-assign]
+    await until(1.0)
+    await kafka.answer()
+    assert kafka.confirmed == ["2"]
+    assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_a_connection_that_cannot_be_told_keeps_nothing_from_others() -> None:
+    kafka = Kafka()
+    kafka.publisher.send(Accepted(Message("bob", "carol", "0", 1, b""), "t", Unreachable()))
+    kafka.send("1")
+    await settle()
+    await kafka.answer()
+    await until(1.0)
+    await kafka.answer()
+    assert kafka.confirmed == ["1"]
+
+
+class Unreachable:
+    """A connection with a fault."""
+
+    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+        raise RuntimeError("a fault")
+
+
+async def fail(topic: str, partition: int, items: list[Any]) -> bool:
+    raise TypeError("not to be encoded")
+
+
+def fail_at_once(topic: str, items: list[Any], ok: bool) -> None:
+    raise RuntimeError("a fault")

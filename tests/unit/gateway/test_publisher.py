@@ -1,15 +1,21 @@
-"""The publisher over all partitions: its bound of memory, stopping, and partitions that leave together or alone."""
+"""The publisher over all partitions: its bound of memory, stopping, partitions together or alone, failures of Kafka."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.position import ORIGIN
-from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, UserDisconnected
+from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, Message, UserDisconnected
+from chat_streams.runtime.settings import Settings
+from gateway.publisher import Accepted, Publisher
 from tests.unit.gateway.fake_kafka import EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
+from tests.unit.kafka.fake_broker import NOT_ENOUGH_REPLICAS, PARTITIONS, TOO_LARGE, FakeBroker, fake_broker
 
 
 @in_jumping_time
@@ -208,3 +214,113 @@ async def test_full_records_do_not_hold_up_another_partition() -> None:
         await until((i + 1) * INTERVAL / 4)
     record = next(r for r in kafka.records if r.partition == partition_of(other, 8))
     assert record.at == pytest.approx(INTERVAL)
+
+
+class Gateway:
+    """A publisher on a broker, and a connection that is told of its messages."""
+
+    def __init__(self, broker: FakeBroker, timeout: float) -> None:
+        settings = Settings(kafka=broker.address, partitions=PARTITIONS, produce_timeout=timeout)
+        self.publisher = Publisher(settings)
+        self.confirmed: list[str] = []
+        self.failed: list[str] = []
+
+    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+        (self.confirmed if ok else self.failed).extend(each.message.id for each in accepted)
+
+    def send(self, id_: str, to: str = "bob") -> None:
+        self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"{}"), "t", self))
+
+
+@contextlib.asynccontextmanager
+async def gateway(timeout: float = 30.0) -> AsyncIterator[tuple[Gateway, FakeBroker]]:
+    async with fake_broker() as broker:
+        made = Gateway(broker, timeout)
+        await made.publisher.start()
+        try:
+            yield made, broker
+        finally:
+            await made.publisher.stop()
+
+
+async def come(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def written(broker: FakeBroker) -> list[str]:
+    """The ids of the messages in the log."""
+    records = [record for (topic, _), log in broker.log.items() if topic == INCOMING_MESSAGES for record in log]
+    return [message.id for record in records for message in INCOMING.decode(record).messages]
+
+
+async def test_a_closed_log_refuses_messages_and_nothing_else() -> None:
+    async with gateway() as (sender, broker):
+        broker.refuse = lambda topic, partition, values: TOO_LARGE if topic == INCOMING_MESSAGES else 0
+        sender.send("1")
+        await come(lambda: sender.failed == ["1"])
+        # In the same turn as the refusal, while another client connects.
+        sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
+        sender.publisher.publish_acknowledgement(Acknowledge("bob", "phone", ORIGIN))
+        sender.send("2")
+        await come(lambda: {topic for topic, _ in broker.log} >= {SESSION_EVENTS, INBOX_REQUESTS})
+        await come(lambda: sender.failed == ["1", "2"])
+        # It is asked again only after a while.
+        assert sum((INCOMING_MESSAGES, partition_of("bob", PARTITIONS)) in each for each in broker.requests) == 1
+        broker.refuse = lambda topic, partition, values: 0
+        sender.publisher._closed_until = 0.0
+        sender.send("1")
+        await come(lambda: sender.confirmed == ["1"])
+
+
+async def test_what_was_refused_is_not_written_later() -> None:
+    async with gateway(0.3) as (sender, broker):
+        sender.send("0")
+        await come(lambda: sender.confirmed)
+        broker.refuse = lambda topic, partition, values: NOT_ENOUGH_REPLICAS
+        sender.send("1")
+        await come(lambda: sender.failed == ["1"])
+        assert not sender.publisher.healthy
+        broker.refuse = lambda topic, partition, values: 0
+        await come(lambda: broker.producers == 2)
+        await come(lambda: sender.publisher._kafka.connected)
+        sender.send("2")
+        await come(lambda: sender.confirmed == ["0", "2"])
+        await come(lambda: len(sender.publisher._kafka._clients) == 1)
+        assert written(broker) == ["0", "2"]
+        assert sender.publisher.healthy
+
+
+async def test_statistics_that_take_too_long_end_no_other_write() -> None:
+    async with gateway() as (sender, broker):
+        await sender.publisher.publish_statistics(b"key", b"0")
+        broker.appends.clear()
+        sender.send("1")
+        await asyncio.sleep(0.02)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await sender.publisher.publish_statistics(b"key", b"1")
+        with pytest.raises(TimeoutError, match="before"):
+            await sender.publisher.publish_statistics(b"key", b"2")
+        broker.appends.set()
+        await come(lambda: sender.confirmed == ["1"])
+        assert broker.producers == 1
+
+
+async def test_stop_ends_with_kafka_away_and_refuses_what_it_did_not_take() -> None:
+    async with gateway(0.3) as (sender, broker):
+        sender.send("0")
+        await come(lambda: sender.confirmed)
+        broker.refuse = lambda topic, partition, values: NOT_ENOUGH_REPLICAS
+        sender.send("1")
+        sender.send("2")
+        sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
+        async with asyncio.timeout(10):
+            await sender.publisher.stop()
+        assert sender.failed == ["1", "2"]
+        broker.refuse = lambda topic, partition, values: 0
+        await come(lambda: broker.connections == 0)
+        assert written(broker) == ["0"]
+        sender.send("3")
+        await come(lambda: sender.failed == ["1", "2", "3"])
