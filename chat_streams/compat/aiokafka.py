@@ -45,20 +45,46 @@ async def disconnect(consumer: AIOKafkaConsumer) -> None:
     await consumer._client.close()
 
 
-class _NoConnections(dict[Any, Any]):
-    """The connections of a client that was cut off: it has none, and gets none."""
+class _Connections(dict[Any, Any]):
+    """The connections of a client, which can be ended at once with all that they still hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transports: list[Any] = []
+        self._is_cut = False
 
     def __setitem__(self, key: Any, connection: Any) -> None:
-        connection.close()
-        raise KafkaConnectionError("cut off")
+        transport = connection._writer.transport
+        if self._is_cut:
+            transport.abort()
+            connection.close()
+            raise KafkaConnectionError("cut off")
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        # One that was closed, as after a request without an answer, goes on sending what it holds.
+        self._transports = [each for each in self._transports if not each.is_closing() or each.get_write_buffer_size()]
+        self._transports.append(transport)
+        super().__setitem__(key, connection)
 
     def __missing__(self, key: Any) -> NoReturn:
         raise KafkaConnectionError("cut off")
+
+    def cut_off(self) -> None:
+        self._is_cut = True
+        for transport in self._transports:
+            transport.abort()
+        for connection in self.values():
+            connection.close()
+        self.clear()
 
 
 async def _refuse(*_: Any, **__: Any) -> NoReturn:
     # Not retriable: the sender fails its batches with it.
     raise ProducerClosed
+
+
+def make_severable(producer: AIOKafkaProducer) -> None:
+    """Prepare a producer that is not started yet for ``cut_off``."""
+    producer.client._conns = _Connections()
 
 
 def cut_off(producer: AIOKafkaProducer) -> None:
@@ -68,13 +94,5 @@ def cut_off(producer: AIOKafkaProducer) -> None:
     is not enough: it makes new ones, and what their buffers and the kernel's hold is still sent to a Kafka that is
     only slow. Left is what the broker's side has received already.
     """
-    client = producer.client
-    connections, client._conns = client._conns, _NoConnections()
-    client.send = _refuse
-    for connection in connections.values():
-        if (writer := connection._writer) is not None:
-            transport = writer.transport
-            if not transport.is_closing():
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            transport.abort()
-        connection.close()
+    producer.client.send = _refuse
+    producer.client._conns.cut_off()

@@ -18,7 +18,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from chat_streams.compat.aiokafka import cut_off
+from chat_streams.compat.aiokafka import cut_off, make_severable
 from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
 
 log = structlog.get_logger()
@@ -205,6 +205,7 @@ class KafkaProducer:
 
     async def _connect(self) -> _Client:
         producer = AIOKafkaProducer(**self._options)
+        make_severable(producer)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await producer.start()

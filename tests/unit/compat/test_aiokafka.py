@@ -12,7 +12,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from chat_streams.compat.aiokafka import cut_off
+from chat_streams.compat.aiokafka import cut_off, make_severable
 from tests.unit.kafka.fake_broker import NOT_ENOUGH_REPLICAS, TOPIC, FakeBroker, fake_broker
 
 
@@ -39,6 +39,7 @@ def test_a_consumer_tells_the_names_of_topics_only() -> None:
 async def started(broker: FakeBroker) -> AIOKafkaProducer:
     sizes = {"max_batch_size": 16_000_000, "max_request_size": 16_000_000}
     producer = AIOKafkaProducer(bootstrap_servers=broker.address, enable_idempotence=True, **sizes)
+    make_severable(producer)
     await producer.start()
     await producer.send_and_wait(TOPIC, b"before", partition=0)
     return producer
@@ -72,6 +73,7 @@ async def test_a_producer_that_is_cut_off_writes_nothing_more_and_stops(when: st
         while broker.connections:
             await asyncio.sleep(0.005)
         assert broker.log[TOPIC, 0] == [b"before"]
+        assert max(broker.received) < 12_000_000 or when == "tried again"
 
 
 def test_stopping_a_producer_has_no_limit_of_time_yet() -> None:

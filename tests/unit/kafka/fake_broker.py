@@ -31,6 +31,8 @@ class FakeBroker:
         self.address = ""
         self.log: defaultdict[Place, list[bytes]] = defaultdict(list)
         self.requests: list[dict[Place, list[bytes]]] = []
+        self.received: list[int] = []
+        """The sizes of all requests that came whole."""
         self.refuse: Callable[[str, int, list[bytes]], int] = lambda topic, partition, values: 0
         self.reads = asyncio.Event()
         """Cleared: what is sent stays in the buffers, as with a paused broker."""
@@ -80,10 +82,11 @@ class FakeBroker:
                         if not (part := await reader.read(min(65_536, size - len(body)))):
                             return
                         body += part
+                    self.received.append(size)
                     for _ in range(3):
                         # What was received when its sender was cut off is beyond the sender: here it is let go.
                         await asyncio.sleep(0)
-                    if reader.exception() is not None or writer.transport.is_closing():
+                    if reader.exception() is not None:
                         return
                     await self._handle(io.BytesIO(bytes(body)), writer)
         finally:
