@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from chat_streams.kafka.lanes import Lanes
 from chat_streams.kafka.names import MAX_RECORD
-from docker.local.probes import WITHIN_S
+from docker.local.probes import WITHIN_S, user
 from docker.local.temporary_stack import Stack
 from tests.integration.test_producer import PARTITIONS, Topic, records, started, topic
 
@@ -88,3 +88,20 @@ async def test_lanes_keep_their_order_over_a_pause(stack: Stack, topic: Topic) -
         # Some may be there twice; what is new comes in order, without a hole.
         assert list(dict.fromkeys(log)) == list(range(500))
         assert [log[offset] for offset in offsets[partition::PARTITIONS]] == list(range(500))
+
+
+@pytest.mark.long
+async def test_a_gateway_that_is_terminated_does_not_wait_for_a_paused_kafka(stack: Stack) -> None:
+    part = stack.service("gateway", produce_timeout=LIMIT_S)
+    part.stop_seconds = int(WITHIN_S)
+    gateway = await stack.start(part)
+    alice, bob = user("alice"), user("bob")
+    async with stack.raw(alice, url=part.url) as socket:
+        await socket.send({"type": "send", "id": "before", "to": bob, "body": 1})
+        await socket.next_of("sent")
+        with paused(stack):
+            await socket.send({"type": "send", "id": "late", "to": bob, "body": 1})
+            await asyncio.to_thread(gateway.stop)
+    stack.forget(gateway)
+    # Not killed: it ended by itself.
+    assert gateway.process.returncode == 0
