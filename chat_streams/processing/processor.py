@@ -88,11 +88,23 @@ class Processor(Generic[T]):
         self._apply_all = apply
         self._progress = progress
         self._worker = worker
+        self._seen: set[Tp] = set()
         self._careful_until: dict[Tp, int] = {}
         self._under_way: deque[asyncio.Task[None]] = deque()
 
     async def run(self, batches: AsyncIterator[list[Any]]) -> None:
-        """Apply batches as they come; raises ``UnknownVersion``."""
+        """Apply batches as they come; raises ``UnknownVersion``.
+
+        However it ends, what it has not brought to an end comes again: the loop that may follow in this worker knows
+        nothing of it, and would commit past it.
+        """
+        try:
+            await self._run(batches)
+        finally:
+            for tp in self._seen:
+                self._worker.go_on(tp)
+
+    async def _run(self, batches: AsyncIterator[list[Any]]) -> None:
         async for messages in batches:
             began = time.monotonic()
             if admitted := [(message, epoch) for message in messages if (epoch := self._admit(message)) is not None]:
@@ -108,6 +120,7 @@ class Processor(Generic[T]):
     def _admit(self, message: Message) -> int | None:
         """Return the run through its partition in which a record is to be applied, if it is the one that comes next."""
         verdict = self._progress.admit(message.tp, message.offset, time.monotonic())
+        self._seen.add(message.tp)
         if verdict is Admission.HOLE:
             self._worker.fill_hole(message.tp, f"offset {message.offset} arrived")
         return self._progress.epoch(message.tp) if verdict is Admission.APPLY else None
