@@ -167,6 +167,11 @@ class Stack:
         """The WebSocket URL of the gateway."""
         return self.running["gateway"].part.url
 
+    @property
+    def urls(self) -> list[str]:
+        """The WebSocket URLs of all gateways."""
+        return [running.part.url for name, running in self.running.items() if name.partition("-")[0] == "gateway"]
+
     def token(self, name: str, ttl_s: int = TOKEN_S) -> str:
         """Return a token for a user."""
         return mint(self.settings.jwt_key(), name, ttl_s)

@@ -12,9 +12,8 @@ import random
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,52 +23,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from chat_streams.kafka.names import partition_of
-from clients.python.client import Client
-from clients.python.errors import ConnectionClosed, RequestRefused
-from docker.local.layout import StackError
-from docker.local.part import Running
-from docker.local.probes import Received, user
-from tests.faults.crowd import Crowd, Phase
+from tests.faults.crowd import Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
-from tests.integration.commands import call
+from tests.faults.trial import PROMISED, Fault, Limits, Result, Stage, Trial, run_trial
 
 KINDS = ("kill", "pause", "cut")
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
 PAUSE_S = 30.0
 CUT_S = 8.0
 """Seconds of a cut: longer than a worker's session with Kafka lasts."""
-HEALED_S = 10.0
-"""The largest number of seconds from the part's return until messages pass again on all partitions."""
-WARM_MESSAGES = 500
-STORED_MESSAGES = 2_000
-AFTER_MESSAGES = 500
-PROBE_S = 60.0
-PROBE_PAUSE_S = 0.2
-LATE_S = 1.0
-QUIET_S = 4.0
-"""Seconds without a late message that count as healed: a returning worker gets its partitions some seconds later."""
-DRAIN_S = 60.0
-CELL_S = 420.0
-AUDIT_S = 120.0
 DOCUMENT_MARKS = "<!-- table -->", "<!-- end of table -->"
-LOG_LINES = 5
 TABLE_WIDTH = 120
-
-Stage = Callable[[str], None]
-
-
-class Limits(NamedTuple):
-    """Limits in seconds for the steps of a cell."""
-
-    late: float = LATE_S
-    """A message that takes longer shows that the stack has not healed yet."""
-    quiet: float = QUIET_S
-    probe: float = PROBE_S
-    drain: float = DRAIN_S
-
-
-PROMISED = Limits()
 
 
 class Cell(NamedTuple):
@@ -86,87 +50,31 @@ class Cell(NamedTuple):
 CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PARTS, KINDS, Phase)]
 
 
-@dataclass
-class Result:
-    """The result of a cell. Times are in seconds, and None where the cell did not get that far."""
-
-    cell: str
-    seed: int
-    victim: str = ""
-    confirmed: int = 0
-    sent_again: int = 0
-    lost: int = 0
-    swapped: int = 0
-    repeated: int = 0
-    audit: str = "-"
-    away_s: float | None = None
-    """From the beginning of the fault until the part was back: ready, resumed or reachable."""
-    healed_s: float | None = None
-    """From then until messages passed on all partitions, none of them later than a second."""
-    seconds: float = 0.0
-    slow: list[str] = field(default_factory=list)
-    """Messages that passed late, where the stack did not heal within ``HEALED_S``."""
-    problems: list[str] = field(default_factory=list)
-    restarted: list[str] = field(default_factory=list)
-    """Parts that ended by themselves, and were started again."""
-
-    @property
-    def kept(self) -> bool:
-        """True when no message was lost, swapped or repeated, nothing else went wrong, and the stack healed."""
-        wrong = self.lost or self.swapped or self.repeated or self.problems or self.restarted
-        return not wrong and self.audit == "clean" and self.healed_s is not None
-
-    @property
-    def ok(self) -> bool:
-        """True when the promise was kept and the stack healed in time."""
-        return self.kept and self.healed_s is not None and self.healed_s <= HEALED_S
-
-    def row(self) -> list[str]:
-        """Return the cells of a table row."""
-        counts = (self.confirmed, self.lost, self.swapped, self.repeated)
-        times = ("-" if s is None else f"{s:.1f}" for s in (self.away_s, self.healed_s))
-        verdict = "OK" if self.ok else "**FAIL**"
-        if self.restarted:
-            verdict += f", {len(self.restarted)} ended by themselves"
-        return [self.cell, str(self.seed), *(f"{n:,}" for n in counts), self.audit, *times, verdict]
-
-
 COLUMNS = ("cell", "seed", "confirmed", "lost", "swapped", "repeated", "audit", "away s", "healed s", "")
 
 
 # The faults
 
 
-class Fault:
-    """One part of a stack, and the fault it suffers."""
+class CellFault(Fault):
+    """The fault of a cell, on one instance of its part."""
 
     def __init__(self, stack: CuttableStack, cell: Cell, rng: random.Random, pause_s: float) -> None:
+        super().__init__(stack)
         names = [cell.part] if cell.part in ("kafka", "redis", "dynamodb") else [cell.part, f"{cell.part}-2"]
         self.victim = rng.choice(names)
-        self.away: set[str] = set()
-        """The parts that the supervisor must not start meanwhile."""
-        self._stack = stack
+        self._cuttable = stack
         self._cell = cell
         self._pause_s = pause_s
 
     async def happen(self) -> None:
-        """Cause the fault; returns when the part is back."""
-        await {"kill": self._kill, "pause": self._pause, "cut": self._cut}[self._cell.kind]()
-
-    async def _kill(self) -> None:
-        running = self._stack.running[self.victim]
-        self.away.add(self.victim)
-        running.kill()
-        await self._stack.start(running.part)
-        self.away.discard(self.victim)
-
-    async def _pause(self) -> None:
-        running = self._stack.running[self.victim]
-        running.pause()
-        try:
-            await asyncio.sleep(self._pause_s)
-        finally:
-            running.resume()
+        """Kill, pause or cut; returns when the part is back."""
+        if self._cell.kind == "kill":
+            await self.kill(self.victim)
+        elif self._cell.kind == "pause":
+            await self.pause(self.victim, self._pause_s)
+        else:
+            await self._cut()
 
     async def _cut(self) -> None:
         proxies = self._proxies()
@@ -179,7 +87,7 @@ class Fault:
                 await proxy.restore()
 
     def _proxies(self) -> list[Proxy]:
-        stack, victim = self._stack, self.victim
+        stack, victim = self._cuttable, self.victim
         if victim in stack.gateway_proxies:
             return [stack.gateway_proxies[victim]]
         if self._cell.part in WORKERS:
@@ -189,191 +97,13 @@ class Fault:
         return [stack.redis_proxy if victim == "redis" else stack.dynamodb_proxy]
 
 
-async def _supervise(stack: CuttableStack, away: set[str], restarted: list[str]) -> None:
-    """Restart parts that end by themselves, as a supervisor does."""
-    while True:
-        for name, running in list(stack.running.items()):
-            if name not in away and not running.alive:
-                restarted.append(f"{name} ended with {running.process.returncode}: {_last_words(running)}")
-                await stack.start(running.part)
-        await asyncio.sleep(0.2)
-
-
-def _last_words(running: Running) -> str:
-    return " | ".join(line.strip() for line in running.part.last_lines().splitlines()[-LOG_LINES:])
-
-
-# The probe
-
-
-class Probe:
-    """Two new users for each partition, who exchange one message after the other."""
-
-    def __init__(self, stack: CuttableStack, with_history: bool, limits: Limits) -> None:
-        self._stack = stack
-        self._limits = limits
-        self._with_history = with_history
-        self._passed: set[str] = set()
-        self._waiting: dict[str, float] = {}
-        """The time since which a message is under way, by recipient."""
-        self.slow: list[tuple[float, str, float]] = []
-        """The first message to each recipient and each late one: time of arrival, recipient, seconds it took."""
-        self._healed = 0.0
-        """The time at which the first message of the last pair arrived, or the last late one."""
-
-    async def healed(self) -> float:
-        """Return the time (``time.monotonic``) from which all went well, once it has for a while.
-
-        Raises ``TimeoutError``.
-        """
-        partitions = self._stack.settings.partitions
-        recipients: dict[int, str] = {}
-        while len(recipients) < partitions:
-            bob = user("probe")
-            recipients.setdefault(partition_of(bob, partitions), bob)
-        urls = itertools.cycle(itertools.product(self._stack.urls, self._stack.urls))
-        async with asyncio.timeout(self._limits.probe):
-            pairs = [asyncio.create_task(self._pair(bob, *next(urls))) for bob in recipients.values()]
-            try:
-                while not self._quiet(partitions):
-                    await asyncio.sleep(0.05)
-                    for pair in pairs:
-                        if pair.done():
-                            pair.result()
-            finally:
-                for pair in pairs:
-                    pair.cancel()
-                await asyncio.gather(*pairs, return_exceptions=True)
-        return self._healed
-
-    def _quiet(self, partitions: int) -> bool:
-        now = time.monotonic()
-        late = any(now - since > self._limits.late for since in self._waiting.values())
-        return len(self._passed) == partitions and not late and now - self._healed > self._limits.quiet
-
-    async def _pair(self, bob: str, near: str, far: str) -> None:
-        stack = self._stack
-        alice = user("probe-sender")
-        received = Received()
-        while True:
-            try:
-                async with (
-                    Client(far, stack.token(bob), "phone", on_messages=received, timeout_s=self._limits.probe),
-                    Client(near, stack.token(alice), "phone", timeout_s=self._limits.probe) as client,
-                ):
-                    for count in itertools.count(1):
-                        begin = self._waiting[bob] = time.monotonic()
-                        await client.send(bob, count, id=f"probe-{count}")
-                        await received.wait(count)
-                        while self._with_history and bob not in self._passed and not await _in_history(client, bob):
-                            await asyncio.sleep(0.05)
-                        del self._waiting[bob]
-                        now = time.monotonic()
-                        if bob not in self._passed or now - begin > self._limits.late:
-                            self._healed = now
-                            self.slow.append((now, bob, now - begin))
-                        self._passed.add(bob)
-                        await asyncio.sleep(PROBE_PAUSE_S)
-            except ConnectionClosed as error:
-                if error.code != "unreachable":
-                    raise
-                await asyncio.sleep(0.05)
-
-
-async def _in_history(client: Client, bob: str) -> bool:
-    try:
-        return bool((await client.history(bob)).messages)
-    except RequestRefused as error:
-        if not error.retry:
-            raise
-        return False
-
-
-# The audit
-
-
-async def audit(stack: CuttableStack) -> tuple[str, list[str]]:
-    """Run the audit command over everything in the stack; returns one word and the findings."""
-    done = await call(stack, ["audit", "--json"], within_s=AUDIT_S)
-    if done.code == 0:
-        return "clean", []
-    if done.code != 1:
-        return "error", [f"audit ended with {done.code}: {done.err[-1000:]}"]
-    report = done.json
-    names = ("none", "two", "other_findings", "in_flight", "acknowledgements_in_flight")
-    counts = {name: report[name] for name in names if report[name]}
-    if report["history"]["missing"]:
-        counts["missing in history"] = report["history"]["missing"]
-    return "unclean", [f"audit: {counts}, first {report['findings'][:2]}"]
-
-
-# A cell
-
-
 async def run_cell(
     stack: CuttableStack, cell: Cell, seed: int, pause_s: float, stage: Stage, limits: Limits = PROMISED
 ) -> Result:
     """Run one cell on a healthy stack; no failure of the stack raises an exception."""
-    result = Result(str(cell), seed)
-    started = time.monotonic()
-    supervisor: asyncio.Task[None] | None = None
-    crowd = Crowd(stack, stack.urls, cell.phase, f"{seed} {cell}")
-    try:
-        stack.check()
-        async with asyncio.timeout(CELL_S):
-            fault = Fault(stack, cell, random.Random(f"{seed} {cell} victim"), pause_s)
-            result.victim = fault.victim
-            supervisor = asyncio.create_task(_supervise(stack, fault.away, result.restarted))
-            await _measure(stack, cell, crowd, fault, result, stage, limits)
-    except (AssertionError, StackError, TimeoutError, ConnectionClosed, RequestRefused) as error:
-        result.problems.append(f"{type(error).__name__}: {error}"[:1000])
-    finally:
-        await crowd.cancel()
-        if supervisor is not None:
-            if supervisor.done() and (died := supervisor.exception()) is not None:
-                result.problems.append(f"not started again: {died}"[:1000])
-            supervisor.cancel()
-    result.seconds = time.monotonic() - started
-    return result
-
-
-async def _measure(
-    stack: CuttableStack, cell: Cell, crowd: Crowd, fault: Fault, result: Result, stage: Stage, limits: Limits
-) -> None:
-    stage("devices come once")
-    await crowd.prepare()
-    crowd.start()
-    stage("load")
-    await crowd.until_confirmed(STORED_MESSAGES if cell.phase is Phase.DRAINING else WARM_MESSAGES)
-    if cell.phase is Phase.DRAINING:
-        crowd.come()
-    stage(f"fault on {fault.victim}")
-    begin = time.monotonic()
-    await fault.happen()
-    back = time.monotonic()
-    result.away_s = round(back - begin, 2)
-    stage("healing")
-    probe = Probe(stack, cell.part in ("history", "dynamodb"), limits)
-    try:
-        healed = await probe.healed()
-        result.healed_s = round(healed - back, 2)
-    except (TimeoutError, AssertionError) as error:
-        result.problems.append(f"messages did not pass in time in {limits.probe:g} s: {error}")
-    if result.healed_s is None or result.healed_s > HEALED_S:
-        partitions = stack.settings.partitions
-        result.slow = [
-            f"{took:.1f} s to partition {partition_of(to, partitions)} at {at - back:.1f} s"
-            for at, to, took in probe.slow
-        ]
-    stage("load after the fault")
-    await crowd.until_confirmed(crowd.confirmed + AFTER_MESSAGES)
-    outcome = await crowd.finish(limits.drain, stage)
-    result.confirmed, result.sent_again = outcome.confirmed, outcome.sent_again
-    result.lost, result.swapped, result.repeated = outcome.lost, outcome.swapped, outcome.repeated
-    result.problems += outcome.problems
-    stage("audit")
-    result.audit, findings = await audit(stack)
-    result.problems += findings
+    fault = CellFault(stack, cell, random.Random(f"{seed} {cell} victim"), pause_s)
+    with_history = cell.part in ("history", "dynamodb")
+    return await run_trial(stack, Trial(str(cell), seed, cell.phase, fault, with_history), stage, limits)
 
 
 # The run

@@ -191,11 +191,15 @@ class CuttableStack(Stack):
         self.redis_proxy = Proxy(ports.redis, self.layout.redis)
         self.dynamodb_proxy = Proxy(ports.dynamodb, self.layout.dynamodb)
         self.gateway_proxies: dict[str, Proxy] = {}
-        self.urls: list[str] = []
-        """URLs of the two gateways, each behind its proxy."""
         # On a disk DynamoDB Local stores a hundred messages a second; with -inMemory it would lose all when killed.
         shared_memory = Path("/dev/shm")
         self._database = tempfile.mkdtemp(prefix="chat-", dir=shared_memory if shared_memory.is_dir() else None)
+
+    @property
+    def urls(self) -> list[str]:
+        """The WebSocket URLs of the two gateways, each behind its proxy."""
+        parts = ((self.running[name].part, proxy) for name, proxy in self.gateway_proxies.items())
+        return [part.url.replace(str(part.port), str(proxy.port)) for part, proxy in parts]
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
@@ -223,7 +227,6 @@ class CuttableStack(Stack):
         for service, port in zip(services[:2], ports.gateways, strict=True):
             proxy = self.gateway_proxies[service.name] = Proxy(port, service.port)
             await proxy.restore()
-            self.urls.append(service.url.replace(str(service.port), str(port)))
 
     async def __aexit__(self, *details: object) -> None:
         try:

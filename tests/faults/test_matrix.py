@@ -14,8 +14,9 @@ from clients.python.client import Message
 from docker.local.probes import WITHIN_S
 from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Device, Phase
-from tests.faults.matrix import PAUSE_S, Cell, Limits, run_cell
+from tests.faults.matrix import PAUSE_S, Cell, run_cell
 from tests.faults.proxy import CuttableStack
+from tests.faults.trial import Limits
 
 SEED = 1
 PATIENT = Limits(late=math.inf, quiet=0.0, probe=WITHIN_S, drain=WITHIN_S)
