@@ -6,26 +6,20 @@ import argparse
 import asyncio
 import fnmatch
 import itertools
-import json
 import os
 import random
-import shutil
-import signal
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from tests.faults.crowd import Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
-from tests.faults.trial import PROMISED, Fault, Limits, Result, Stage, Trial, run_trial
+from tests.faults.report import COLUMNS, TABLE_WIDTH, table_of
+from tests.faults.runner import add_options, options_of, show
+from tests.faults.trial import Fault, Result, Trial
 
 KINDS = ("kill", "pause", "cut")
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
@@ -33,7 +27,6 @@ PAUSE_S = 30.0
 CUT_S = 8.0
 """Seconds of a cut: longer than a worker's session with Kafka lasts."""
 DOCUMENT_MARKS = "<!-- table -->", "<!-- end of table -->"
-TABLE_WIDTH = 120
 
 
 class Cell(NamedTuple):
@@ -48,9 +41,6 @@ class Cell(NamedTuple):
 
 
 CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PARTS, KINDS, Phase)]
-
-
-COLUMNS = ("cell", "seed", "confirmed", "lost", "swapped", "repeated", "audit", "away s", "healed s", "")
 
 
 # The faults
@@ -97,13 +87,10 @@ class CellFault(Fault):
         return [stack.redis_proxy if victim == "redis" else stack.dynamodb_proxy]
 
 
-async def run_cell(
-    stack: CuttableStack, cell: Cell, seed: int, pause_s: float, stage: Stage, limits: Limits = PROMISED
-) -> Result:
-    """Run one cell on a healthy stack; no failure of the stack raises an exception."""
+def trial_of(cell: Cell, seed: int, pause_s: float, stack: CuttableStack) -> Trial:
+    """Return the trial of a cell; the victim comes from the seed."""
     fault = CellFault(stack, cell, random.Random(f"{seed} {cell} victim"), pause_s)
-    with_history = cell.part in ("history", "dynamodb")
-    return await run_trial(stack, Trial(str(cell), seed, cell.phase, fault, with_history), stage, limits)
+    return Trial(str(cell), seed, cell.phase, fault, with_history=cell.part in ("history", "dynamodb"))
 
 
 # The run
@@ -116,44 +103,9 @@ def _selected(patterns: list[str]) -> list[Cell]:
     return found
 
 
-async def run(
-    work: Iterable[tuple[int, Cell]], pause_s: float, stage: Stage, done: Callable[[Result], None], keep: Path | None
-) -> None:
-    """Run cells one after the other, each on the previous cell's stack unless that cell failed."""
-    left = list(work)
-    while left:
-        stage("starting a stack")
-        failed = False
-        with tempfile.TemporaryDirectory(prefix="chat-faults-", ignore_cleanup_errors=True) as folder:
-            async with CuttableStack(Path(folder) / "stack") as stack:
-                while left and not failed:
-                    seed, cell = left.pop(0)
-                    result = await run_cell(stack, cell, seed, pause_s, partial(_stage_of, stage, cell))
-                    failed = not result.ok
-                    if failed and keep is not None:
-                        _keep_logs(stack, result, keep)
-                    done(result)
-
-
-def _stage_of(stage: Stage, cell: Cell, text: str) -> None:
-    stage(f"{cell}: {text}")
-
-
-def _keep_logs(stack: CuttableStack, result: Result, folder: Path) -> None:
-    target = folder / f"{result.cell.replace(':', '-')}-{result.seed}"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(stack.layout.logs, target)
-    result.problems.append(f"logs: {target}")
-
-
-def _load(file: Path) -> list[Result]:
-    return [Result(**values) for values in json.loads(file.read_text())] if file.exists() else []
-
-
-def _merge(old: list[Result], new: list[Result]) -> list[Result]:
-    found = {(r.cell, r.seed): r for r in [*old, *new]}
+def _in_order(results: list[Result]) -> list[Result]:
     order = {str(cell): n for n, cell in enumerate(CELLS)}
-    return sorted(found.values(), key=lambda r: (r.seed, order[r.cell]))
+    return sorted(results, key=lambda r: (r.seed, order[r.cell]))
 
 
 def _markdown(results: list[Result]) -> str:
@@ -174,25 +126,6 @@ def _write_markdown(file: Path, results: list[Result], pause_s: float) -> None:
     file.write_text(f"{head}{begin}\n\n{when}\n\n{_markdown(results)}\n\n{end}{tail}")
 
 
-def _table(results: list[Result]) -> Table:
-    table = Table(*COLUMNS, title="fault matrix", title_justify="left")
-    for column in table.columns:
-        column.no_wrap = True
-    for result in results:
-        table.add_row(*result.row(), style=None if result.ok else "red")
-    return table
-
-
-def _line(result: Result) -> str:
-    counts = f"{result.confirmed:,} confirmed, {result.lost} lost, {result.swapped} swapped, {result.repeated} repeated"
-    healed = "-" if result.healed_s is None else f"{result.healed_s:.1f} s"
-    text = f"{'OK  ' if result.ok else 'FAIL'} {result.cell} ({result.victim}) seed {result.seed}: {counts},"
-    text += f" audit {result.audit}, healed in {healed}, {result.seconds:.0f} s in all"
-    return "\n     ".join(
-        [text, *result.problems, *(f"slow: {one}" for one in result.slow), *(f"note: {r}" for r in result.restarted)]
-    )
-
-
 def main() -> None:
     """Parse the command line and run; exits with 1 if a cell failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.matrix", description=__doc__)
@@ -200,43 +133,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N for each cell (default: 1)")
     parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="begin with this one")
     parser.add_argument("--pause", type=float, default=PAUSE_S, metavar="SECONDS", help="of a SIGSTOP (default: 30)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, beside those it has already")
-    parser.add_argument("--resume", action="store_true", help="leave out what is in the --json file and was OK")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this document")
-    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs of cells that failed")
+    add_options(parser)
     options = parser.parse_args()
-    # Handle it like Ctrl-C: the stack ends with this process.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = _load(options.json) if options.json is not None else []
-    finished = {(r.seed, r.cell) for r in before if r.ok} if options.resume else set()
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
     cells = _selected(options.cells or ["*"])
-    work = [(seed, cell) for seed in seeds for cell in cells if (seed, str(cell)) not in finished]
-    results: list[Result] = []
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(work))
+    work = {
+        (str(cell), seed): partial(trial_of, cell, seed, options.pause)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
+        for cell in cells
+    }
 
-        def stage(text: str) -> None:
-            progress.update(task, description=text)
+    def write(results: list[Result]) -> None:
+        if options.markdown is not None:
+            _write_markdown(options.markdown, _in_order(results), options.pause)
 
-        def done(result: Result) -> None:
-            results.append(result)
-            progress.advance(task)
-            console.print(_line(result), highlight=False, markup=False, soft_wrap=True)
-            if not result.ok and len(results) < len(work):
-                console.print("the next cell gets a new stack", highlight=False)
-            merged = _merge(before, results)
-            if options.json is not None:
-                options.json.write_text(json.dumps([asdict(r) for r in merged], indent=1) + "\n")
-            if options.markdown is not None:
-                _write_markdown(options.markdown, merged, options.pause)
-
-        asyncio.run(run(work, options.pause, stage, done, options.logs))
+    results = show(work, CuttableStack, options_of(options), f"pause {options.pause:g}", on_result=write)
     out = Console()
-    out.print(_table(results), width=max(out.width, TABLE_WIDTH))
+    out.print(table_of("fault matrix", results), width=max(out.width, TABLE_WIDTH))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 
 

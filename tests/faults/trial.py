@@ -75,6 +75,10 @@ class Result:
     problems: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
     """Parts that ended by themselves, and were started again."""
+    commit: str = ""
+    """The version of the code, as ``report.code_version`` names it."""
+    setting: str = ""
+    """Options of the run that the result depends on."""
 
     @property
     def kept(self) -> bool:
@@ -86,6 +90,10 @@ class Result:
     def ok(self) -> bool:
         """True when the promise was kept and the stack healed in time."""
         return self.kept and self.healed_s is not None and self.healed_s <= HEALED_S
+
+    def is_ok_for(self, commit: str, setting: str) -> bool:
+        """Return whether it was OK with this version of the code and these options."""
+        return self.ok and bool(commit) and (self.commit, self.setting) == (commit, setting)
 
     def row(self) -> list[str]:
         """Return the cells of a table row."""
