@@ -194,10 +194,13 @@ class Device:
 
 
 class Crowd:
-    """Users and senders. ``prepare``, ``start``, ``finish``; the names and each decision come from ``seed``."""
+    """Users and senders. ``prepare``, ``start``, ``finish``; the names and each decision come from ``seed``.
 
-    def __init__(self, stack: Stack, urls: list[str], phase: Phase, seed: str) -> None:
-        self.stack, self.urls, self.phase = stack, urls, phase
+    A message that is not confirmed within ``confirm_s`` seconds is a problem.
+    """
+
+    def __init__(self, stack: Stack, urls: list[str], phase: Phase, seed: str, confirm_s: float = WITHIN_S) -> None:
+        self.stack, self.urls, self.phase, self._confirm_s = stack, urls, phase, confirm_s
         self.stopping = asyncio.Event()
         self.confirmed = 0
         self.sent_again = 0
@@ -247,7 +250,7 @@ class Crowd:
 
     async def until_confirmed(self, count: int) -> None:
         """Wait until ``count`` messages are confirmed."""
-        await eventually(lambda: self.confirmed >= count, f"{count} confirmed messages")
+        await eventually(lambda: self.confirmed >= count, f"{count} confirmed messages", self._confirm_s)
 
     async def finish(self, within_s: float, stage: Callable[[str], None]) -> Outcome:
         """Stop everybody, let every device receive all that was confirmed, and check."""
@@ -304,7 +307,7 @@ class Crowd:
     async def _send(self, name: str, rng: random.Random) -> None:
         while not self.stopping.is_set():
             arrays = rng.randint(10, 60)
-            client = Client(rng.choice(self.urls), self.stack.token(name), "sender", timeout_s=WITHIN_S)
+            client = Client(rng.choice(self.urls), self.stack.token(name), "sender", timeout_s=self._confirm_s)
             try:
                 async with client:
                     await self._send_arrays(client, name, rng, arrays)

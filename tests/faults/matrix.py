@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from tests.faults.crowd import Phase
+from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.faults.report import COLUMNS, TABLE_WIDTH, table_of
 from tests.faults.runner import add_options, options_of, show
@@ -57,7 +57,7 @@ class CellFault(Fault):
         self._cell = cell
         self._pause_s = pause_s
 
-    async def happen(self) -> None:
+    async def happen(self, crowd: Crowd) -> None:
         """Kill, pause or cut; returns when the part is back."""
         if self._cell.kind == "kill":
             await self.kill(self.victim)

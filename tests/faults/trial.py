@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 import asyncio
 import itertools
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from chat_streams.kafka.names import partition_of
@@ -15,7 +17,8 @@ from clients.python.client import Client
 from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import StackError
 from docker.local.part import Running
-from docker.local.probes import Received, user
+from docker.local.parts import Service
+from docker.local.probes import WITHIN_S, Received, eventually, user
 from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Phase
 from tests.integration.commands import call
@@ -46,6 +49,7 @@ class Limits(NamedTuple):
     quiet: float = QUIET_S
     probe: float = PROBE_S
     drain: float = DRAIN_S
+    confirm: float = WITHIN_S
     whole: float = TRIAL_S
 
 
@@ -117,7 +121,7 @@ class Fault(abc.ABC):
         """The parts that the supervisor must not start meanwhile."""
 
     @abc.abstractmethod
-    async def happen(self) -> None:
+    async def happen(self, crowd: Crowd) -> None:
         """Cause the fault; returns when the part is back."""
 
     async def kill(self, name: str) -> None:
@@ -127,6 +131,16 @@ class Fault(abc.ABC):
         running.kill()
         await self.stack.start(running.part)
         self.away.discard(name)
+
+    async def restart(self, name: str) -> None:
+        """Stop a part in order (SIGTERM) and start it again; raises ``AssertionError`` where it had to be killed."""
+        running = self.stack.running[name]
+        self.away.add(name)
+        await asyncio.to_thread(running.stop)
+        await self.stack.start(running.part)
+        self.away.discard(name)
+        code = running.process.returncode
+        assert code in (0, -signal.SIGTERM), f"{name} ended with {code} after SIGTERM"
 
     async def pause(self, name: str, seconds: float) -> None:
         """Pause a part for some seconds."""
@@ -266,7 +280,7 @@ async def run_trial(stack: Stack, trial: Trial, stage: Stage, limits: Limits = P
     result = Result(trial.name, trial.seed, trial.fault.victim)
     started = time.monotonic()
     supervisor: asyncio.Task[None] | None = None
-    crowd = Crowd(stack, stack.urls, trial.phase, f"{trial.seed} {trial.name}")
+    crowd = Crowd(stack, stack.urls, trial.phase, f"{trial.seed} {trial.name}", limits.confirm)
     try:
         stack.check()
         async with asyncio.timeout(limits.whole):
@@ -284,6 +298,11 @@ async def run_trial(stack: Stack, trial: Trial, stage: Stage, limits: Limits = P
     return result
 
 
+async def _all_ready(stack: Stack) -> bool:
+    parts = [running.part for running in stack.running.values() if isinstance(running.part, Service)]
+    return all(await asyncio.gather(*(part.is_ready() for part in parts)))
+
+
 async def _measure(stack: Stack, trial: Trial, crowd: Crowd, result: Result, stage: Stage, limits: Limits) -> None:
     stage("devices come once")
     await crowd.prepare()
@@ -294,7 +313,7 @@ async def _measure(stack: Stack, trial: Trial, crowd: Crowd, result: Result, sta
         crowd.come()
     stage(f"fault on {result.victim}")
     begin = time.monotonic()
-    await trial.fault.happen()
+    await trial.fault.happen(crowd)
     back = time.monotonic()
     result.away_s = round(back - begin, 2)
     stage("healing")
@@ -310,6 +329,8 @@ async def _measure(stack: Stack, trial: Trial, crowd: Crowd, result: Result, sta
             f"{took:.1f} s to partition {partition_of(to, partitions)} at {at - back:.1f} s"
             for at, to, took in probe.slow
         ]
+    stage("all are ready")
+    await eventually(partial(_all_ready, stack), "every service is ready", limits.probe)
     stage("load after the fault")
     await crowd.until_confirmed(crowd.confirmed + AFTER_MESSAGES)
     outcome = await crowd.finish(limits.drain, stage)
