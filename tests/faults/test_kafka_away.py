@@ -1,0 +1,87 @@
+"""Kafka is away for long, is stopped while a program ends, and while a gateway loses its slot."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from docker.local.part import Running
+from docker.local.parts import Service
+from docker.local.probes import Received, eventually, user
+from docker.local.temporary_stack import Stack, stop
+from tests.faults.kafka_away import ABSENCES, Absence, expire_leases, limits_of, trial_of
+from tests.faults.load import Load
+from tests.faults.stacks import LargerStack
+from tests.faults.trial import run_trial
+from tests.integration.commands import run
+
+STOPPED_S = 40.0
+"""Longer than anything of ours or of a library waits for Kafka before it gives up: it has to begin again by itself."""
+
+
+@pytest.mark.parametrize("name", ["messaging", "notification", "history", "gateway"])
+async def test_sigterm_while_kafka_is_stopped_ends_the_process_and_loses_nothing(stack: Stack, name: str) -> None:
+    kafka, service = stack.running["kafka"], stack.running[name]
+    load = Load(stack)
+    await load.more(50)
+    kafka.pause()
+    try:
+        await stop(service)
+    finally:
+        kafka.resume()
+        # Only where it has not ended, which fails the test.
+        service.kill()
+        await stack.start(service.part)
+    await load.more(50)
+    await load.stop()
+    await load.wait_stored()
+    await load.drain()
+    assert (await run(stack, "audit", "--json")).json["clean"]
+
+
+async def missing(stack: Stack, gateway: Running) -> list[str]:
+    """Return what a gateway lacks to take connections."""
+    _, page = await stack.get("/readyz", gateway.part)
+    return list(page["missing"])
+
+
+async def test_a_gateway_that_lost_its_slot_while_kafka_was_stopped_takes_connections_again(stack: Stack) -> None:
+    alice, bob, carol = user("alice"), user("bob"), user("carol")
+    kafka, gateway = stack.running["kafka"], stack.running["gateway"]
+    bobs, carols = Received(), Received()
+    async with stack.connect(alice) as sender, stack.connect(bob, bobs):
+        await sender.send(bob, 0)
+        await bobs.wait(1)
+        kafka.pause()
+        try:
+            await expire_leases(stack)
+
+            async def has_no_slot() -> bool:
+                return "no slot" in await missing(stack, gateway)
+
+            await eventually(has_no_slot)
+            await asyncio.sleep(STOPPED_S)
+        finally:
+            kafka.resume()
+        await eventually(gateway.part.is_ready, "the gateway is ready")
+        # Who was connected all the time is announced again, and who is new is let in.
+        await sender.send(bob, 1)
+        await bobs.wait(2)
+        async with stack.connect(carol, carols):
+            await sender.send(carol, 2)
+            await carols.wait(1)
+    assert bobs.bodies() == [0, 1]
+    assert carols.bodies() == [2]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("absence", ABSENCES, ids=str)
+async def test_all_works_again_10_s_after_kafka_is_back(tmp_path: Path, absence: Absence) -> None:
+    async with LargerStack(tmp_path) as stack:
+        services = {name: r.pid for name, r in stack.running.items() if isinstance(r.part, Service)}
+        result = await run_trial(stack, trial_of(absence, stack), print, limits_of([absence]))
+        assert result.ok, result
+        assert {name: stack.running[name].pid for name in services} == services
