@@ -27,6 +27,8 @@ class Part(abc.ABC):
     ports: dict[str, int]
     """The port for each field of ``Layout`` this part listens on, the main one first."""
     url_format: str
+    code: Path = ROOT
+    """The folder whose code the process runs."""
     ready_seconds = 30.0
     stop_seconds = 15
 
@@ -72,7 +74,7 @@ class Part(abc.ABC):
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 self.command,
-                cwd=ROOT,
+                cwd=self.code,
                 env=base_environment() | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -74,17 +74,18 @@ def services(layout: Layout) -> list[Part]:
     return [Service(layout, name) for name in ("gateway", "messaging", "notification", "history", "inspector")]
 
 
-def create_topics(layout: Layout, seconds: float = 60.0) -> None:
+def create_topics(layout: Layout, seconds: float = 60.0, code: Path = ROOT) -> None:
     """Create the Kafka topics and the DynamoDB table, keeping what exists; the engines must be ready.
 
-    Raises ``StackError`` with the last lines of the output when that fails or takes longer than ``seconds``.
+    The code in the folder ``code`` does it. Raises ``StackError`` with the last lines of the output when that fails or
+    takes longer than ``seconds``.
     """
     command = [sys.executable, "-m", "faust", "-A", "chat_streams", "topics", "create"]
     environment = base_environment() | service_environment(layout)
     try:
         subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=code,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

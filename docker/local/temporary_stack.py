@@ -18,7 +18,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import mint
 from clients.python.client import SUBPROTOCOL, Client
 from docker.local.engines import DynamoDB
-from docker.local.layout import HOST, Layout, StackError, base_environment, create_secret, service_environment
+from docker.local.layout import HOST, ROOT, Layout, StackError, base_environment, create_secret, service_environment
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
 from docker.local.probes import WITHIN_S, Raw, Received, eventually
@@ -76,6 +76,9 @@ def aws_of(layout: Layout) -> Iterator[None]:
 class Stack:
     """The engines and services of one test run, as children of this process."""
 
+    code: Path = ROOT
+    """The folder whose code the services run, those started later among them."""
+
     def __init__(self, data: Path, traced: bool = False, patient: bool = False) -> None:
         self.layout = Layout.free(data)
         self._traced = traced
@@ -107,9 +110,9 @@ class Stack:
 
     async def _start_all(self) -> None:
         await asyncio.gather(*(self.start(part) for part in _quick(engines(self.layout))))
-        await asyncio.to_thread(create_topics, self.layout, WITHIN_S)
+        await asyncio.to_thread(create_topics, self.layout, WITHIN_S, self.code)
         names = ("gateway", "messaging", "notification", "history")
-        await asyncio.gather(*(self.start(Service(self.layout, name)) for name in names))
+        await asyncio.gather(*(self.start(self.service(name)) for name in names))
 
     async def __aexit__(self, *_: object) -> None:
         try:
@@ -137,6 +140,7 @@ class Stack:
         taken = {part.name for part in (running.part for running in self.running.values())}
         instance = next(n for n in range(1, INSTANCES + 1) if (name if n == 1 else f"{name}-{n}") not in taken)
         service = Service(self.layout, name, instance)
+        service.code = self.code
         service.environment |= {f"CHAT_{key.upper()}": str(value) for key, value in settings.items()}
         return service
 
