@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from rich.console import Console
-
 from docker.local.temporary_stack import Stack
 from tables import slots
 from tests.faults.crowd import Crowd, Phase
-from tests.faults.report import TABLE_WIDTH, table_of
+from tests.faults.report import print_table, table_of
 from tests.faults.runner import Plan, add_options, options_of, show
 from tests.faults.stacks import LargerStack
 from tests.faults.trial import PROMISED, Fault, Limits, Trial
@@ -100,8 +98,7 @@ def main() -> None:
         (str(absence), SEED): partial(trial_of, absence) for absence in absences
     }
     results = show(work, LargerStack, options_of(options), limits=limits_of(absences))
-    out = Console()
-    out.print(table_of("Kafka away", results), width=max(out.width, TABLE_WIDTH))
+    print_table(table_of("Kafka away", results))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 
 

@@ -54,6 +54,11 @@ class Load:
         self._stop.set()
         await self._task
 
+    async def cancel(self) -> None:
+        """Stop at once, for a test that fails: the next one is not to run under this load."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
     async def wait_stored(self) -> None:
         """Wait until each inbox holds exactly the messages confirmed for it."""
 

@@ -13,11 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
-from tests.faults.report import COLUMNS, TABLE_WIDTH, table_of
+from tests.faults.report import COLUMNS, print_table, table_of
 from tests.faults.runner import add_options, options_of, show
 from tests.faults.trial import Fault, Result, Trial
 
@@ -148,8 +146,7 @@ def main() -> None:
             _write_markdown(options.markdown, _in_order(results), options.pause)
 
     results = show(work, CuttableStack, options_of(options), f"pause {options.pause:g}", on_result=write)
-    out = Console()
-    out.print(table_of("fault matrix", results), width=max(out.width, TABLE_WIDTH))
+    print_table(table_of("fault matrix", results))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 
 

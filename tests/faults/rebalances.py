@@ -15,6 +15,7 @@ from rich.table import Table
 from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS
+from tests.faults.report import print_table
 from tests.faults.runner import Plan, add_options, options_of, show
 from tests.faults.stacks import LargerStack
 from tests.faults.trial import Fault, Result, Trial
@@ -104,13 +105,12 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     seed = random.randrange(10_000) if options.seed is None else options.seed
-    out = Console()
-    out.print(f"seed {seed}")
+    Console().print(f"seed {seed}")
     work: dict[tuple[str, int], Plan[LargerStack]] = {
         (str(round_), seed): partial(trial_of, round_, seed) for round_ in rounds_of(seed, options.rounds)
     }
     results = show(work, new_stack, options_of(options))
-    out.print(table_of(results))
+    print_table(table_of(results))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 
 

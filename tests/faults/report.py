@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from docker.local.layout import ROOT
@@ -65,6 +66,11 @@ def table_of(title: str, results: Sequence[Result]) -> Table:
     for result in results:
         table.add_row(*result.row(), style=None if result.ok else "red")
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table, wide enough for its rows also where the output is no terminal."""
+    Console(width=max(Console().width, TABLE_WIDTH)).print(table)
 
 
 def line_of(result: Result) -> str:

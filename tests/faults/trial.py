@@ -193,6 +193,8 @@ class Probe:
             recipients.setdefault(partition_of(bob, partitions), bob)
         urls = itertools.cycle(itertools.product(self._stack.urls, self._stack.urls))
         async with asyncio.timeout(self._limits.probe):
+            # A client that is refused backs off for up to 10 s, which is not the time that the server takes.
+            await eventually(partial(_all_ready, self._stack, "gateway"), "every gateway is ready", self._limits.probe)
             pairs = [asyncio.create_task(self._pair(bob, *next(urls))) for bob in recipients.values()]
             try:
                 while not self._quiet(partitions):
@@ -298,8 +300,9 @@ async def run_trial(stack: Stack, trial: Trial, stage: Stage, limits: Limits = P
     return result
 
 
-async def _all_ready(stack: Stack) -> bool:
-    parts = [running.part for running in stack.running.values() if isinstance(running.part, Service)]
+async def _all_ready(stack: Stack, prefix: str = "") -> bool:
+    """Return whether each service whose name begins so is ready."""
+    parts = [r.part for name, r in stack.running.items() if isinstance(r.part, Service) and name.startswith(prefix)]
     return all(await asyncio.gather(*(part.is_ready() for part in parts)))
 
 

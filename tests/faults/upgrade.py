@@ -12,13 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from docker.local.layout import ROOT
 from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS
-from tests.faults.report import TABLE_WIDTH, table_of
+from tests.faults.report import print_table, table_of
 from tests.faults.runner import Plan, add_options, options_of, show
 from tests.faults.stacks import LargerStack
 from tests.faults.trial import PROBE_S, PROMISED, Fault, Limits, Probe, Trial
@@ -93,8 +91,7 @@ def main() -> None:
         }
         stack = partial(OldStack, code)
         results = show(work, stack, options_of(options), f"from {options.commit}", LIMITS, own_stacks=True)
-    out = Console()
-    out.print(table_of(f"upgrade from {options.commit}", results), width=max(out.width, TABLE_WIDTH))
+    print_table(table_of(f"upgrade from {options.commit}", results))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 
 
