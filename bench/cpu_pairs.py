@@ -61,15 +61,16 @@ class Ratio(NamedTuple):
 # One run.
 
 
-def switches(processes: Mapping[str, int]) -> dict[int, int]:
-    """Return the context switches so far of each thread, by its id."""
-    found = {}
-    for pid in processes.values():
+def switches(processes: Mapping[str, int]) -> dict[str, dict[int, int]]:
+    """Return the context switches so far of each thread, by the name of the process and the thread's id."""
+    found: dict[str, dict[int, int]] = {}
+    for name, pid in processes.items():
         with suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 # A thread may end meanwhile.
                 with suppress(OSError):
-                    found[int(task.name)] = switches_of((task / "status").read_text())
+                    status = (task / "status").read_text()
+                    found.setdefault(name, {})[int(task.name)] = switches_of(status)
     return found
 
 
@@ -79,19 +80,29 @@ def switches_of(status: str) -> int:
     return int(fields["voluntary_ctxt_switches"]) + int(fields["nonvoluntary_ctxt_switches"])
 
 
-def a_message(step: Mapping[str, Any], before: Mapping[int, int], after: Mapping[int, int]) -> Run:
+def a_message(
+    step: Mapping[str, Any], before: Mapping[str, Mapping[int, int]], after: Mapping[str, Mapping[int, int]]
+) -> Run:
     """Return what a message costs, from the figures of ``paced`` and the context switches around it."""
     messages = step["messages"]
     used = {name: 1000 * seconds / messages for name, seconds in step["cpu"].items() if name != CLIENT}
-    switched = sum(count - before.get(thread, 0) for thread, count in after.items())
+    switched = {
+        name: sum(count - before.get(name, {}).get(thread, 0) for thread, count in threads.items()) / messages
+        for name, threads in after.items()
+    }
     return {
-        "cpu_ms": {**used, ALL: sum(used.values())},
-        "switches": switched / messages,
+        "cpu_ms": _with_sum(used),
+        "switches": _with_sum(switched),
         "p50": step["p50"],
         "p99": step["p99"],
         "messages": messages,
         "seconds": step["seconds"],
     }
+
+
+def _with_sum(values: Mapping[str, float]) -> dict[str, float]:
+    # Sorted: processes come in the order in which they were ready.
+    return {**dict(sorted(values.items())), ALL: sum(values.values())}
 
 
 class _Crowd:
@@ -225,14 +236,14 @@ def figures(run: Run) -> dict[tuple[str, str], float]:
     for rate, step in run["rates"].items():
         work = f"{rate}/s"
         found |= {(work, f"CPU, ms: {name}"): ms for name, ms in step["cpu_ms"].items()}
-        found[work, "context switches"] = step["switches"]
+        found |= {(work, f"context switches: {name}"): count for name, count in step["switches"].items()}
         found |= {(work, f"latency, ms: {name}"): step[name] for name in ("p50", "p99")}
     return found | {(name, "messages/s"): rate for name, rate in run.get("throughput", {}).items()}
 
 
 def table(pairs: Sequence[tuple[Run, Run]]) -> Table:
     """Return a table with a row for each figure: a message's, but for rates."""
-    found = Table("work", "a message", "A", "B", "B / A", "95 % interval", title=f"medians of {len(pairs)} pairs")
+    found = Table("work", "a message", "A", "B", "B / A", "95 % interval", title=f"medians; pairs: {len(pairs)}")
     sides = [(figures(a), figures(b)) for a, b in pairs]
     for work, name in sides[0][0] if sides else ():
         values = [(a.get((work, name), 0.0), b.get((work, name), 0.0)) for a, b in sides]
@@ -274,7 +285,8 @@ def summary(run: Run | None) -> str:
         f"{rate}/s {step['cpu_ms'][ALL]:.2f} ms, p50 {step['p50']:.1f}, p99 {step['p99']:.1f} ms"
         for rate, step in run["rates"].items()
     ]
-    return "; ".join([*steps, *(f"{name} {rate:,.0f}/s" for name, rate in run.get("throughput", {}).items())])
+    rates = [f"{name} {rate:,.0f}/s" for name, rate in run.get("throughput", {}).items()]
+    return "; ".join([run["version"], *steps, *rates])
 
 
 def save(path: Path, value: Any) -> None:

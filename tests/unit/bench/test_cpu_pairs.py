@@ -14,7 +14,12 @@ from bench.cpu_pairs import a_message, figures, order, paired, ratio, run_in, su
 
 
 def run(ms: float, **more: Any) -> dict[str, Any]:
-    step = {"cpu_ms": {"kafka": ms, "redis": 0.0, "all servers": ms}, "switches": 9.0, "p50": 8.0, "p99": 20.0}
+    step = {
+        "cpu_ms": {"kafka": ms, "redis": 0.0, "all servers": ms},
+        "switches": {"all servers": 9.0},
+        "p50": 8.0,
+        "p99": 20.0,
+    }
     return {"version": "abc", "rates": {"50": step}, **more}
 
 
@@ -50,7 +55,8 @@ def test_context_switches_of_a_thread_are_of_both_kinds() -> None:
 
 def test_context_switches_of_a_process_are_those_of_its_threads() -> None:
     found = switches({"this": os.getpid(), "gone": 2**22 + 1})
-    assert found[os.getpid()] > 0
+    assert found["this"][os.getpid()] > 0
+    assert "gone" not in found
 
 
 def test_the_cost_of_a_message_leaves_out_the_client() -> None:
@@ -61,9 +67,11 @@ def test_the_cost_of_a_message_leaves_out_the_client() -> None:
         "p99": 20.0,
         "cpu": {"kafka": 2.5, "redis": 0.5, "client": 9.0},
     }
-    found = a_message(step, {1: 100, 2: 50}, {1: 1_100, 3: 250})
+    found = a_message(step, {"kafka": {1: 100, 2: 50}}, {"redis": {9: 50}, "kafka": {1: 1_100, 3: 250}})
     assert found["cpu_ms"] == pytest.approx({"kafka": 5.0, "redis": 1.0, "all servers": 6.0})
-    assert found["switches"] == 2.5
+    # A thread that ended is not counted, one that began is.
+    assert found["switches"] == pytest.approx({"kafka": 2.5, "redis": 0.1, "all servers": 2.6})
+    assert list(found["switches"]) == ["kafka", "redis", "all servers"]
 
 
 def test_figures_are_by_work_and_name() -> None:
@@ -71,7 +79,7 @@ def test_figures_are_by_work_and_name() -> None:
         ("50/s", "CPU, ms: kafka"): 3.0,
         ("50/s", "CPU, ms: redis"): 0.0,
         ("50/s", "CPU, ms: all servers"): 3.0,
-        ("50/s", "context switches"): 9.0,
+        ("50/s", "context switches: all servers"): 9.0,
         ("50/s", "latency, ms: p50"): 8.0,
         ("50/s", "latency, ms: p99"): 20.0,
         ("store", "messages/s"): 25_000.0,
@@ -152,4 +160,4 @@ def test_a_call_that_cannot_work_is_refused(
 
 def test_a_summary_has_one_line() -> None:
     text = summary(run(3.0, throughput={"store": 25_000.0}))
-    assert text == "50/s 3.00 ms, p50 8.0, p99 20.0 ms; store 25,000/s"
+    assert text == "abc; 50/s 3.00 ms, p50 8.0, p99 20.0 ms; store 25,000/s"
