@@ -29,7 +29,7 @@ from tests.unit.kafka.fake_broker import (
 
 LIMIT_S = 30.0
 """Limit of a write that is not to time out."""
-SHORT_S = 0.3
+SHORT_S = 1.0
 
 
 @contextlib.asynccontextmanager

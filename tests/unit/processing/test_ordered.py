@@ -62,7 +62,7 @@ def app() -> Any:
         _dead_letters="dead_letters",
         _idle_since={},
         _conf=SimpleNamespace(id="messaging"),
-        _consumer=SimpleNamespace(took=lambda *told: taken.append(told), assignment=set),
+        _consumer=SimpleNamespace(took=lambda *told: taken.append(told), assignment=set, go_on=lambda tp: None),
     )
     return found
 
