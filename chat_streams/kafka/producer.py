@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -42,7 +43,7 @@ class _Client:
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self.producer = producer
-        self.is_cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outcomes: set[asyncio.Future[int]] = set()
         self._writes = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -58,10 +59,24 @@ class _Client:
             if not self._writes:
                 self._idle.set()
 
+    async def outcome(self, written: asyncio.Future[Any]) -> int:
+        """Wait for the offset of a batch; raises ``KafkaConnectionError`` once this client is cut off.
+
+        aiokafka fails what was cut off after a while only, when nobody waits for it any more.
+        """
+        outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        written.add_done_callback(partial(_tell, outcome))
+        self._outcomes.add(outcome)
+        try:
+            return await outcome
+        finally:
+            self._outcomes.discard(outcome)
+
     def cut_off(self) -> None:
-        if not self.is_cut.done():
-            cut_off(self.producer)
-            self.is_cut.set_result(None)
+        cut_off(self.producer)
+        for outcome in self._outcomes:
+            if not outcome.done():
+                outcome.set_exception(KafkaConnectionError("cut off with another write that Kafka did not answer"))
 
     async def end(self, within_s: float) -> None:
         """Disconnect, in ``within_s``, once no write is under way: each has its limit of time."""
@@ -147,21 +162,31 @@ class KafkaProducer:
             KafkaError: Kafka did not take it, or another write that took too long has cut its client off.
             TimeoutError: There was no connection in time.
         """
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        client: _Client | None = None
+        is_sent = False
         with KAFKA_ERRORS.count_exceptions():
-            async with asyncio.timeout_at(deadline):
-                client = await self._current()
-            with client.busy() as producer:
-                batch = self._batch(producer, topic, records)
-                try:
-                    async with asyncio.timeout_at(deadline):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    client = self._client or await self._current()
+                    with client.busy() as producer:
+                        batch = self._batch(producer, topic, records)
                         if partition not in await producer.partitions_for(topic):
                             raise UnknownTopicOrPartitionError(f"{topic}/{partition}")
                         written = await producer.send_batch(batch, topic, partition=partition)
-                except TimeoutError:
+                        is_sent = True
+                        return await client.outcome(written)
+            except (TimeoutError, asyncio.CancelledError) as error:
+                if client is not None and is_sent:
+                    self._cut_off(client)
+                elif client is not None:
                     self._retire(client)
-                    raise
-                return await self._outcome(client, written, deadline)
+                if is_sent and isinstance(error, TimeoutError):
+                    raise KafkaTimeoutError(f"Kafka did not answer within {self._timeout_s:g} s") from error
+                raise
+            except KafkaError:
+                if client is not None and is_sent:
+                    self._retire(client)
+                raise
 
     def _batch(self, producer: AIOKafkaProducer, topic: str, records: Sequence[ProducerRecord]) -> Any:
         batch = producer.create_batch()
@@ -172,26 +197,6 @@ class KafkaProducer:
                 raise MessageSizeTooLargeError(f"{len(records)} records for {topic} exceed {self._batch_bytes} bytes")
         batch.close()
         return batch
-
-    async def _outcome(self, client: _Client, written: asyncio.Future[Any], deadline: float) -> int:
-        # aiokafka fails what was cut off after a while, when nobody waits for it any more.
-        written.add_done_callback(lambda each: each.cancelled() or each.exception())
-        timeout = deadline - asyncio.get_running_loop().time()
-        try:
-            done, _ = await asyncio.wait((written, client.is_cut), timeout=timeout, return_when="FIRST_COMPLETED")
-        finally:
-            if not written.done():
-                client.cut_off()
-                self._connected = self._connected and client is not self._client
-                self._retire(client)
-        if not done:
-            raise KafkaTimeoutError(f"Kafka did not answer within {self._timeout_s:g} s")
-        if written not in done:
-            raise KafkaConnectionError("cut off with another write that Kafka did not answer")
-        if (error := written.exception()) is not None:
-            self._retire(client)
-            raise error
-        return int(written.result().offset)
 
     # The clients
 
@@ -223,6 +228,11 @@ class KafkaProducer:
         self._connected = True
         self._changed.set()
 
+    def _cut_off(self, client: _Client) -> None:
+        client.cut_off()
+        self._connected = self._connected and client is not self._client
+        self._retire(client)
+
     def _retire(self, client: _Client) -> None:
         """Have further writes wait for a new client; this one ends when it is idle."""
         if client is not self._client:
@@ -241,3 +251,15 @@ class KafkaProducer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _tell(outcome: asyncio.Future[int], written: asyncio.Future[Any]) -> None:
+    error = None if written.cancelled() else written.exception()
+    if outcome.done():
+        return
+    if written.cancelled():
+        outcome.cancel()
+    elif error is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(int(written.result().offset))

@@ -81,13 +81,12 @@ class DeliveryBuffer:
             return None
         # All records are sent at once. If each waited for the one before, the second record of this batch would come
         # after the first of the next batch, and a gateway would see a gap.
-        return asyncio.gather(
-            *(
-                # Encoded late, because until then the connections that get the same page share its bytes.
-                self._app.produce(
-                    OUTGOING_MESSAGES, slot, None, partial(OUTGOING.encode, tuple(record)), self._headers.get((slot, n))
-                )
-                for slot, records in self._records.items()
-                for n, record in enumerate(records)
+        written = [
+            # Encoded late, because until then the connections that get the same page share its bytes.
+            self._app.produce(
+                OUTGOING_MESSAGES, slot, None, partial(OUTGOING.encode, tuple(record)), self._headers.get((slot, n))
             )
-        )
+            for slot, records in self._records.items()
+            for n, record in enumerate(records)
+        ]
+        return written[0] if len(written) == 1 else asyncio.gather(*written)

@@ -5,6 +5,7 @@ A record that fails again and again becomes a dead letter.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -105,21 +106,22 @@ class OrderedApp(faust.App):
                 # What is gone by now must not be begun again.
                 self.consumer.rewind(tp, max(offset, earliest[tp]))
 
-    async def produce(
+    def produce(
         self,
         topic: str,
-        partition: int | None,
+        partition: int,
         key: bytes | None,
         value: Callable[[], bytes],
         headers: list[tuple[str, bytes]] | None = None,
-    ) -> None:
-        """Write a record and wait until Kafka has it, for as long as it is away; raises ``LaneDropped``.
+    ) -> asyncio.Future[int]:
+        """Write a record; returns the future of Kafka's answer, for as long as it is away, or of ``LaneDropped``.
 
         To a partition, records leave in the order of the calls, also where one has to be repeated (``kafka/lanes.py``).
         Its ``value`` is asked for when it is its turn, anew for each try: what waits for a slow Kafka has no bytes of
         its own yet.
         """
-        await (await self.producer.write(topic, partition, key, value, headers))
+        written: asyncio.Future[int] = self.producer.write(topic, partition, key, value, headers)
+        return written
 
     async def watch(self) -> None:
         """Seek where a partition stands still though the log goes on; for as long as the app runs."""
@@ -184,7 +186,8 @@ class OrderedApp(faust.App):
             first_at=now if redrive.first_at is None else redrive.first_at,
             last_at=now,
         )
-        await self.produce(self._dead_letters, None, message.key, lambda: DEAD_LETTERS.encode(letter))
+        partition = await self.producer.partition_of(self._dead_letters, message.key)
+        await self.produce(self._dead_letters, partition, message.key, lambda: DEAD_LETTERS.encode(letter))
 
     def note_failure(self, message: Any, attempt: int, error: BaseException) -> None:
         """Note that a record could not be applied, and will be tried again."""

@@ -13,10 +13,12 @@ from faust.transport import base
 from faust.types import FutureMessage
 
 from chat_streams.compat.faust import UnusedProducer
+from chat_streams.kafka.consumer import AWAY
 from chat_streams.kafka.lanes import Lanes
 from chat_streams.kafka.names import MAX_RECORD, partition_for
 from chat_streams.kafka.producer import KafkaProducer
 from chat_streams.processing.consumer import Consumer
+from chat_streams.runtime.retry import retry_forever
 
 WRITE_SECONDS: Final = 30.0
 FLUSH_SECONDS: Final = 5.0
@@ -43,25 +45,24 @@ class Producer(UnusedProducer):
         await self._lanes.stop(STOP_SECONDS)
         await self._client.stop(STOP_SECONDS)
 
-    async def write(
-        self,
-        topic: str,
-        partition: int | None,
-        key: bytes | None,
-        value: Callable[[], bytes | None],
-        headers: Any = None,
-    ) -> asyncio.Future[Any]:
-        """Put a write into its lane; returns a future of Kafka's answer. Without a partition, the key decides."""
-        if partition is None:
-            count = len(await self._client.partitions_of_topic(topic))
-            partition = partition_for(key or b"", count)
-        return self._lanes.write(topic, partition, key, value, headers or ())
+    def write(
+        self, topic: str, partition: int, key: bytes | None, value: Callable[[], bytes | None], headers: Any = None
+    ) -> asyncio.Future[int]:
+        """Put a write into its lane; returns the future of its offset."""
+        return self._lanes.write(topic, partition, key, value, headers)
+
+    async def partition_of(self, topic: str, key: bytes | None) -> int:
+        """Return the partition to which a key belongs; waits while Kafka is away and the topic is not known yet."""
+        found = await retry_forever("find partitions", AWAY, lambda: self._client.partitions_of_topic(topic))
+        return partition_for(key or b"", len(found))
 
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, *args: Any, **_: Any
-    ) -> asyncio.Future[Any]:
+    ) -> asyncio.Future[int]:
         """Put a record into its lane, for Faust; ``args`` are a timestamp, which is the log's to give, and headers."""
-        return await self.write(topic, partition, key, lambda: value, args[1] if len(args) > 1 else None)
+        if partition is None:
+            partition = await self.partition_of(topic, key)
+        return self.write(topic, partition, key, lambda: value, args[1] if len(args) > 1 else None)
 
     async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
         """Write a record, and wait until Kafka has it."""
@@ -71,7 +72,7 @@ class Producer(UnusedProducer):
         """Put a changelog's record into its lane at once, not by way of Faust's buffer, which ``flush`` may not see."""
         message = fut.message
         written = self._lanes.write(
-            message.channel.get_topic_name(), message.partition, message.key, lambda: message.value, ()
+            message.channel.get_topic_name(), message.partition, message.key, lambda: message.value
         )
         written.add_done_callback(partial(self._on_changed, fut))
 

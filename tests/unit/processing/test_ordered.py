@@ -51,6 +51,9 @@ def app() -> Any:
     async def crash(error: BaseException) -> None:
         crashes.append(error)
 
+    async def partition_of(topic: str, key: bytes | None) -> int:
+        return 3
+
     found.__dict__.update(
         progress=Progress(60),
         statistics=Statistics("test"),
@@ -62,6 +65,7 @@ def app() -> Any:
         _dead_letters="dead_letters",
         _idle_since={},
         _conf=SimpleNamespace(id="messaging"),
+        _producer=SimpleNamespace(partition_of=partition_of),
         _consumer=SimpleNamespace(took=lambda *told: taken.append(told), assignment=set, go_on=lambda tp: None),
     )
     return found

@@ -21,7 +21,12 @@ class Lanes:
         self.written: list[asyncio.Future[int]] = []
 
     def write(
-        self, topic: str, partition: int, key: bytes | None, value: Callable[[], bytes | None], headers: Sequence[Any]
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: Callable[[], bytes | None],
+        headers: Sequence[Any] | None = None,
     ) -> asyncio.Future[int]:
         self.writes.append((topic, partition, key, value()))
         self.written.append(asyncio.get_running_loop().create_future())
@@ -45,7 +50,7 @@ async def partitions(topic: str) -> set[int]:
 
 
 async def test_without_a_partition_the_key_decides(producer: Producer, lanes: Lanes) -> None:
-    await producer.write("dead_letters", None, b"alice", lambda: b"x")
+    await producer.send("dead_letters", b"alice", b"x", None, None, None)
     await producer.send("dead_letters", b"alice", b"y", 3, None, None)
     assert lanes.writes == [
         ("dead_letters", partition_for(b"alice", 12), b"alice", b"x"),
