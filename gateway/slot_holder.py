@@ -25,42 +25,59 @@ LEASE_HELD: Final = Gauge(
 
 
 class SlotHolder:
-    """Keeps a slot leased; ``lease`` is ``None`` while none is held.
+    """Keeps a slot leased; ``lease`` is ``None`` while none is held and read.
 
-    ``open_slot`` begins to read a slot before anybody hears of it, ``on_taken`` is called once a slot is held.
+    ``open_slot`` begins to read a slot before anybody hears of it, ``on_taken`` is called once that is so.
     """
 
     def __init__(self, slots: Slots, open_slot: Callable[[int], Awaitable[None]], on_taken: Callable[[], None]) -> None:
         self._slots = slots
         self._open_slot = open_slot
         self._on_taken = on_taken
+        self._leased: Lease | None = None
         self.lease: Lease | None = None
         LEASE_HELD.set_function(lambda: self.lease is not None)
 
     async def run(self) -> None:
         """Hold a slot until cancelled."""
         while True:
-            lease = await retry_forever("take a slot", _NO_SLOT_YET, self._take)
+            self._leased = lease = await retry_forever("take a slot", _NO_SLOT_YET, self._slots.take)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # What it awaited has swallowed the cancellation.
                 raise asyncio.CancelledError
-            self.lease = lease
-            log.info("slot taken", slot=lease.slot, epoch=lease.epoch)
-            self._on_taken()
-            await self._slots.keep(lease)
-            self.lease = None
+            # Renewed from now on: a Kafka that is away can keep a slot from being read for longer than a lease lasts.
+            keeping = asyncio.create_task(self._slots.keep(lease))
+            try:
+                await self._use(lease, keeping)
+            finally:
+                keeping.cancel()
+                self.lease = None
+
+    async def _use(self, lease: Lease, keeping: asyncio.Task[None]) -> None:
+        """Read a slot until its lease is lost."""
+        opening = asyncio.create_task(
+            retry_forever("open a slot", _NO_SLOT_YET, lambda: self._open_slot(lease.slot)), name="open a slot"
+        )
+        try:
+            await asyncio.wait([keeping, opening], return_when=asyncio.FIRST_COMPLETED)
+            if keeping.done():
+                await keeping
+                return
+            opening.result()
+        finally:
+            opening.cancel()
+            await asyncio.wait([opening])
+        self.lease = lease
+        log.info("slot taken", slot=lease.slot, epoch=lease.epoch)
+        self._on_taken()
+        await keeping
 
     async def release(self) -> None:
         """Let another gateway have the slot."""
-        if self.lease is not None:
-            lease, self.lease = self.lease, None
+        lease, self._leased, self.lease = self._leased, None, None
+        if lease is not None:
             try:
                 await self._slots.release(lease)
             except RedisUnavailable as error:
                 log.warning("the slot is not given back, it will run out", slot=lease.slot, error=repr(error))
-
-    async def _take(self) -> Lease:
-        lease = await self._slots.take()
-        await self._open_slot(lease.slot)
-        return lease
