@@ -110,6 +110,9 @@ class Processor(Generic[T]):
             if admitted := [(message, epoch) for message in messages if (epoch := self._admit(message)) is not None]:
                 effects = await self._attempt(await self._decode(admitted))
                 before = self._under_way[-1] if self._under_way else None
+                if not effects and before is None:
+                    self._note_done(admitted, began)
+                    continue
                 task = asyncio.create_task(self._settle(before, effects, admitted, began))
                 task.add_done_callback(self._on_settled)
                 self._under_way.append(task)
@@ -188,17 +191,23 @@ class Processor(Generic[T]):
             await asyncio.wait([before])
             if before.cancelled():
                 raise asyncio.CancelledError  # What is not known to be done before this one, nothing may be done after.
+        if failed is None:
+            self._note_done(admitted, began)
+            return
+        for message, epoch in admitted:
+            if self._progress.epoch(message.tp) == epoch:
+                log.warning(
+                    "an effect failed, going on from where all is done", topic=message.tp[0], error=repr(failed)
+                )
+                self._worker.go_on(message.tp)
+            self._careful_until[message.tp] = message.offset
+
+    def _note_done(self, admitted: list[tuple[Message, int]], began: float) -> None:
         now = time.monotonic()
         last = {message.tp: (epoch, message.offset) for message, epoch in admitted}
         for tp, (epoch, offset) in last.items():
-            if failed is None:
-                self._progress.done(tp, epoch, offset, now)
-            elif self._progress.epoch(tp) == epoch:
-                log.warning("an effect failed, going on from where all is done", topic=tp[0], partition=tp[1])
-                self._careful_until[tp] = offset
-                self._worker.go_on(tp)
-        if failed is None:
-            self._worker.note_done(admitted[0][0].tp[0], len(admitted), now - began)
+            self._progress.done(tp, epoch, offset, now)
+        self._worker.note_done(admitted[0][0].tp[0], len(admitted), now - began)
 
     def _on_settled(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -34,8 +34,8 @@ class Stream:
         self.channel = SimpleNamespace(queue=self.queue, topics=["t"])
 
     async def events(self) -> AsyncIterator[Any]:
-        while not self.queue.empty():
-            yield self.queue.get_nowait()
+        while True:
+            yield await self.queue.get()
 
 
 @pytest.fixture
@@ -72,14 +72,19 @@ def app() -> Any:
 
 
 async def batches(app: Any, stream: Stream, most: int) -> list[list[int]]:
-    return [[each.offset for each in batch] async for batch in app._batches(stream, most)]
+    found: list[list[int]] = []
+    taking = app._batches(stream, most)
+    while not stream.queue.empty():
+        found.append([each.offset for each in await anext(taking)])
+    return found
 
 
 async def test_a_batch_is_bounded_in_records_and_bytes(app: Any) -> None:
+    assert await batches(app, Stream([message(n) for n in range(3)]), 1) == [[0], [1], [2]]
     assert await batches(app, Stream([message(n) for n in range(5)]), 2) == [[0, 1], [2, 3], [4]]
     large = bytes(BATCH_BYTES)
     assert await batches(app, Stream([message(0), message(1, large), message(2)]), 200) == [[0, 1], [2]]
-    assert sum(told[1] for told in app.taken) == 8
+    assert sum(told[1] for told in app.taken) == 11
     assert app.taken[-2:] == [("t", 2, 1 + BATCH_BYTES), ("t", 1, 1)]
 
 
