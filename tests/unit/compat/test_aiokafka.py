@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -80,3 +82,15 @@ def test_stopping_a_producer_has_no_limit_of_time_yet() -> None:
     # Once this fails, cut_off may have a public counterpart.
     assert list(inspect.signature(AIOKafkaProducer.stop).parameters) == ["self"]
     assert not hasattr(AIOKafkaProducer, "abort")
+
+
+def test_a_consumer_still_says_nothing_when_its_fetcher_has_ended() -> None:
+    assert isinstance(inspect.getattr_static(Fetcher, "error_future"), property)
+    assert "self._fetcher = Fetcher(" in inspect.getsource(AIOKafkaConsumer.start)
+    # Once this fails, getmany may tell, and the look at the fetcher can go.
+    assert "error_future" not in inspect.getsource(AIOKafkaConsumer.getmany)
+
+
+def test_a_consumer_that_stops_still_passes_on_the_cancellation_of_a_fetch() -> None:
+    # Once this fails, ``disconnect`` can go.
+    assert re.search(r"x\.cancel\(\)\s+await x", inspect.getsource(Fetcher.close))
