@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,12 @@ STOPPED_S = 40.0
 """Longer than anything of ours or of a library waits for Kafka before it gives up: it has to begin again by itself."""
 
 
-@pytest.mark.parametrize("name", ["messaging", "notification", "history", "gateway"])
+def long(value: str) -> Any:
+    """Return a parameter whose test is left to ``make faults``: 40 s to 70 s each."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("name", ["messaging", long("notification"), long("history"), long("gateway")])
 async def test_sigterm_while_kafka_is_stopped_ends_the_process_and_loses_nothing(stack: Stack, name: str) -> None:
     kafka, service = stack.running["kafka"], stack.running[name]
     load = Load(stack)
@@ -50,7 +56,7 @@ async def missing(stack: Stack, gateway: Running) -> list[str]:
     return list(page["missing"])
 
 
-@pytest.mark.parametrize("kind", ["pause", "kill"])
+@pytest.mark.parametrize("kind", [long("pause"), "kill"])
 async def test_a_gateway_that_lost_its_slot_while_kafka_was_away_takes_connections_again(
     stack: Stack, kind: str
 ) -> None:
