@@ -6,6 +6,7 @@ A record that fails again and again becomes a dead letter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -154,9 +155,10 @@ class OrderedApp(faust.App):
             self._idle_since[topic] = None
             messages = [event.message]
             size = len(event.message.value or b"")
-            while len(messages) < most and size < BATCH_BYTES and not queue.empty():
-                messages.append(queue.get_nowait().message)
-                size += len(messages[-1].value or b"")
+            with contextlib.suppress(StopAsyncIteration):
+                while len(messages) < most and size < BATCH_BYTES and not queue.empty():
+                    messages.append(queue.get_nowait().message)
+                    size += len(messages[-1].value or b"")
             self.consumer.took(topic, len(messages), size)
             yield messages
             self._idle_since[topic] = time.monotonic()
@@ -216,5 +218,7 @@ class OrderedApp(faust.App):
 
 
 async def _queued(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while True:
-        yield await queue.get()
+    # Faust ends a stream by throwing this into its queue.
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            yield await queue.get()

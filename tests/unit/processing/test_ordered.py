@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from chat_streams.model.errors import UnknownVersion
 from chat_streams.model.records import DEAD_LETTERS, SESSIONS
@@ -28,7 +29,7 @@ class Stream:
     """A stream with records in its queue."""
 
     def __init__(self, messages: list[Any]) -> None:
-        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.queue: Any = asyncio.Queue()
         for each in messages:
             self.queue.put_nowait(SimpleNamespace(message=each))
         self.channel = SimpleNamespace(queue=self.queue, topics=["t"])
@@ -86,6 +87,14 @@ async def test_a_batch_is_bounded_in_records_and_bytes(app: Any) -> None:
     assert await batches(app, Stream([message(0), message(1, large), message(2)]), 200) == [[0, 1], [2]]
     assert sum(told[1] for told in app.taken) == 11
     assert app.taken[-2:] == [("t", 2, 1 + BATCH_BYTES), ("t", 1, 1)]
+
+
+async def test_a_stream_that_faust_ends_is_no_error(app: Any) -> None:
+    stream = Stream([])
+    stream.queue = ThrowableQueue(flow_control=FlowControlEvent())
+    stream.channel.queue = stream.queue
+    await stream.queue.throw(StopAsyncIteration())
+    assert [batch async for batch in app._batches(stream, 200)] == []
 
 
 async def test_a_dead_letter_holds_the_record_and_why(app: Any) -> None:
