@@ -18,7 +18,6 @@ import mode
 import msgspec
 import structlog
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP, Message
 
@@ -74,13 +73,12 @@ class Consumer(UnusedConsumer):
 
     def _new_client(self) -> kafka.Consumer:
         conf = self.app.conf
-        has_tables = bool(self.app.tables.changelog_topics)
         return kafka.Consumer(
             self.app.client_options,
             group_id=conf.id,
             client_id=conf.broker_client_id,
-            # A table is on the worker that has its users: only Faust's own assignor knows of changelogs.
-            partition_assignment_strategy=[self.app.assignor if has_tables else RoundRobinPartitionAssignor],
+            # Of every app, as Faust has it: members with different assignors can't share a group, also in an upgrade.
+            partition_assignment_strategy=[self.app.assignor],
             auto_offset_reset="earliest",
             session_timeout_ms=int(1000 * conf.broker_session_timeout),
             heartbeat_interval_ms=int(1000 * conf.broker_heartbeat_interval),

@@ -92,7 +92,7 @@ class Stack:
             gateway_port=self.layout.gateway,
             jwt_secret_file=self.layout.secret_file,
         )
-        self.redis = RedisCluster.from_url(self.settings.redis)
+        self.redis = RedisCluster.from_url(self.settings.redis, max_connections=1_000)
         self.running: dict[str, Running] = {}
         self.collector = Collector()
         self._session: aiohttp.ClientSession
