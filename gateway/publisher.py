@@ -12,7 +12,7 @@ import structlog
 from aiokafka.errors import MessageSizeTooLargeError
 from prometheus_client import Counter, Gauge, Histogram
 
-from chat_streams.kafka.client import client_options
+from chat_streams.kafka.client import KAFKA_AWAY, client_options
 from chat_streams.kafka.names import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
@@ -21,7 +21,7 @@ from chat_streams.kafka.names import (
     SESSION_EVENTS,
     partition_of,
 )
-from chat_streams.kafka.producer import KAFKA_AWAY, KafkaProducer, ProducerRecord
+from chat_streams.kafka.producer import KafkaProducer, ProducerRecord
 from chat_streams.model.records import (
     INCOMING,
     REQUESTS,

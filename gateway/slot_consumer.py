@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import structlog
 
-from chat_streams.kafka.client import client_options
-from chat_streams.kafka.consumer import AWAY, Consumer
+from chat_streams.kafka.client import KAFKA_AWAY, client_options
+from chat_streams.kafka.consumer import Consumer
 from chat_streams.kafka.names import MAX_RECORD, OUTGOING_MESSAGES
 from chat_streams.model.errors import ConsumerEnded, UndecodableRecord, UnknownVersion
 from chat_streams.model.records import OUTGOING, Outgoing
@@ -75,7 +75,7 @@ class SlotConsumer:
                 if consumer is self._consumer:
                     raise
                 continue  # Another slot is being opened.
-            except AWAY as error:
+            except KAFKA_AWAY as error:
                 log.warning("deliveries cannot be read, waiting", error=repr(error))
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
-from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 
+from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.retry import retry_forever
@@ -17,7 +17,7 @@ from tables.slots import Lease, Slots
 
 log = structlog.get_logger()
 
-_NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, KafkaError, TimeoutError, OSError)
+_NO_SLOT_YET: Final = (RedisUnavailable, NoFreeSlot, *KAFKA_AWAY)
 
 LEASE_HELD: Final = Gauge(
     "connect_chat_gateway_lease_held", "1 while it holds a slot: else it takes no connection.", registry=REGISTRY

@@ -9,13 +9,12 @@ from typing import Any, Final
 import click
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 from faust.cli import option
 from rich.table import Table
 
 from chat_streams.commands.output import Command, console
-from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.client import KAFKA_AWAY, client_options, explain_failure
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.operations.formats import empty_in, number, seconds
@@ -43,7 +42,7 @@ def register(app: Service) -> None:
             rows = await _measure(app.settings)
         except KafkaUnavailable as error:
             raise click.ClickException(str(error)) from error
-        except (KafkaError, OSError, TimeoutError) as error:
+        except KAFKA_AWAY as error:
             raise click.ClickException(await explain_failure(app.settings, error)) from error
         _show(rows, as_json)
         if most_s is not None and (late := [row for row in rows if (row["seconds"] or 0) > most_s]):

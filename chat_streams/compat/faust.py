@@ -46,6 +46,12 @@ class UnusedConsumer(mode.Service, ConsumerT):
     def close(self) -> None:
         """Do nothing: the consumer is stopped with the app."""
 
+    async def position(self, tp: Any) -> int | None:
+        """Return nothing: recovery asks for it in transactions."""
+
+    async def seek(self, partition: Any, offset: int) -> None:
+        """Do nothing: recovery calls ``seek_wait``."""
+
     def verify_recovery_event_path(self, now: float, tp: Any) -> None:
         """Do nothing: it looks into aiokafka's fetcher."""
 

@@ -17,6 +17,8 @@ from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 MECHANISM: Final = "SCRAM-SHA-512"
+KAFKA_AWAY: Final = (KafkaError, OSError, TimeoutError)
+"""The errors of a request while Kafka, or one of its brokers, is away."""
 PROBE_S: Final = 5.0
 REQUEST_SECONDS: Final = 10.0
 """Seconds to wait for Kafka's answer to a request of an admin client."""
@@ -64,7 +66,7 @@ async def explain_failure(settings: Settings, error: BaseException) -> str:
             )
         except ssl.SSLError as cause:
             return f"{kafka}: {address} speaks no TLS that we understand ({cause.reason}): see CHAT_KAFKA_TLS"
-        except (KafkaError, OSError, TimeoutError, ValueError) as cause:
+        except (*KAFKA_AWAY, ValueError) as cause:
             error = cause
         else:
             return f"{kafka}: {error!r}"

@@ -14,6 +14,7 @@ from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStat
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from chat_streams.compat.aiokafka import disconnect, fetcher_has_ended
+from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.kafka.names import MAX_RECORD
 from chat_streams.model.errors import ConsumerEnded
 from chat_streams.runtime.tasks import raise_if_cancelled
@@ -24,8 +25,6 @@ P = TypeVar("P", bound=tuple[str, int])
 """A topic and a partition: aiokafka's ``TopicPartition`` or Faust's ``TP``, which are equal and hash alike."""
 Records = dict[TopicPartition, list[Any]]
 
-AWAY: Final = (KafkaError, OSError, TimeoutError)
-"""The errors of a request while Kafka, or one of its brokers, is away."""
 FETCH_BYTES: Final = 8 * 1024 * 1024
 """The largest answer to one fetch. aiokafka holds at most one answer for each partition beside what was polled."""
 FETCH_WAIT_MS: Final = 250
@@ -89,7 +88,7 @@ class Consumer:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._started.stop()
-        except (*AWAY, asyncio.CancelledError) as error:
+        except (*KAFKA_AWAY, asyncio.CancelledError) as error:
             await disconnect(self._started)
             raise_if_cancelled(error)
             log.warning("a consumer did not stop in order", error=repr(error))
@@ -199,7 +198,7 @@ class Consumer:
         except (CommitFailedError, IllegalStateError) as error:
             log.info("not committed, the partitions moved on", error=repr(error))
             return False
-        except AWAY as error:
+        except KAFKA_AWAY as error:
             log.warning("not committed, will be tried again", error=repr(error))
             return False
         return True

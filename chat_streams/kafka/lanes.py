@@ -14,7 +14,8 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from chat_streams.kafka.producer import KAFKA_AWAY, ProducerRecord
+from chat_streams.kafka.client import KAFKA_AWAY
+from chat_streams.kafka.producer import ProducerRecord
 from chat_streams.model.errors import LaneDropped
 from chat_streams.runtime.retry import ENGINE_RETRIES
 

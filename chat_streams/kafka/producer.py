@@ -20,12 +20,11 @@ from aiokafka.errors import (
 )
 
 from chat_streams.compat.aiokafka import cut_off, make_severable
+from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
 
 log = structlog.get_logger()
 
-KAFKA_AWAY: Final = (KafkaError, OSError, TimeoutError)
-"""The errors of a write that Kafka did not take."""
 CLOSE_SECONDS: Final = 1.0
 """Seconds in which clients that were cut off close, at a stop."""
 

@@ -23,6 +23,7 @@ from faust.types import TP, Message
 
 from chat_streams.compat.faust import UnusedConsumer
 from chat_streams.kafka import consumer as kafka
+from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.processing.offsets import Checkpoint, Progress, Start
 from chat_streams.processing.worker_metrics import COMMIT_SECONDS
 from chat_streams.runtime.retry import retry_forever
@@ -162,10 +163,6 @@ class Consumer(UnusedConsumer):
         self.stop_flow()
         self._is_to_begin = True
 
-    async def seek(self, partition: TP, offset: int) -> None:
-        """Read a partition from an offset on."""
-        self._client.seek(partition, offset)
-
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Read partitions from some offsets on."""
         for tp, offset in partitions.items():
@@ -174,20 +171,16 @@ class Consumer(UnusedConsumer):
     async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
         """Return the first offset that the log has of each partition; waits while Kafka is away."""
         return await retry_forever(
-            "ask where partitions begin", kafka.AWAY, lambda: self._client.beginnings(partitions)
+            "ask where partitions begin", KAFKA_AWAY, lambda: self._client.beginnings(partitions)
         )
 
     async def highwaters(self, *partitions: TP) -> dict[TP, int]:
         """Return the offset of the next record of each partition; waits while Kafka is away."""
-        return await retry_forever("ask where partitions end", kafka.AWAY, lambda: self._client.ends(partitions))
+        return await retry_forever("ask where partitions end", KAFKA_AWAY, lambda: self._client.ends(partitions))
 
     def highwater(self, tp: TP) -> int | None:
         """Return where a partition ended at its last fetch; ``None`` before that."""
         return self._client.highwater(tp)
-
-    async def position(self, tp: TP) -> int | None:
-        """Return the offset that comes next."""
-        return self.progress.committable(tp)
 
     def topic_partitions(self, topic: str) -> int | None:
         """Return the number of partitions of a topic, if it is known here."""
@@ -209,7 +202,7 @@ class Consumer(UnusedConsumer):
                     await self._hand_out_beside(full)
                 else:
                     self._put(await self._client.poll(POLL_SECONDS, HELD_RECORDS))
-            except kafka.AWAY as error:
+            except KAFKA_AWAY as error:
                 log.warning("no records can be read, waiting", error=repr(error))
                 await asyncio.sleep(AGAIN_SECONDS)
 
@@ -284,8 +277,7 @@ class Consumer(UnusedConsumer):
     def rewind(self, tp: TP, offset: int) -> None:
         """Begin another run through a partition at an earlier offset."""
         log_at(tp, offset).warning("applying records again")
-        self.progress.rewind(tp, offset, time.monotonic())
-        self.go_on(tp)
+        self._client.seek(tp, self.progress.rewind(tp, offset, time.monotonic()))
 
     def go_on(self, tp: TP) -> None:
         """Begin another run through a partition at the first record that is not done."""
@@ -301,7 +293,7 @@ class Consumer(UnusedConsumer):
     async def _fill_hole(self, tp: TP, offset: int, epoch: int | None, why: str) -> None:
         try:
             earliest = (await self._client.beginnings([tp]))[tp]
-        except kafka.AWAY as error:
+        except KAFKA_AWAY as error:
             # The next record out of order, or the watchdog, tries again.
             log_at(tp, offset).warning("a hole in a partition, and Kafka is away", error=repr(error))
             return

@@ -1,4 +1,4 @@
-"""The progress of each partition: the next record, the offset to commit (``transport.py`` does). Pure."""
+"""The progress of each partition: the next record, the offset to commit (``consumer.py`` does). Pure."""
 
 from __future__ import annotations
 
@@ -75,10 +75,14 @@ class Progress(Generic[P]):
         """Return the offset where the loss window starts: a failover may lose the writes for records from there on."""
         return self._partitions[partition].samples[0][1]
 
-    def rewind(self, partition: P, offset: int, now: float) -> None:
-        """Start a new run at an earlier offset; its fencing token is still to be taken."""
+    def rewind(self, partition: P, offset: int, now: float) -> int:
+        """Start a new run at ``offset``, or where all is done if that is earlier; returns where.
+
+        Its fencing token is still to be taken.
+        """
         offset = min(offset, self._partitions[partition].applied)
         self.start(partition, Start(offset, Checkpoint(self.expected_token(partition))), now)
+        return offset
 
     def restart(self, partition: P, now: float) -> int | None:
         """Start a new run at the first record that is not done; returns its offset, ``None`` if not assigned."""

@@ -13,7 +13,7 @@ from faust.transport import base
 from faust.types import FutureMessage
 
 from chat_streams.compat.faust import UnusedProducer
-from chat_streams.kafka.consumer import AWAY
+from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.kafka.lanes import Lanes
 from chat_streams.kafka.names import MAX_RECORD, partition_for
 from chat_streams.kafka.producer import KafkaProducer
@@ -53,7 +53,7 @@ class Producer(UnusedProducer):
 
     async def partition_of(self, topic: str, key: bytes | None) -> int:
         """Return the partition to which a key belongs; waits while Kafka is away and the topic is not known yet."""
-        found = await retry_forever("find partitions", AWAY, lambda: self._client.partitions_of_topic(topic))
+        found = await retry_forever("find partitions", KAFKA_AWAY, lambda: self._client.partitions_of_topic(topic))
         return partition_for(key or b"", len(found))
 
     async def send(
