@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -57,12 +57,21 @@ class Producer(UnusedProducer):
         return partition_for(key or b"", len(found))
 
     async def send(
-        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, *args: Any, **_: Any
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        timestamp: float | None,
+        headers: Any,
+        *,
+        transactional_id: str | None = None,
     ) -> asyncio.Future[int]:
-        """Put a record into its lane, for Faust; ``args`` are a timestamp, which is the log's to give, and headers."""
+        """Put a record into its lane, as Faust asks for it; the timestamp is the log's to give."""
         if partition is None:
             partition = await self.partition_of(topic, key)
-        return self.write(topic, partition, key, lambda: value, args[1] if len(args) > 1 else None)
+        headers = list(headers.items()) if isinstance(headers, Mapping) else headers
+        return self.write(topic, partition, key, lambda: value, headers)
 
     async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
         """Write a record, and wait until Kafka has it."""

@@ -19,6 +19,7 @@ class Lanes:
     def __init__(self) -> None:
         self.writes: list[tuple[str, int, bytes | None, bytes | None]] = []
         self.written: list[asyncio.Future[int]] = []
+        self.headers: list[Sequence[Any] | None] = []
 
     def write(
         self,
@@ -29,6 +30,7 @@ class Lanes:
         headers: Sequence[Any] | None = None,
     ) -> asyncio.Future[int]:
         self.writes.append((topic, partition, key, value()))
+        self.headers.append(headers)
         self.written.append(asyncio.get_running_loop().create_future())
         return self.written[-1]
 
@@ -47,6 +49,12 @@ async def producer(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> Producer:
 
 async def partitions(topic: str) -> set[int]:
     return set(range(12))
+
+
+async def test_the_headers_that_faust_names_are_written(producer: Producer, lanes: Lanes) -> None:
+    # As ``faust.Topic.publish_message`` calls it.
+    await producer.send("t", b"k", b"v", partition=1, timestamp=None, headers={"name": b"text"})
+    assert lanes.headers == [[("name", b"text")]]
 
 
 async def test_without_a_partition_the_key_decides(producer: Producer, lanes: Lanes) -> None:
