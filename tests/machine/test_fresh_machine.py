@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from docker.local.layout import ROOT, Layout
+from docker.local.layout import Layout
 from tests.machine.fresh import HERE, Machine, machine, make_base, variables, why_not
+from tests.machine.readme import lines_of_readme
 
 INSTALL_S = 1200
 DEMO_S = 900
@@ -20,19 +21,6 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or ""),
     pytest.mark.timeout(INSTALL_S + DEMO_S + TEST_S + 1800),
 ]
-
-
-def lines_of_readme() -> list[str]:
-    """Return the commands of the README's section Start, without the comments beside them."""
-    start = re.search(r"^## Start\n+```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert start is not None
-    return [line for line in (re.sub(r"\s+#.*", "", line) for line in start[1].splitlines()) if line]
-
-
-def test_readme_has_a_line_to_install_and_two_commands() -> None:
-    install, *commands = lines_of_readme()
-    assert "apt install" in install
-    assert commands == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
