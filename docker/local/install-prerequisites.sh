@@ -71,6 +71,10 @@ look() {
         has valkey-server || has redis-server || need redis-server
         has promtool || need prometheus
     fi
+    # The upgrade takes the code of an older commit.
+    if [ "$level" = faults ]; then
+        has git || need git
+    fi
     # The tests on a fresh machine and of the image need root; without it they are skipped.
     if [ "$level" = faults ] && [ "$(id -u)" = 0 ]; then
         has debootstrap || need debootstrap

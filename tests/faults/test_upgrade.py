@@ -36,6 +36,7 @@ async def test_a_rolling_upgrade_under_load_loses_nothing(old_code: Path, tmp_pa
         assert {running.part.code for running in stack.running.values()} == {ROOT}
 
 
+@pytest.mark.long
 def test_the_code_of_a_commit_is_unpacked(tmp_path: Path) -> None:
     code = unpack("HEAD", tmp_path)
     assert (code / "chat_streams" / "messaging.py").exists()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.lint.sources import python_files
 
 REFUSED = ("Of", "In", "Whose", "What", "Who", "How", "Where", "Whether")
 
@@ -39,11 +40,9 @@ def refused(source: str) -> Iterator[tuple[int, str]]:
 
 def main() -> None:
     """Print each refused docstring; exits with 1 if there is one."""
-    names = subprocess.run(["git", "ls-files", "*.py"], check=True, capture_output=True, text=True).stdout.split()
     found = [
         f"{name}:{line}: say what it is or does: {text!r}"
-        for name in names
-        if Path(name).exists()
+        for name in python_files(".")
         for line, text in refused(Path(name).read_text())
     ]
     if found:

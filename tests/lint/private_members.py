@@ -14,7 +14,6 @@ import importlib
 import inspect
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from typing import Final, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+
+from tests.lint.sources import python_files
 
 DEPENDENCIES: Final = ("faust", "mode", "aiokafka")
 SEARCHED: Final = ("chat_streams", "gateway", "tables", "clients", "docker", "bench")
@@ -245,9 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.lint.private_members", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     as_json = parser.parse_args().json
-    command = ["git", "ls-files", *(f"{package}/*.py" for package in SEARCHED)]
-    names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    sources = {name: Path(name).read_text() for name in names if Path(name).exists()}
+    sources = {name: Path(name).read_text() for name in python_files(*SEARCHED)}
     # The inspector's app is made when its module is imported, and wants a key.
     os.environ.setdefault("CHAT_JWT_SECRET", "x" * 32)
     found = owners([importlib.import_module(name) for name in sorted(deriving(sources))])

@@ -18,6 +18,7 @@ PRESENT = {
     "chromium": "",
     "redis-server": "",
     "promtool": "",
+    "git": "",
 }
 COMMAND_OF = {"default-jre-headless": "java", "maven": "mvn", "prometheus": "promtool"}
 
@@ -109,6 +110,12 @@ def test_what_only_tests_need_is_looked_for_by_them_alone(machine: Machine) -> N
     missing = (1, ["missing here: sudo apt install --no-install-recommends chromium redis-server prometheus"])
     assert machine.run("test") == missing
     assert machine.run("faults") == missing
+
+
+def test_only_the_long_tests_need_git(machine: Machine) -> None:
+    machine.remove("git")
+    assert machine.run("test") == (0, [])
+    assert machine.run("faults") == (1, ["missing here: sudo apt install --no-install-recommends git"])
 
 
 def test_valkey_is_as_good_as_redis(machine: Machine) -> None:
