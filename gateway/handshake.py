@@ -72,7 +72,8 @@ def welcome(services: Services, greeting: Greeting, connection: bytes) -> bytes:
 
 
 async def _receive_hello(ws: web.WebSocketResponse, max_objects: int) -> Hello:
-    message = await ws.receive()
+    while (message := await ws.receive()).type is WSMsgType.TEXT and protocol.is_blank(message.data):
+        pass
     if message.type is not WSMsgType.TEXT:
         raise CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello, as text")
     frames = protocol.parse(message.data, max_objects)

@@ -77,11 +77,17 @@ class History(_Frame, tag="history"):
     before: Cursor | None = None
     after: PositionText | None = None
     until: PositionText | None = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_HISTORY)] = DEFAULT_HISTORY
+    # JSON knows one kind of number: languages that do, too, write 50 as 50.0.
+    limit: Annotated[float, Meta(ge=1, le=MAX_HISTORY, multiple_of=1)] | None = None
 
     def __post_init__(self) -> None:
         _check_range("after", self.after)
         _check_range("until", self.until)
+
+    @property
+    def page_size(self) -> int:
+        """The largest number of messages in the answer."""
+        return DEFAULT_HISTORY if self.limit is None else int(self.limit)
 
 
 class Ping(_Frame, tag="ping"):
@@ -90,9 +96,28 @@ class Ping(_Frame, tag="ping"):
     ref: Ref
 
 
+_ABSENT: Final = Raw()
+
+
 class _Reference(msgspec.Struct, gc=False):
-    id: Any = None
-    ref: Any = None
+    id: Raw = _ABSENT
+    ref: Raw = _ABSENT
+
+
+class _Texts(msgspec.Struct, gc=False):
+    """The fields that hold text in any frame, undecoded."""
+
+    type: Raw = _ABSENT
+    id: Raw = _ABSENT
+    ref: Raw = _ABSENT
+    to: Raw = _ABSENT
+    pos: Raw = _ABSENT
+    token: Raw = _ABSENT
+    device: Raw = _ABSENT
+    with_: Raw = msgspec.field(default=_ABSENT, name="with")
+    before: Raw = _ABSENT
+    after: Raw = _ABSENT
+    until: Raw = _ABSENT
 
 
 ClientFrame = Hello | Send | Ack | History | Ping
@@ -126,17 +151,28 @@ _many = msgspec.json.Decoder(list[ClientFrame])
 _raw = msgspec.json.Decoder(Raw)
 _raws = msgspec.json.Decoder(list[Raw])
 _reference = msgspec.json.Decoder(_Reference)
+_texts = msgspec.json.Decoder(_Texts)
+_text = msgspec.json.Decoder(str)
 
 
 def parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
-    """The objects of a frame, each understood or not.
+    """The objects of a frame, each understood or not; none where it is blank.
 
     Raises ``MalformedJson``, or ``InvalidFrame`` where the frame as a whole is refused.
     """
     try:
         return _parse(text, most)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return _parse_carefully(text, most)
     except (msgspec.DecodeError, RecursionError) as failure:
         raise MalformedJson(failure) from failure
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a frame holds nothing: some clients send such frames to keep a connection alive."""
+    return not text.strip(_BLANK)
 
 
 def _parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
@@ -148,39 +184,129 @@ def _parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
     try:
         frames: list[ClientFrame | InvalidFrame] = list(_many.decode(text))
     except msgspec.ValidationError:
-        raws = _raws.decode(text)
-        _check_count(len(raws), most)
-        return [_parse_one(bytes(raw)) for raw in raws]
+        return _parse_each(_raws.decode(text), most)
     _check_count(len(frames), most)
     return frames
 
 
-def _check_count(count: int, most: int) -> None:
-    if count > most:
-        raise InvalidFrame(ErrorCode.TOO_MANY, f"a frame holds at most {most} objects, this one {count}")
+def _parse_each(raws: list[Raw], most: int) -> list[ClientFrame | InvalidFrame]:
+    _check_count(len(raws), most)
+    return [_parse_one(bytes(raw)) for raw in raws]
+
+
+def _check_count(number: int, most: int) -> None:
+    if number > most:
+        raise InvalidFrame(ErrorCode.TOO_MANY, f"a frame holds at most {most} objects, this one {number}")
 
 
 def _parse_one(raw: bytes) -> ClientFrame | InvalidFrame:
     try:
         frame: ClientFrame = _one.decode(raw)
     except msgspec.ValidationError as failure:
-        known = _known(raw)
         unknown = "$.type" in str(failure)
-        return InvalidFrame(ErrorCode.UNKNOWN_TYPE if unknown else ErrorCode.BAD_FRAME, str(failure), **known)
+        code = ErrorCode.UNKNOWN_TYPE if unknown else ErrorCode.BAD_FRAME
+        return InvalidFrame(code, str(failure), **_known(raw))
+    except UnicodeDecodeError:
+        name = _halved(raw)
+        code = ErrorCode.UNKNOWN_TYPE if name == "type" else ErrorCode.BAD_FRAME
+        return InvalidFrame(code, f"{HALF_PAIR} - at `$.{name}`", **_known(raw))
     else:
         return frame
 
 
-def _known(raw: bytes) -> dict[str, Any]:
+def _known(raw: bytes) -> dict[str, str]:
     """The ``id`` and ``ref`` of an object that is not understood, as far as it has them."""
     try:
         found = _reference.decode(raw)
     except msgspec.ValidationError:
         return {}
-    known = {"id": found.id} if is_id(found.id) else {}
-    if isinstance(found.ref, str) and len(found.ref) <= MAX_ID:
-        known["ref"] = found.ref
+    known = {}
+    if found.id is not _ABSENT and is_id(text := _text_of(found.id)):
+        known["id"] = text
+    if found.ref is not _ABSENT and len(text := _text_of(found.ref)) <= MAX_ID:
+        known["ref"] = text
     return known
+
+
+def _text_of(raw: Raw) -> str:
+    """The text that a value is, or one that is neither an id nor a ref."""
+    try:
+        return _text.decode(raw)
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        return " " * (MAX_ID + 1)
+
+
+def _halved(raw: bytes) -> str:
+    """The name of the first field that holds a mark of half a surrogate pair."""
+    found = _texts.decode(raw)
+    values = zip(_Texts.__struct_encode_fields__, msgspec.structs.astuple(found), strict=True)
+    # A name that comes twice stands for its last value, and the flaw may be in the first.
+    return next((name for name, value in values if value is not _ABSENT and _HALF in bytes(value)), "…")
+
+
+# What msgspec refuses as a whole, though JSON allows it and only one field may be concerned: halves of surrogate pairs
+# (a string that was cut in the middle of an emoji), and deep nesting, where its limit depends on Python's version and
+# stack. Both are replaced by what it takes, so that the syntax of all the rest is still checked by it.
+
+HALF_PAIR: Final = "half of a surrogate pair"
+_BLANK: Final = " \t\r\n\ufeff"
+_HALF: Final = b"\xff"
+"""The mark of half a surrogate pair. UTF-8 has no such byte, and msgspec looks at that only where it decodes a text."""
+_ESCAPED_BACKSLASH: Final = rb"\\"
+_HIDDEN: Final = b"\xfe\xfe"
+_HIGH: Final = rb"\\u[dD][89abAB][0-9a-fA-F]{2}"
+_LOW: Final = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_halves = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_KEPT_LEVELS: Final = 200
+# A string that does not end takes all the rest: tried again at each of its quotes, it would take quadratic time.
+_brackets = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def _parse_carefully(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
+    if is_blank(text):
+        return []
+    data = _mark_halves(text.removeprefix("\ufeff").encode())
+    try:
+        raw = _raw.decode(data)
+    except RecursionError:
+        raw = Raw(_cut_deep(data))
+    data = bytes(raw).strip()
+    return _parse_each(_raws.decode(data) if data.startswith(b"[") else [_raw.decode(data)], most)
+
+
+def _mark_halves(data: bytes) -> bytes:
+    """Replace each escape of half a surrogate pair by ``_HALF``."""
+    hidden = data.replace(_ESCAPED_BACKSLASH, _HIDDEN)
+    return _halves.sub(_HALF, hidden).replace(_HIDDEN, _ESCAPED_BACKSLASH)
+
+
+def _cut_deep(data: bytes) -> bytes:
+    """Replace each value below ``_KEPT_LEVELS`` arrays and objects by a zero, once its syntax is checked.
+
+    Raises ``msgspec.DecodeError`` where it is no JSON.
+    """
+    # The values being read, from the outermost one inwards, each as the parts of it that are kept.
+    values: list[list[bytes]] = [[]]
+    begin = depth = 0
+    for match in _brackets.finditer(data):
+        at = match.start()
+        if data[at] in b"[{":
+            if depth and depth % _KEPT_LEVELS == 0:
+                values[-1].append(data[begin:at])
+                values.append([])
+                begin = at
+            depth += 1
+        elif data[at] in b"]}":
+            depth -= 1
+            if depth > 0 and depth % _KEPT_LEVELS == 0:
+                _raw.decode(b"".join((*values.pop(), data[begin : match.end()])))
+                values[-1].append(b"0")
+                begin = match.end()
+            elif depth < 0:
+                break
+    if depth:
+        raise msgspec.DecodeError("arrays or objects do not end")
+    return b"".join((*values[0], data[begin:]))
 
 
 def at_text(at: int) -> str:
@@ -199,30 +325,32 @@ def at_of(messages: bytes) -> int | None:
 
 
 _body = msgspec.json.Decoder()
-MAX_DEPTH: Final = 500
-"""The deepest nesting of a body. Python's parsers bear 1,000 levels (3.11) to 10,000 (3.13), less the stack."""
+MAX_DEPTH: Final = 128
+"""The deepest nesting of a body, by our own count: the limits of parsers depend on their versions, and on the stack."""
 _strings = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
-_STEPS: Final = bytes.maketrans(b"[{]}", bytes([2, 2, 0, 0]))
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\1\1\xff\xff")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def _depth(body: bytes) -> int:
     """Return how deep arrays and objects are nested in a JSON text."""
-    steps = _strings.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
-    return max(accumulate(step - 1 for step in steps), default=0)
+    # As signed bytes: one up, one down. All of it runs in C.
+    steps = memoryview(_strings.sub(b"", body).translate(_STEPS, _NO_BRACKETS)).cast("b")
+    return max(accumulate(steps), default=0)
 
 
 def why_no_body(body: bytes) -> str | None:
     """The flaw in a body that a recipient's parser would stumble over, or ``None``.
 
-    A number out of range, or nesting past a parser's limit, would end the recipient's client on each connection anew.
+    Half of a surrogate pair, a number out of range, or nesting past a parser's limit, would end the recipient's client
+    on each connection anew.
     """
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
     try:
         _body.decode(body)
-        if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
-            return "nested too deep"
-    except RecursionError:
-        return "nested too deep"
+    except UnicodeDecodeError:
+        return HALF_PAIR
     except msgspec.DecodeError as failure:
         return str(failure)
     return None

@@ -20,6 +20,7 @@ class ErrorCode(enum.StrEnum):
         return member
 
     BAD_FRAME = "bad_frame", "a field is missing or wrong; the message names it", False
+    BAD_BODY = "bad_body", "the body holds what parsers stumble over; the message names it", False
     UNKNOWN_TYPE = "unknown_type", "there is no such type of frame", False
     TOO_MANY = "too_many", "too many objects in one frame; none was handled", False
     TOO_LARGE = "too_large", "the body is above max_body_bytes", False

@@ -6,6 +6,7 @@ from typing import Final
 
 RETRY: Final = {
     "bad_frame": False,
+    "bad_body": False,
     "unknown_type": False,
     "too_many": False,
     "too_large": False,

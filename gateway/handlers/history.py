@@ -33,7 +33,7 @@ async def _answer(session: SessionContext, frame: History) -> None:
     services = session.services
     try:
         if frame.with_ is not None:
-            page = await services.history.page(session.user, frame.with_, frame.before, frame.limit)
+            page = await services.history.page(session.user, frame.with_, frame.before, frame.page_size)
         else:
             assert frame.after is not None
             assert frame.until is not None
@@ -42,7 +42,7 @@ async def _answer(session: SessionContext, frame: History) -> None:
             # What has only just overflowed is not in the chat database yet, and an empty page would read as
             # "nothing was missed".
             await services.log.wait_for_history(session.user, until)
-            page = await services.history.range(session.user, after, until, before, frame.limit)
+            page = await services.history.range(session.user, after, until, before, frame.page_size)
     except ValueError as error:
         session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{error} - at `$.before`", ref=frame.ref))
     except HistoryUnavailable as error:

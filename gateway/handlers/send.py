@@ -24,7 +24,7 @@ def handle(session: SessionContext, frame: Send) -> None:
     services, settings = session.services, session.services.settings
     body = bytes(frame.body)
     if (wrong := protocol.why_no_body(body)) is not None:
-        session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{wrong} - at `$.body`", id=frame.id))
+        session.writer.put(protocol.error(ErrorCode.BAD_BODY, f"{wrong} - at `$.body`", id=frame.id))
         return
     if len(body) > settings.max_body:
         text = f"$.body has {len(body)} bytes, {settings.max_body} are allowed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import Any
@@ -12,6 +13,7 @@ from chat_streams.model.position import MAX_INDEX, Position
 from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.probes import Frame, Received, eventually, user
 from docker.local.temporary_stack import Stack
+from tests import frames
 
 LONG = "x" * 129
 BAD_FRAMES = [
@@ -53,6 +55,9 @@ BAD_FRAMES = [
 ]
 
 
+ANSWERS = ("sent", "refused", "refused_requests", "refused_unnamed", "pong", "pages")
+
+
 def describe(value: Any) -> str | None:
     return json.dumps(value)[:60] if isinstance(value, dict) else None
 
@@ -86,6 +91,37 @@ async def test_json_that_is_no_frame_is_answered_with_errors(stack: Stack, frame
         assert answers == ["error"] * (len(frame) or isinstance(frame, dict))
 
 
+async def answers(stack: Stack, case: frames.Case) -> frames.Case:
+    """Send the frame of a case; returns it with what came back."""
+    found: dict[str, list[Any]] = {name: [] for name in ANSWERS}
+    async with stack.raw(user()) as raw:
+        await raw.next_of("caught_up")
+        await raw.send_text(case.frame)
+        if case.close is not None:
+            return case._replace(close=(await raw.closed()).code)
+        # Messages are confirmed, and pages read, behind the answer to what is sent later.
+        await raw.send({"type": "ping", "ref": "last"})
+        last = False
+        while not last or any(len(found[name]) < len(getattr(case, name)) for name in ("sent", "refused", "pages")):
+            answer = await raw.next()
+            name, about = answer["type"], str(answer.get("id", answer.get("ref", "")))
+            if name == "error":
+                name = "refused" if "id" in answer else "refused_requests" if about else "refused_unnamed"
+                found[name].append((about, answer["code"]) if about else answer["code"])
+            elif about == "last":
+                last = True
+            else:
+                found["pages" if name == "history" else name].append(about)
+    changes: dict[str, Any] = {name: tuple(sorted(found[name])) for name in ANSWERS}
+    return case._replace(**changes)
+
+
+async def test_a_gateway_answers_what_clients_of_other_makers_send(stack: Stack) -> None:
+    # At the same time: one after the other they would take long.
+    found = await asyncio.gather(*(answers(stack, case) for case in frames.CASES))
+    assert {case.name: case for case in found} == {case.name: case for case in frames.CASES}
+
+
 async def test_valid_objects_of_an_array_count(stack: Stack) -> None:
     alice, bob = user("alice"), user("bob")
     async with stack.raw(alice) as raw:
@@ -116,7 +152,7 @@ async def test_fields_of_newer_clients_are_ignored(stack: Stack) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hello", "{", '{"type":"ping","ref":"p"', "[{]", '{"type":"ping","ref":"p"}{}', "\x00", "[" * 100_000],
+    ["hello", "{", '{"type":"ping","ref":"p"', "[{]", '{"type":"ping","ref":"p"}{}', "\x00", "[" * 100_000],
     ids=lambda text: repr(text[:20]),
 )
 async def test_invalid_json_ends_the_connection(stack: Stack, text: str) -> None:

@@ -36,8 +36,11 @@ class Authenticator:
 
 
 class Socket:
+    def __init__(self, *texts: str) -> None:
+        self.texts = [*texts, HELLO]
+
     async def receive(self) -> WSMessage:
-        return WSMessage(WSMsgType.TEXT, HELLO, None)
+        return WSMessage(WSMsgType.TEXT, self.texts.pop(0), None)
 
 
 async def test_a_hello_that_redis_does_not_answer_is_logged_with_the_ids_of_its_connection(
@@ -61,3 +64,15 @@ async def test_a_hello_that_redis_does_not_answer_is_logged_with_the_ids_of_its_
             "error": "RedisUnavailable('redis is away')",
         }
     ]
+
+
+async def test_blank_frames_before_a_hello_are_ignored() -> None:
+    services: Any = SimpleNamespace(
+        settings=Settings(), authenticator=Authenticator(), inbox=Inbox(), rate_limiters=RateLimiters(RATES)
+    )
+    with pytest.raises(CloseConnection) as closed:
+        await shake_hands(services, Socket("", "\n", "\ufeff"), b"\x01")  # type: ignore[arg-type]
+    assert closed.value.code == Close.STORE_AWAY
+    with pytest.raises(CloseConnection) as closed:
+        await shake_hands(services, Socket("[]"), b"\x01")  # type: ignore[arg-type]
+    assert closed.value.code == Close.BAD_SEQUENCE
