@@ -6,6 +6,7 @@ faust -A chat_streams.messaging worker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final
@@ -16,7 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from chat_streams.kafka import names
 from chat_streams.kafka.names import INCOMING_MESSAGES, SESSION_EVENTS
-from chat_streams.model.errors import FencingTokenStale, Rewound
+from chat_streams.model.errors import FencingTokenStale, LaneDropped, RedisUnavailable, Rewound
 from chat_streams.model.position import Position
 from chat_streams.model.records import (
     INCOMING,
@@ -33,11 +34,14 @@ from chat_streams.model.records import (
 )
 from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.grouping import by_recipient
+from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.service import Service
 from chat_streams.recovery.fencing import Fencing
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.spans import traceparent
 from tables.inbox import Appended, Batch, Inbox
+from tables.inbox_index import InboxIndex
 from tables.redis_cluster import Cluster
 from tables.sessions import Sessions
 
@@ -64,7 +68,8 @@ session_events = app.topic(SESSION_EVENTS)
 registry = app.Table(names.REGISTRY, partitions=app.settings.partitions, key_type=bytes, value_type=bytes)
 TABLE_ROWS.labels(names.REGISTRY).set_function(lambda: len(registry))
 sessions = Sessions(registry, most=app.settings.max_devices)
-inbox = Inbox(Cluster(app.settings), app.settings)
+cluster = Cluster(app.settings)
+inbox, index = Inbox(cluster, app.settings), InboxIndex(cluster)
 fencing = Fencing(app, inbox, app.settings)
 app.task(fencing.watch)
 partitions_held: set[int] = set()
@@ -154,6 +159,57 @@ async def register_then_read(records: list[Record[SessionEvents]]) -> Awaitable[
         for event, top in zip(connected, tops, strict=True):
             buffer.add(event.slot, Registered(event.user, event.connection, event.epoch, top))
     return buffer.send()
+
+
+async def applied_by_inboxes(partition: int) -> int:
+    """Return the offset below which all is in the inboxes, by the marks in Redis."""
+    return await retry_forever("look for marks", RedisUnavailable, lambda: inbox.applied(partition))
+
+
+async def tell_missed(partition: int, lost: LostRange) -> None:
+    """Have each user of a partition told ``missed`` over records that are gone: at once, or when they come."""
+    generation = app.kafka_log.generation
+    after, until = Position.before(generation, lost.first), Position.before(generation, lost.end)
+    told = await retry_forever(
+        "tell of what is lost", (RedisUnavailable, LaneDropped), lambda: _miss(partition, after, until)
+    )
+    log.error("users are told that they missed messages", topic=INCOMING_MESSAGES, partition=partition, users=told)
+
+
+async def _miss(partition: int, after: Position, until: Position) -> int:
+    told = 0
+    async with contextlib.aclosing(index.users("devices")) as pages:
+        async for page in pages:
+            users = [user for user in page if names.partition_of(user, app.settings.partitions) == partition]
+            missing = await _miss_some(users, partition, after, until) if users else []
+            # The inboxes first, then the registry, as for a message: who connects meanwhile reads the new top.
+            buffer = DeliveryBuffer(app)
+            for user in missing:
+                for session in sessions.of(user):
+                    buffer.add(session.slot, InboxAdvanced(user, session.connection, session.epoch, until))
+            await (buffer.send() or asyncio.sleep(0))
+            told += len(missing)
+    return told
+
+
+async def _miss_some(users: list[str], partition: int, after: Position, until: Position) -> list[str]:
+    while True:
+        token = await fencing.token(partition)
+        try:
+            return await inbox.miss(users, partition, token, after, until)
+        except FencingTokenStale as error:
+            log.warning("redis refused to tell of a loss", partition=partition, error=repr(error))
+            await fencing.fence(partition, refused=token)
+
+
+async def announce_again(partition: int, _: LostRange) -> None:
+    """Have the gateways announce their connections on a partition whose session events are gone."""
+    await retry_forever("ask for announcements", LaneDropped, lambda: _announce((partition,)))
+
+
+app.applied_elsewhere[INCOMING_MESSAGES] = applied_by_inboxes
+app.on_loss[INCOMING_MESSAGES] = tell_missed
+app.on_loss[SESSION_EVENTS] = announce_again
 
 
 @app.on_partitions_assigned.connect

@@ -283,6 +283,35 @@ class Inbox:
             results.append(Appended(previous_top, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
 
+    async def miss(
+        self, users: Sequence[str], partition: int, token: str, after: Position, until: Position
+    ) -> list[str]:
+        """Have each of these users told ``missed`` over ``(after, until]``, of which nothing can be appended any more.
+
+        Returns the users who are to be told; an inbox that has anything above the range has been told already, or had
+        all of it. Raises ``FencingTokenStale`` when a server refused the token; other servers may have done it by then.
+
+        Args:
+            users: Ids of users, all of one partition.
+            partition: The partition.
+            token: Its fencing token.
+            after: Lower end of the range, exclusive.
+            until: Upper end of the range, inclusive; no position of a message.
+        """
+        now = int(time.time())
+        commands: list[Command] = [
+            ("FCALL", function("miss"), 2, *keys(user), self._name(partition), token, str(after), str(until))
+            + (now, self._ttl_ms)
+            for user in users
+        ]
+        answers = await self._cluster.patient(commands, "tell of what is lost")
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                if str(answer).startswith("STALETOKEN"):
+                    raise FencingTokenStale(str(answer))
+                raise answer
+        return [user for user, told in zip(users, answers, strict=True) if told]
+
     async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[InboxPage]:
         """Return the page above a position for each request (user, device, after, most messages, most bytes).
 

@@ -1,9 +1,10 @@
-"""The contents of inboxes without the messages' bodies, for the audit. Only reads."""
+"""The contents of inboxes without the messages' bodies, and whose inboxes there are. Only reads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -79,6 +80,16 @@ class InboxIndex:
             ]
             found += map(_sight, await self._cluster.pipeline(commands))
         return found
+
+    async def users(self, key: Literal["inbox", "devices"]) -> AsyncGenerator[list[str], None]:
+        """Yield the users who have this key, some at a time, and some perhaps more than once.
+
+        All who have messages or devices have ``devices``. Raises ``RedisUnavailable``.
+        """
+        prefix, suffix = b"{u:", b"}:" + key.encode()
+        async with contextlib.aclosing(self._cluster.scan(f"{{u:*}}:{key}")) as pages:
+            async for page in pages:
+                yield [name.decode() for name in (k[len(prefix) : -len(suffix)] for k in page) if name.isascii()]
 
 
 def _sight(answer: Any) -> Sight:

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import math
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import hiredis
@@ -37,6 +37,8 @@ from tables.functions import LIBRARY, function
 log = structlog.get_logger()
 
 SLOTS: Final = 16_384
+SCAN_KEYS: Final = 500
+"""About the number of keys that a server looks at for one ``SCAN``; it does nothing else meanwhile."""
 _NOT_NOW: Final = (
     *(MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError, ReadOnlyError),
     OutOfMemoryError,
@@ -139,6 +141,27 @@ class Cluster:
             if isinstance(answer, ResponseError):
                 raise RedisUnavailable(str(answer))
         return answers
+
+    async def scan(self, pattern: str) -> AsyncGenerator[list[bytes], None]:
+        """Yield the keys of all primaries that match a pattern, some at a time, a key perhaps more than once.
+
+        Raises ``RedisUnavailable``; then it has to begin anew, since the cursor of one server means nothing to another.
+        """
+
+        async def primaries() -> list[Any]:
+            return [node for node, _ in self._tagged_primaries()]
+
+        for node in await self._carry_out(primaries):
+            cursor = b"0"
+            while True:
+                command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS)
+                (answer,) = await self._carry_out(partial(self._send, node, [command]))
+                if isinstance(answer, ResponseError):
+                    raise RedisUnavailable(str(answer))
+                cursor, keys = answer
+                yield keys
+                if cursor == b"0":
+                    break
 
     async def _carry_out(self, once: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         """Run ``once`` with a known topology, and again after loading the library where a primary lacks it."""

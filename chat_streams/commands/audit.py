@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import os
+import socket
 from typing import IO, Any
 
 import click
@@ -12,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from chat_streams.commands.output import bar, console
+from chat_streams.kafka import losses
+from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.errors import (
     HistoryUnavailable,
@@ -20,6 +25,8 @@ from chat_streams.model.errors import (
     TopicsError,
     UnknownVersion,
 )
+from chat_streams.model.losses import MOST_SHOWN, Loss, Losses, records_of
+from chat_streams.model.times import utc
 from chat_streams.operations.audit import Options, audit
 from chat_streams.operations.audit_report import MEANINGS, kept_summary, summary
 from chat_streams.operations.audit_rules import Fate, Report
@@ -64,11 +71,19 @@ def _command(settings: Settings) -> click.Command:
         show_default=True,
         help="Seconds to let the services catch up with the log.",
     )
-    def command(partition: int | None, user: str | None, as_json: bool, no_history: bool, wait_s: float) -> None:
+    @click.option(
+        "--acknowledge-loss",
+        is_flag=True,
+        help="Note first that you have seen which records retention removed before they were applied.",
+    )
+    def command(
+        partition: int | None, user: str | None, as_json: bool, no_history: bool, wait_s: float, acknowledge_loss: bool
+    ) -> None:
         """Check that no message is lost: show the fate of each message in the log, as of now.
 
-        Exits with 1 if a message has no fate, has two, or is not applied yet, or if anything else is wrong, and lists
-        the findings; with 2 if an engine is away. The services may run meanwhile.
+        Exits with 1 if a message has no fate, has two, or is not applied yet, if records were gone before they were
+        applied and nobody has acknowledged that, or if anything else is wrong, and lists the findings; with 2 if an
+        engine is away. The services may run meanwhile.
         """
         partitions = None if partition is None else [partition]
         if partition is not None and partition >= settings.partitions:
@@ -78,13 +93,15 @@ def _command(settings: Settings) -> click.Command:
             if partition not in (None, of_user):
                 raise click.BadParameter(f"user {user} is on partition {of_user}")
             partitions = [of_user]
-        asyncio.run(_run(settings, Options(partitions, user, not no_history, wait_s), as_json))
+        asyncio.run(_run(settings, Options(partitions, user, not no_history, wait_s), as_json, acknowledge_loss))
 
     return command
 
 
-async def _run(settings: Settings, options: Options, as_json: bool) -> None:
+async def _run(settings: Settings, options: Options, as_json: bool, acknowledge_loss: bool) -> None:
     try:
+        if acknowledge_loss:
+            await _acknowledge(settings, options)
         with bar("auditing") as progress:
             report = await audit(settings, options, progress)
     except HistoryUnavailable as error:
@@ -98,6 +115,23 @@ async def _run(settings: Settings, options: Options, as_json: bool) -> None:
         show(report, options)
     if not report.clean:
         raise Unclean("findings")
+
+
+async def _acknowledge(settings: Settings, options: Options) -> None:
+    async with LogReader(settings) as reader:
+        found = Losses.of(await losses.read(reader), options.partitions).open
+    who = f"{_user()}@{socket.gethostname()}"
+    await losses.acknowledge(settings, found, who)
+    click.echo(
+        f"acknowledged by {who}: {records_of(found):,} records that were gone before they were applied", err=True
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # In a container this may be a user without a name.
 
 
 async def _keep(settings: Settings, report: Report, options: Options) -> None:
@@ -133,6 +167,12 @@ def show(report: Report, options: Options) -> None:
         style = "bold red" if report.history_missing else None
         table.add_row("in history", f"{report.history_checked - report.history_missing:,}", meaning, style=style)
     out.print(table)
+    if report.losses.open:
+        _show_losses(report.losses.open)
+    if report.losses.acknowledged:
+        out.print(
+            f"{records_of(report.losses.acknowledged):,} records were lost to retention, and that is acknowledged"
+        )
     if report.acks_in_flight:
         out.print(f"{report.acks_in_flight:,} records of acknowledgements are in flight: does notification run?")
     if report.findings:
@@ -144,6 +184,23 @@ def _title(options: Options) -> str:
     if options.user is not None:
         return f"messages to {options.user}"
     return "all messages" if options.partitions is None else f"messages of partition {options.partitions[0]}"
+
+
+def _show_losses(found: list[Loss]) -> None:
+    table = Table(
+        *("service", "topic", "partition", "offsets", "records", "noted"),
+        title=f"gone by retention before it was applied: {records_of(found):,} records",
+        title_justify="left",
+    )
+    for loss in found[:MOST_SHOWN]:
+        noted = utc(loss.at) if loss.at else f"not yet: {loss.app} has not been back"
+        offsets = f"{loss.first:,} to {loss.end - 1:,}"
+        table.add_row(loss.app, loss.topic, str(loss.partition), offsets, f"{loss.end - loss.first:,}", noted)
+    out = console()
+    out.print(table)
+    if len(found) > MOST_SHOWN:
+        out.print(f"and {len(found) - MOST_SHOWN:,} more ranges")
+    out.print("'audit --acknowledge-loss' notes that you have seen it")
 
 
 def _show_findings(report: Report) -> None:

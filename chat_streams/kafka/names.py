@@ -55,6 +55,7 @@ REGISTRY_CHANGELOG: Final = _NAMES.registry_changelog
 OUTGOING_MESSAGES: Final = "outgoing_messages"
 DEAD_LETTERS: Final = "dead_letters"
 GENERATIONS: Final = "log_generations"
+LOSSES: Final = "log_losses"
 SERVICE_STATS: Final = "service_stats"
 
 

@@ -21,6 +21,7 @@ from chat_streams.kafka.names import (
     GROUPS,
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
+    LOSSES,
     MAX_RECORD,
     OUTGOING_MESSAGES,
     OUTGOING_SECONDS,
@@ -51,6 +52,7 @@ NEEDS: Final = {
         OUTGOING_MESSAGES: {"write"},
         REGISTRY_CHANGELOG: {"read", "write"},
         DEAD_LETTERS: {"write"},
+        LOSSES: {"write"},
         SERVICE_STATS: {"write"},
     },
     "notification": {
@@ -58,15 +60,22 @@ NEEDS: Final = {
         INBOX_REQUESTS: {"read"},
         OUTGOING_MESSAGES: {"write"},
         DEAD_LETTERS: {"write"},
+        LOSSES: {"write"},
         SERVICE_STATS: {"write"},
     },
-    "history": {INCOMING_MESSAGES: {"read"}, DEAD_LETTERS: {"write"}, SERVICE_STATS: {"write"}},
+    "history": {
+        INCOMING_MESSAGES: {"read"},
+        DEAD_LETTERS: {"write"},
+        LOSSES: {"write"},
+        SERVICE_STATS: {"write"},
+    },
     "inspector": {
         INCOMING_MESSAGES: {"read"},
         SESSION_EVENTS: {"read"},
         INBOX_REQUESTS: {"read"},
         OUTGOING_MESSAGES: {"read"},
         DEAD_LETTERS: {"read"},
+        LOSSES: {"read"},
         SERVICE_STATS: {"read", "write"},
     },
 }
@@ -115,6 +124,7 @@ def _wanted(settings: Settings) -> list[Topic]:
         Topic(OUTGOING_MESSAGES, settings.slots, brief),
         Topic(DEAD_LETTERS, DEAD_LETTER_PARTITIONS, kept | {"max.message.bytes": str(2 * MAX_RECORD)}),
         Topic(GENERATIONS, 1, common | COMPACTED),
+        Topic(LOSSES, 1, common | COMPACTED),
         # Small segments, because retention only deletes whole ones.
         Topic(
             SERVICE_STATS,
@@ -234,6 +244,16 @@ async def check(settings: Settings, service: str = "") -> Log:
             f" CHAT_PARTITIONS={newest.partitions}"
         )
     return Log(current.generation, settings.partitions)
+
+
+async def retentions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, float]:
+    """Return for how many seconds Kafka keeps the records of each topic; topics that keep them for ever are left out.
+
+    Raises ``KafkaError``.
+    """
+    configs = await _configs(admin, names)
+    found = {name: int(config.get("retention.ms", -1)) / 1000 for name, config in configs.items()}
+    return {name: seconds for name, seconds in found.items() if seconds > 0}
 
 
 async def _may_join(admin: AIOKafkaAdminClient, group: str) -> bool:

@@ -34,6 +34,13 @@ class Position(NamedTuple):
         return cls(generation << OFFSET_BITS | offset, index)
 
     @classmethod
+    def before(cls, generation: int, offset: int) -> Self:
+        """Return the highest position below all messages of a record, and above those of the records before it."""
+        if not offset and generation == 1:
+            return cls(0, 0)
+        return cls((generation << OFFSET_BITS | offset) - 1, MAX_INDEX)
+
+    @classmethod
     def parse(cls, text: str) -> Self:
         """Return the position that a text stands for; raises ``ValueError`` when it is not a position."""
         match = _TEXT.fullmatch(text)

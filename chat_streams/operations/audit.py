@@ -10,7 +10,6 @@ rules are in ``audit_rules.py``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from array import array
 from bisect import bisect_left
@@ -21,14 +20,13 @@ from typing import Any, Final, NamedTuple
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
-from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import RedisClusterException, RedisError
 
-from chat_streams.kafka import names, topics
+from chat_streams.kafka import losses, names, topics
 from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Progress, Span
 from chat_streams.kafka.names import HISTORY, INBOX_REQUESTS, INCOMING_MESSAGES, MESSAGING, SESSION_EVENTS, partition_of
-from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable, UndecodableRecord
+from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord
+from chat_streams.model.losses import Loss, Losses, unnoted
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, UserConnected
 from chat_streams.model.redrive import offset_for
@@ -55,7 +53,7 @@ from chat_streams.operations.audit_rules import (
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
-from tables.redis_cluster import Cluster, connect
+from tables.redis_cluster import Cluster
 
 NOTIFICATION: Final = "notification"
 CHUNK: Final = 4_000
@@ -124,6 +122,22 @@ class _Groups:
 
     async def reached(self, group: str, spans: Iterable[Span]) -> dict[int, int]:
         """Return by partition the offset below which the group has applied everything, at most the end of the span."""
+        spans = list(spans)
+        committed = await self._committed(group, spans)
+        return {s.partition: min(max(committed[s], s.first), s.end) for s in spans}
+
+    async def lost(self, group: str, spans: Iterable[Span], generation: int) -> list[Loss]:
+        """Return the records below the spans that are gone and that the group has not applied: it was away since."""
+        spans = list(spans)
+        committed = await self._committed(group, spans)
+        return unnoted(
+            group,
+            generation,
+            {(s.topic, s.partition): offset for s, offset in committed.items()},
+            {(s.topic, s.partition): s.first for s in spans},
+        )
+
+    async def _committed(self, group: str, spans: Sequence[Span]) -> dict[Span, int]:
         tps = {TopicPartition(span.topic, span.partition): span for span in spans}
         try:
             async with asyncio.timeout(GROUP_SECONDS):
@@ -132,10 +146,7 @@ class _Groups:
             raise KafkaUnavailable(
                 f"Kafka at {self._settings.kafka} does not say how far {group} is: {error!r}"
             ) from error
-        return {
-            tp.partition: min(max(found[tp].offset if tp in found else 0, span.first), span.end)
-            for tp, span in tps.items()
-        }
+        return {span: max(0, found[tp].offset) if tp in found else 0 for tp, span in tps.items()}
 
     async def wait(self, group: str, spans: Sequence[Span], until: float) -> dict[int, int]:
         """Wait until the group has ``reached`` the ends of all spans, or until a time of the monotonic clock.
@@ -240,6 +251,15 @@ class _Auditor:
         stored = await self._groups.wait(HISTORY, spans, until) if self._options.history else {}
         self._report.acks_in_flight = sum(s.end - requests_applied[s.partition] for s in requests)
         self._acks_caught_up = not self._report.acks_in_flight
+        self._report.losses = Losses.of(
+            [
+                *await losses.read(self._messages),
+                *await self._groups.lost(MESSAGING, [*spans, *events], self._generation),
+                *await self._groups.lost(NOTIFICATION, [*requests, *events], self._generation),
+                *(await self._groups.lost(HISTORY, spans, self._generation) if self._options.history else ()),
+            ],
+            partitions,
+        )
         letters = await self._messages.spans(names.DEAD_LETTERS)
         async for _, letter in dead_letters.read(self._messages, letters):
             if isinstance(letter, DeadLetter):
@@ -442,10 +462,11 @@ class _Auditor:
     async def _check_strange_users(self, start: Mapping[int, int], end: Mapping[int, int]) -> None:
         """Check the inboxes of users who are not in the log at all."""
         batch: list[str] = []
-        async for user in self._users_in_redis():
-            if user not in self._known_users and partition_of(user, self._settings.partitions) in end:
-                self._known_users.add(user)
-                batch.append(user)
+        async for users in self._index.users("inbox"):
+            for user in users:
+                if user not in self._known_users and partition_of(user, self._settings.partitions) in end:
+                    self._known_users.add(user)
+                    batch.append(user)
             if len(batch) >= USERS_AT_ONCE:
                 await self._check_strangers(batch, start, end)
                 batch = []
@@ -458,17 +479,6 @@ class _Auditor:
             number = numbers[user]
             Partition(number, start[number], Logged(), self._report).strangers(user, view, end[number], set())
             await self._check_heads(_Acks(number, user), {user: view.head})
-
-    async def _users_in_redis(self) -> AsyncIterator[str]:
-        redis = connect(self._settings)
-        try:
-            async for key in redis.scan_iter(match="{u:*}:inbox", count=1_000, target_nodes=RedisCluster.PRIMARIES):
-                with contextlib.suppress(UnicodeDecodeError):
-                    yield key[len(b"{u:") : -len(b"}:inbox")].decode()
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
-        finally:
-            await redis.aclose()
 
     # The log
 

@@ -46,6 +46,7 @@ def summary(report: Report, options: Options) -> dict[str, Any]:
         }
         if options.history
         else None,
+        "retention": report.losses.as_json(),
         "findings": [finding.as_json() for finding in report.findings],
         "findings_left_out": report.left_out,
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
+from chat_streams.model.losses import Losses
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Message, UserConnected
 
@@ -379,6 +380,8 @@ class Report:
     history_missing: int = 0
     history_behind: int = 0
     """The number of messages that history has not reached yet."""
+    losses: Losses = field(default_factory=lambda: Losses([], []))
+    """The records that were gone from the log before a service had applied them."""
 
     @property
     def messages(self) -> int:
@@ -387,8 +390,11 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """True if each message was applied and has exactly one fate, and nothing else is wrong."""
-        wrong = self.none + self.twice + self.others + self.history_missing
+        """True if each message was applied and has exactly one fate, and nothing else is wrong.
+
+        A loss that an operator has acknowledged is not wrong any more.
+        """
+        wrong = self.none + self.twice + self.others + self.history_missing + len(self.losses.open)
         return not (wrong + self.fates[Fate.IN_FLIGHT] + self.acks_in_flight)
 
     @property

@@ -24,7 +24,8 @@ from faust.types import TP, Message
 from chat_streams.compat.faust import UnusedConsumer
 from chat_streams.kafka import consumer as kafka
 from chat_streams.kafka.client import KAFKA_AWAY
-from chat_streams.processing.offsets import Checkpoint, Progress, Start
+from chat_streams.model.errors import Rewound
+from chat_streams.processing.offsets import Checkpoint, LostRange, Progress, Start
 from chat_streams.processing.worker_metrics import COMMIT_SECONDS
 from chat_streams.runtime.retry import retry_forever
 
@@ -40,6 +41,8 @@ AGAIN_SECONDS: Final = 0.5
 """The time until a request is made again that Kafka did not answer."""
 COMMIT_WITHIN: Final = 5.0
 MEMBER_WITHIN: Final = 2.0
+DONE_LOOK_SECONDS: Final = 0.05
+"""Seconds between two looks whether all before a lost range is done."""
 LOST: Final = "records are gone from the log before they were applied"
 
 
@@ -68,6 +71,8 @@ class Consumer(UnusedConsumer):
         self._is_to_begin = False
         self._committed: dict[TP, tuple[int, Checkpoint]] = {}
         self._commit_lock = asyncio.Lock()
+        # The run through a partition in which it stands still, until the records that the log has lost are told of.
+        self._losing: dict[TP, int] = {}
         self._client = self._new_client()
 
     # What Faust calls: the life of the service, and the group
@@ -132,6 +137,7 @@ class Consumer(UnusedConsumer):
         self._is_to_begin = False
         self.progress.clear()
         self._committed.clear()
+        self._losing.clear()
         # Faust has emptied the queues.
         self._held.clear()
         self._has_room.set()
@@ -156,7 +162,9 @@ class Consumer(UnusedConsumer):
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
         """Fetch the changelogs among these partitions; the others once they have begun."""
-        self._client.resume(tp for tp in tps if self._is_changelog(tp) or tp in self.progress)
+        self._client.resume(
+            tp for tp in tps if self._is_changelog(tp) or (tp in self.progress and tp not in self._losing)
+        )
 
     async def perform_seek(self) -> None:
         """Have all partitions begin, once the flow goes on; Faust calls this when its tables are restored."""
@@ -256,28 +264,29 @@ class Consumer(UnusedConsumer):
         tps = [tp for tp in self.assignment() if not self._is_changelog(tp)]
         committed = await self._client.committed(tps)
         earliest = await self._client.beginnings(tps) if tps else {}
+        # A group that has committed nothing may be new, or have been away for so long that Kafka has forgotten it.
+        unknown = {tp: await self.app.first_unapplied(tp) for tp in tps if tp not in committed and earliest[tp]}
         if rebalances != self._rebalances:
             # A partition that went away meanwhile would be begun again where it was then, and if it ever came back,
             # that would be committed before anybody looked at what is committed by now.
             return
-        for tp in tps:
-            offset, checkpoint = earliest[tp], Checkpoint()
-            if tp in committed:
-                offset = max(offset, committed[tp].offset)
-                checkpoint = _checkpoint(tp, committed[tp])
-                if offset > committed[tp].offset:
-                    log_at(tp, committed[tp].offset).error(LOST, to_offset=offset)
-            self.progress.start(tp, Start(offset, checkpoint), time.monotonic())
-            self._client.seek(tp, offset)
-        self._is_to_begin = False
         self._client.resume(tps)
+        for tp in tps:
+            offset, checkpoint = min(unknown.get(tp, 0), earliest[tp]), Checkpoint()
+            if tp in committed:
+                offset, checkpoint = committed[tp].offset, _checkpoint(tp, committed[tp])
+            self.progress.start(tp, Start(offset, checkpoint), time.monotonic())
+            self._go_to(tp, LostRange(offset, offset, earliest[tp]))
+        self._is_to_begin = False
         starts = " ".join(f"{tp.topic}/{tp.partition}:{self.progress.committable(tp)}" for tp in sorted(tps))
         log.info("partitions assigned", offsets=starts)
 
-    def rewind(self, tp: TP, offset: int) -> None:
-        """Begin another run through a partition at an earlier offset."""
+    def rewind(self, tp: TP, offset: int, earliest: int) -> None:
+        """Begin another run through a partition at an earlier offset; the log has the records from ``earliest`` on."""
         log_at(tp, offset).warning("applying records again")
-        self._client.seek(tp, self.progress.rewind(tp, offset, time.monotonic()))
+        applied = self.progress.committable(tp) or 0
+        first = self.progress.rewind(tp, offset, time.monotonic())
+        self._go_to(tp, LostRange(first, applied, earliest))
 
     def go_on(self, tp: TP) -> None:
         """Begin another run through a partition at the first record that is not done."""
@@ -286,6 +295,8 @@ class Consumer(UnusedConsumer):
 
     def fill_hole(self, tp: TP, why: str) -> None:
         """Go back to the record that comes next in a partition, or to the first one that the log still has."""
+        if self._losing.get(tp) == self.progress.epoch(tp):
+            return
         offset = self.progress.reseek(tp, time.monotonic())
         if offset is not None:
             self.add_future(self._fill_hole(tp, offset, self.progress.epoch(tp), why))
@@ -299,11 +310,42 @@ class Consumer(UnusedConsumer):
             return
         if self.progress.epoch(tp) != epoch:
             return
-        if earliest > offset:
-            log_at(tp, offset).error(LOST, to_offset=earliest)
-            self.progress.skip_to(tp, earliest)
+        offset = self.progress.expected(tp)
         log_at(tp, offset).warning("a hole in a partition, going back", why=why)
-        self._client.seek(tp, max(offset, earliest))
+        self._go_to(tp, LostRange(offset, offset, earliest))
+
+    def _go_to(self, tp: TP, lost: LostRange) -> None:
+        """Read a partition from the first of these records on, or from the one behind them if they are lost."""
+        epoch = self.progress.epoch(tp)
+        if lost.first >= lost.end:
+            self._client.seek(tp, lost.first)
+        elif epoch is not None and self._losing.get(tp) != epoch:
+            log_at(tp, lost.first).error(LOST, to_offset=lost.end)
+            self._losing[tp] = epoch
+            self._client.pause([tp])
+            self.add_future(self._lose(tp, lost, epoch))
+
+    async def _lose(self, tp: TP, lost: LostRange, epoch: int) -> None:
+        """Have the app tell of a lost range before anything behind it is applied, then go on there."""
+        try:
+            # What was taken before may have effects under way.
+            while self.progress.epoch(tp) == epoch and (self.progress.committable(tp) or 0) < lost.first:
+                await asyncio.sleep(DONE_LOOK_SECONDS)
+            if self.progress.epoch(tp) == epoch:
+                # So that another worker, or this one after a crash, does not take for lost what is done.
+                await self.commit()
+                await self.app.lost(tp, lost)
+                self.progress.skip_to(tp, epoch, lost.end, time.monotonic())
+        except Rewound:
+            pass  # Another run has begun, which finds the range lost by itself.
+        except Exception as error:  # noqa: BLE001 - whatever it is, the partition would stand still for ever
+            self.app.end(error)
+        finally:
+            if self._losing.get(tp) == epoch:
+                del self._losing[tp]
+        if self.progress.epoch(tp) == epoch:
+            self._client.seek(tp, lost.end)
+            self._client.resume([tp])
 
     # Commits
 

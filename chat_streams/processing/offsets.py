@@ -36,6 +36,17 @@ class Start(NamedTuple):
     checkpoint: Checkpoint
 
 
+class LostRange(NamedTuple):
+    """Records that are wanted and that the log no longer has: the offsets ``[first, end)``.
+
+    Those from ``unapplied`` on were never applied; those below it were, and Redis has lost that.
+    """
+
+    first: int
+    unapplied: int
+    end: int
+
+
 class _Partition:
     __slots__ = ("applied", "checkpoint", "epoch", "expected", "moved_at", "samples", "sought_at", "token")
 
@@ -125,10 +136,22 @@ class Progress(Generic[P]):
         state.sought_at = now
         return state.expected
 
-    def skip_to(self, partition: P, offset: int) -> None:
-        """Expect the record at ``offset`` next: the log no longer has the records before it."""
-        state = self._partitions[partition]
-        state.expected = max(state.expected, offset)
+    def expected(self, partition: P) -> int:
+        """Return the offset of the record that comes next."""
+        return self._partitions[partition].expected
+
+    def skip_to(self, partition: P, epoch: int, offset: int, now: float) -> bool:
+        """Expect the record at ``offset`` next, with all before it done, as the log no longer has the records between.
+
+        Returns whether it is so: not if ``epoch`` is over, or something before those records is not done.
+        """
+        state = self._partitions.get(partition)
+        if state is None or state.epoch != epoch or state.applied != state.expected or offset < state.expected:
+            return False
+        state.expected = offset
+        self.done(partition, epoch, offset - 1, now)
+        state.sought_at = now
+        return True
 
     def stalled(self, partition: P, end: int, now: float, timeout: float) -> bool:
         """Return whether a partition below the log's ``end`` stood still for ``timeout`` s, with nothing under way."""

@@ -20,7 +20,7 @@ from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
 from chat_streams.processing.consumer import log_at
-from chat_streams.processing.offsets import Progress
+from chat_streams.processing.offsets import LostRange, Progress
 from chat_streams.processing.processor import Apply, Processor
 from chat_streams.processing.transport import Transport
 from chat_streams.processing.worker_metrics import (
@@ -100,12 +100,21 @@ class OrderedApp(faust.App):
             raise
 
     async def rewind(self, offsets: Mapping[TP, int]) -> None:
-        """Apply partitions again from an offset, or what the log still has; ``apply`` raises ``Rewound`` after it."""
+        """Apply partitions again from an offset; ``apply`` raises ``Rewound`` after it.
+
+        What the log no longer has of them is ``lost``.
+        """
         earliest = await self.consumer.earliest_offsets(*offsets)
         for tp, offset in offsets.items():
             if tp in self.progress:
-                # What is gone by now must not be begun again.
-                self.consumer.rewind(tp, max(offset, earliest[tp]))
+                self.consumer.rewind(tp, offset, earliest[tp])
+
+    async def first_unapplied(self, tp: TP) -> int:
+        """Return the first offset that may not be applied, where the group has committed none."""
+        return 0
+
+    async def lost(self, tp: TP, lost: LostRange) -> None:
+        """Carry out what follows from records that are gone, before anything behind them is applied."""
 
     def produce(
         self,

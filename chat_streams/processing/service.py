@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp.web
 import click
 import faust
+from faust.types import TP
 
 from chat_streams.compat import uvloop_streams
 from chat_streams.kafka import names, topics
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.generations import Log
 from chat_streams.model import errors
-from chat_streams.model.errors import RedisRefused, SettingsError
+from chat_streams.model.errors import LaneDropped, RedisRefused, SettingsError
+from chat_streams.model.losses import Loss
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
+from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.processing.worker_metrics import WORKER
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import tame_garbage_collector
+from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
@@ -71,6 +76,10 @@ class Service(OrderedApp):
         self.log_generation: Log | None = None
         self.traces: Traces | None = None
         self.exposition = Exposition(REGISTRY, WORKER)
+        self.on_loss: dict[str, Callable[[int, LostRange], Awaitable[None]]] = {}
+        """By topic, what to do about records of a partition that are gone, before anything behind them is applied."""
+        self.applied_elsewhere: dict[str, Callable[[int], Awaitable[int]]] = {}
+        """By topic, how to find out up to where a partition is applied when Kafka does not know."""
         self._add_pages()
         self.statistics.partitions = self.partitions
         self.task(self.watch)
@@ -111,6 +120,22 @@ class Service(OrderedApp):
         Returns none with traces off.
         """
         return {} if self.traces is None else self.traces.begin_all(name, records, self.kafka_log.generation)
+
+    async def first_unapplied(self, tp: TP) -> int:
+        """Return the first offset that may not be applied, where the group has committed none; waits for engines."""
+        look = self.applied_elsewhere.get(tp.topic)
+        return 0 if look is None else await look(tp.partition)
+
+    async def lost(self, tp: TP, lost: LostRange) -> None:
+        """Tell whom it concerns, then note durably what was never applied; waits for engines that are away."""
+        if tp.topic in self.on_loss:
+            await self.on_loss[tp.topic](tp.partition, lost)
+        first = max(lost.first, lost.unapplied)
+        if first < lost.end:
+            loss = Loss(self.conf.id, tp.topic, self.kafka_log.generation, tp.partition, first, lost.end)
+            await retry_forever(
+                "note a loss", LaneDropped, lambda: self.produce(names.LOSSES, 0, loss.key, loss.encode)
+            )
 
     async def publish_statistics(self) -> None:
         """Publish the statistics of this worker every few seconds, for as long as it runs."""

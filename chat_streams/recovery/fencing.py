@@ -99,16 +99,21 @@ class Fencing:
                 for tp, token in tokens.items()
             )
         )
+        # Where nothing is missing, nothing has to be known of the log.
+        refused = [tp for tp, mark in zip(tokens, marks, strict=True) if mark is not None]
+        earliest = await self._app.consumer.earliest_offsets(*refused) if refused else {}
         rewinds: dict[TP, int] = {}
         restores: dict[int, str] = {}
         new: dict[int, str] = {}
         for (tp, token), mark in zip(tokens.items(), marks, strict=True):
             if mark is None or progress.epoch(tp) != epochs[tp]:
                 continue
-            if not progress.committable(tp):
+            if not progress.committable(tp) and not earliest[tp]:
                 new[tp.partition] = token
                 continue
-            rewinds[tp] = min(mark, progress.rewind_offset(tp))
+            # Below the mark every server has all, so that what the log no longer has of it is not missing.
+            begin = min(mark, progress.rewind_offset(tp))
+            rewinds[tp] = begin if begin >= earliest[tp] else min(mark, earliest[tp])
             # A server without a mark may have lost everything, also when the loss window reaches back to offset 0.
             if mark < progress.rewind_offset(tp) or not mark:
                 restores[tp.partition] = token

@@ -35,6 +35,8 @@ KAFKA_PROPERTIES: Final = {
     "min.insync.replicas": str(MIN_INSYNC),
     "unclean.leader.election.enable": "false",
     "log.retention.hours": str(30 * 24),
+    # Longer than that: what a group that was away has applied must not be forgotten before.
+    "offsets.retention.minutes": str(60 * 24 * 60),
     # The same as on a developer's machine: a dead letter holds a whole record.
     "message.max.bytes": str(4 * 1024 * 1024),
     "replica.fetch.max.bytes": str(4 * 1024 * 1024),

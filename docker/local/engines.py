@@ -79,6 +79,8 @@ class Kafka(Part):
             "min.insync.replicas": "1",
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "4",
+            # Longer than the log is kept: what a group that was away has applied must not be forgotten before.
+            "offsets.retention.minutes": str(60 * 24 * 60),
             "transaction.state.log.replication.factor": "1",
             "transaction.state.log.min.isr": "1",
             "transaction.state.log.num.partitions": "4",

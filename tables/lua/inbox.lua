@@ -7,7 +7,7 @@
 --                         m  the JSON object that the recipient gets
 --                       An entry may be a gap instead, where the quota was used up:
 --                         t, c  as above
---                         g  the messages in (g, id of this entry] went to history only
+--                         g  the messages in (g, id of this entry] went to history only, or are lost
 --   {u:<user>}:devices  hash
 --                         top      the highest position ever applied
 --                         floor    the highest position removed
@@ -214,6 +214,32 @@ local function append(keys, args)
     redis.call('PEXPIRE', keys[3], 3 * window_ms)
   end
   return {former, table.concat(added)}
+end
+
+-- Add a gap for messages that are lost: the log no longer has them, and they were never appended, or were lost here, too.
+-- What waits in the inbox below the gap stays to be read.
+-- keys: inbox, devices; args: partition, fencing token, the messages in (after, until] are lost, now (s), TTL in ms
+-- Returns 1 if the user is to be told of the range, 0 if the inbox is above it, or there is no such user any more.
+local function miss(keys, args)
+  if tokens[args[1]] ~= args[2] then
+    return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
+  end
+  local inbox, devices, until_ = keys[1], keys[2], args[4]
+  local head = redis.call('HMGET', devices, 'top', 'floor', 'bytes')
+  local top, after = head[1] or ORIGIN, args[3]
+  if top == until_ then
+    return 1
+  end
+  if less(until_, top) or (head[2] and not less(head[2], until_)) or redis.call('EXISTS', devices) == 0 then
+    return 0
+  end
+  if less(after, top) then
+    after = top
+  end
+  redis.call('XADD', inbox, until_, 't', args[5], 'c', head[3] or '0', 'g', after)
+  redis.call('HSET', devices, 'top', until_, 'gap', until_)
+  touch(keys, args[6])
+  return 1
 end
 
 -- Read a page of an inbox. Messages that the reading device has acknowledged are left out: an acknowledgement from its
@@ -488,6 +514,7 @@ end
 
 register('cc_fence', fence, 'allow-oom')
 register('cc_append', append)
+register('cc_miss', miss)
 register('cc_read', read, 'no-writes')
 register('cc_keep_parents', keep_parents)
 register('cc_parents', parents_of, 'no-writes')

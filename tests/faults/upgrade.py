@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import math
 import subprocess
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from docker.local.layout import ROOT
+from docker.local.parts import create_topics
+from docker.local.probes import WITHIN_S
 from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS
@@ -58,6 +61,8 @@ class Upgrade(Fault):
     async def happen(self, crowd: Crowd) -> None:
         """Replace one process after the other; each time, messages pass on all partitions before the next one."""
         old, new = self.stack.code, ROOT
+        # As the changelog says of a version that has new topics.
+        await asyncio.to_thread(create_topics, self.stack.layout, WITHIN_S, new)
         for service in self._order:
             first, second = service, f"{service}-2"
             for name, code in ((first, new), (first, old), (second, new), (first, new)):

@@ -18,6 +18,7 @@ from docker.local.probes import eventually, user
 from docker.local.temporary_stack import Stack
 from gateway.protocol import at_text, message_tail
 from tables.inbox import Appended, Batch, Inbox, InboxPage, keys
+from tables.inbox_index import InboxIndex
 from tables.redis_cluster import Cluster
 
 # Not the messaging worker's partitions: it would take a foreign token for a Redis that lost writes.
@@ -178,6 +179,66 @@ async def test_messages_past_the_quota_in_bytes_are_missed(new_box: NewBox) -> N
     for n in range(6, 60):
         await box.ack(at(n - 1))
         assert len((await box.append((at(n), message(box.user, f"m{n}", body="x" * 3_000)))).json) == 1
+
+
+async def test_what_is_lost_is_missed_once_by_each_device_and_hides_nothing(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box()
+    await box.append((at(1), "a"), (at(2), "b"))
+    for device in ("phone", "laptop"):
+        await box.inbox.hello(box.user, device, None)
+    await box.ack(at(2))
+    lost = Position.before(1, 5), Position.before(1, 9)
+    nobody = user()
+    users = [box.user, nobody]
+    assert await box.inbox.miss(users, box.partition, box.token, *lost) == [box.user]
+    # Again, after a crash, it is the same range, and the user is told again that there is something.
+    assert await box.inbox.miss(users, box.partition, box.token, *lost) == [box.user]
+    assert (await stack.stored(box.user), await stack.stored(nobody)) == (3, 0)
+    assert await box.inbox.tops(users) == [lost[1], ORIGIN]
+    await box.append((at(9), "c"))
+    # The laptop has what waited below it, then hears of the loss; a replay brings none of it back.
+    assert (await box.append((at(6), "late"))).json == []
+    page = await box.read(device="laptop")
+    assert (page.missed, page.count, page.until) == (False, 2, at(2))
+    for device in ("phone", "laptop"):
+        page = await box.read(at(2), device=device)
+        assert (page.missed, page.after, page.until) == (True, at(2), lost[1])
+        page = await box.read(lost[1], device=device)
+        assert (page.missed, page.count, page.until) == (False, 1, at(9))
+        await box.ack(at(9), device)
+    assert await stack.stored(box.user) == 0
+    # What is above the range has been told of it, or was complete.
+    assert await box.inbox.miss([box.user], box.partition, box.token, *lost) == []
+    with pytest.raises(FencingTokenStale):
+        await box.inbox.miss([box.user], box.partition, "other", at(20), Position.before(1, 30))
+    assert await box.inbox.tops([box.user]) == [at(9)]
+
+
+async def test_a_loss_and_an_overflow_that_follows_it_are_one_gap(new_box: NewBox) -> None:
+    box = await new_box(inbox_messages=2)
+    await box.append((at(1), "a"))
+    await box.inbox.miss([box.user], box.partition, box.token, Position.before(1, 5), Position.before(1, 9))
+    await box.append(*((at(n), f"m{n}") for n in range(9, 13)))
+    assert await box.ids() == ["a"]
+    page = await box.read(at(1))
+    assert (page.missed, page.until) == (True, at(12))
+
+
+async def test_the_users_of_all_inboxes_and_devices_are_found(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box()
+    newcomer = user()
+    await box.append((at(1), "a"))
+    await box.inbox.hello(newcomer, "phone", None)
+    cluster = Cluster(stack.settings)
+    try:
+        found = {
+            key: {name async for page in InboxIndex(cluster).users(key) for name in page}
+            for key in ("inbox", "devices")
+        }
+    finally:
+        await cluster.close()
+    assert {box.user} == {box.user, newcomer} & found["inbox"]
+    assert {box.user, newcomer} <= found["devices"]
 
 
 async def test_a_read_from_below_the_floor_says_what_is_missed(new_box: NewBox) -> None:

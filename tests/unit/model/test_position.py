@@ -40,6 +40,25 @@ def test_order_follows_generation_then_offset_then_index(a: tuple[int, int, int]
     assert (Position.of(*a) < Position.of(*b)) == (a < b)
 
 
+@given(addresses, addresses)
+@example((1, 0, 0), (1, 0, 0))
+@example((2, 0, 0), (1, MAX_OFFSET, MAX_INDEX))
+@hypothesis
+def test_what_is_before_a_record_is_below_it_and_above_all_earlier_ones(
+    a: tuple[int, int, int], b: tuple[int, int, int]
+) -> None:
+    generation, offset, _ = a
+    before = Position.before(generation, offset)
+    assert before < Position.of(generation, offset, 0)
+    other = Position.of(*b)
+    assert (other <= before) == (other < Position.of(generation, offset, 0))
+    assert Position.parse(str(before)) == before
+
+
+def test_before_the_first_message_of_all_is_the_origin() -> None:
+    assert Position.before(1, 0) == ORIGIN
+
+
 def test_every_message_is_above_the_origin() -> None:
     assert Position.of(1, 0, 0) > ORIGIN
     assert Position.parse("0-0") == ORIGIN

@@ -15,9 +15,10 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 from structlog.testing import capture_logs
 
+from chat_streams.model.errors import Rewound
 from chat_streams.processing import consumer as module
-from chat_streams.processing.consumer import HELD_BYTES, HELD_RECORDS, Consumer, Listener
-from chat_streams.processing.offsets import Admission, Checkpoint, Progress, Start
+from chat_streams.processing.consumer import DONE_LOOK_SECONDS, HELD_BYTES, HELD_RECORDS, Consumer, Listener
+from chat_streams.processing.offsets import Admission, Checkpoint, LostRange, Progress, Start
 
 PARTITION = TP("incoming_messages", 0)
 OTHER = TP("session_events", 0)
@@ -34,6 +35,7 @@ class Kafka:
         self.assigned = {PARTITION}
         self.metadata = ""
         self.earliest = 0
+        self.has_committed = True
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
         self.sought: dict[TP, int] = {}
         self.paused: set[TP] = set()
@@ -47,7 +49,7 @@ class Kafka:
 
     async def committed(self, tps: Iterable[TP]) -> dict[TP, OffsetAndMetadata]:
         await self.meanwhile()
-        return {tp: OffsetAndMetadata(881, self.metadata) for tp in tps}
+        return {tp: OffsetAndMetadata(881, self.metadata) for tp in tps if self.has_committed}
 
     async def beginnings(self, tps: Iterable[TP]) -> dict[TP, int]:
         return dict.fromkeys(tps, self.earliest)
@@ -93,7 +95,21 @@ class App(SimpleNamespace):
             consumer_generation_id=0,
             producer=SimpleNamespace(flush=self.flush),
             flushes=True,
+            told=[],
+            ended=[],
+            meanwhile=nothing,
+            applied_elsewhere=0,
         )
+
+    async def first_unapplied(self, tp: TP) -> int:
+        return int(self.applied_elsewhere)
+
+    async def lost(self, tp: TP, lost: LostRange) -> None:
+        self.told.append((tp, lost, self.progress.committable(tp)))
+        await self.meanwhile()
+
+    def end(self, error: BaseException) -> None:
+        self.ended.append(error)
 
     async def flush(self) -> bool:
         return bool(self.flushes)
@@ -186,7 +202,7 @@ async def test_a_rewind_takes_the_committed_offset_back(
 ) -> None:
     apply(progress, 10, 19)
     await consumer.commit()
-    consumer.rewind(PARTITION, 12)
+    consumer.rewind(PARTITION, 12, earliest=0)
     assert kafka.sought == {PARTITION: 12}
     await consumer.commit()
     assert kafka.commits[-1] == {PARTITION: (12, Checkpoint("old", 12))}
@@ -264,12 +280,85 @@ async def test_metadata_that_does_not_parse_is_an_error_in_the_log(
     handing.cancel()
 
 
-async def test_records_that_are_gone_are_named(consumer: Consumer, kafka: Kafka) -> None:
+async def test_records_that_are_gone_are_named_told_of_and_done(consumer: Consumer, kafka: Kafka) -> None:
     kafka.earliest = 900
+    going_on = asyncio.Event()
+    consumer.app.meanwhile = going_on.wait
     with capture_logs() as lines:
         handing = await begin(consumer)
-    assert kafka.sought == {PARTITION: 900}
     assert [(line["offset"], line["to_offset"]) for line in lines if line["log_level"] == "error"] == [(881, 900)]
+    assert consumer.app.told == [(PARTITION, LostRange(881, 881, 900), 881)]
+    # Until it is told, nothing behind it is read, whatever comes or asks.
+    consumer.resume_partitions({PARTITION})
+    consumer.fill_hole(PARTITION, "test")
+    await turns()
+    assert kafka.paused == {PARTITION}
+    assert (kafka.sought, len(consumer.app.told)) == ({}, 1)
+    going_on.set()
+    await turns()
+    assert (kafka.sought, kafka.paused) == ({PARTITION: 900}, set())
+    # So the lag ends, also where nothing new comes.
+    assert consumer.progress.committable(PARTITION) == 900
+    handing.cancel()
+
+
+@pytest.mark.parametrize(
+    ("earliest", "elsewhere", "lost"),
+    [(0, 0, []), (5, 0, [LostRange(0, 0, 5)]), (5, 3, [LostRange(3, 3, 5)]), (5, 5, []), (5, 80, [])],
+)
+async def test_a_group_that_has_committed_nothing_lacks_what_is_gone_and_not_known_to_be_applied(
+    consumer: Consumer, kafka: Kafka, earliest: int, elsewhere: int, lost: list[LostRange]
+) -> None:
+    kafka.has_committed, kafka.earliest = False, earliest
+    consumer.app.applied_elsewhere = elsewhere
+    handing = await begin(consumer)
+    assert [told for _, told, _ in consumer.app.told] == lost
+    assert kafka.sought == {PARTITION: earliest}
+    handing.cancel()
+
+
+@pytest.mark.parametrize("event", ["on_revoked", "on_assigned"])
+async def test_a_loss_overtaken_by_a_rebalance_is_not_done(consumer: Consumer, kafka: Kafka, event: str) -> None:
+    kafka.earliest = 900
+    consumer.app.meanwhile = lambda: getattr(consumer, event)({PARTITION})
+    handing = await begin(consumer)
+    assert len(consumer.app.told) == 1
+    assert PARTITION not in consumer.progress
+    assert kafka.sought == {}
+    assert all(found[PARTITION][0] == 881 for found in kafka.commits)
+    handing.cancel()
+
+
+async def test_a_loss_whose_telling_rewinds_the_partition_is_told_in_the_next_run(
+    consumer: Consumer, kafka: Kafka
+) -> None:
+    kafka.earliest = 900
+
+    async def fence() -> None:
+        consumer.app.meanwhile = nothing
+        consumer.rewind(PARTITION, 870, kafka.earliest)
+        raise Rewound
+
+    consumer.app.meanwhile = fence
+    handing = await begin(consumer)
+    # Redis lost what it had from 870 on, and what lies between was never applied.
+    assert [told for _, told, _ in consumer.app.told] == [LostRange(881, 881, 900), LostRange(870, 881, 900)]
+    assert kafka.sought == {PARTITION: 900}
+    assert kafka.paused == set()
+    assert consumer.progress.committable(PARTITION) == 900
+    handing.cancel()
+
+
+async def test_a_loss_that_cannot_be_told_ends_the_worker_and_commits_nothing(consumer: Consumer, kafka: Kafka) -> None:
+    kafka.earliest = 900
+
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    consumer.app.meanwhile = fail
+    handing = await begin(consumer)
+    assert [str(error) for error in consumer.app.ended] == ["broken"]
+    assert consumer.progress.committable(PARTITION) == 881
     handing.cancel()
 
 
@@ -371,9 +460,19 @@ async def test_after_a_hole_a_partition_goes_back_to_what_the_log_still_has(
     await turns()
     assert kafka.sought == {PARTITION: 10}
     kafka.earliest = 15
-    progress.start(PARTITION, Start(10, Checkpoint()), now - 100)
+    progress.start(PARTITION, Start(9, Checkpoint()), now - 100)
+    # Record 9 is under way: what comes behind it is told of, and skipped, only after it.
+    progress.admit(PARTITION, 9, now - 100)
     consumer.fill_hole(PARTITION, "test")
     await turns()
+    assert consumer.app.told == []
+    epoch = progress.epoch(PARTITION)
+    assert epoch is not None
+    progress.done(PARTITION, epoch, 9, now)
+    await asyncio.sleep(DONE_LOOK_SECONDS)
+    await turns()
+    assert consumer.app.told == [(PARTITION, LostRange(10, 10, 15), 10)]
+    assert kafka.commits[-1][PARTITION][0] == 10, "what is done is not to be taken for lost after a crash"
     assert kafka.sought == {PARTITION: 15}
     assert progress.admit(PARTITION, 15, now) is Admission.APPLY
 

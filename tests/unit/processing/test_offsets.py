@@ -112,13 +112,26 @@ def test_another_hole_after_records_went_on_seeks_at_once(progress: Progress[str
     assert progress.reseek("p", 10.2) == 101
 
 
-def test_records_that_are_gone_from_the_log_are_skipped_and_none_twice(progress: Progress[str]) -> None:
+def test_records_that_are_gone_from_the_log_count_as_done_and_none_comes_twice(progress: Progress[str]) -> None:
     apply(progress, 100, 0.0)
-    progress.skip_to("p", 200)
+    assert progress.skip_to("p", run_of(progress), 200, 0.0)
+    # So that the lag ends also where nothing new comes.
+    assert progress.committable("p") == 200
     assert progress.admit("p", 101, 0.0) is Admission.REPLAY
     assert progress.admit("p", 200, 0.0) is Admission.APPLY
-    progress.skip_to("p", 150)
+    assert not progress.skip_to("p", run_of(progress), 150, 0.0)
     assert progress.admit("p", 201, 0.0) is Admission.APPLY
+
+
+def test_nothing_is_skipped_before_what_is_under_way_or_in_a_run_that_is_over(progress: Progress[str]) -> None:
+    before = run_of(progress)
+    progress.admit("p", 100, 0.0)
+    assert not progress.skip_to("p", before, 200, 0.0), "record 100 is not done: skipping would commit it"
+    progress.restart("p", 0.0)
+    assert not progress.skip_to("p", before, 200, 0.0)
+    assert progress.committable("p") == 100
+    progress.clear()
+    assert not progress.skip_to("p", before, 200, 0.0)
 
 
 def test_a_partition_is_stalled_when_it_stands_still_though_the_log_goes_on(progress: Progress[str]) -> None:

@@ -27,6 +27,7 @@ class Worker:
     def __init__(self) -> None:
         self.progress: Progress[TP] = Progress(60)
         self.rewound: dict[TP, int] = {}
+        self.earliest = 0
         self.should_stop = self.rebalancing = self.in_recovery = False
 
     @property
@@ -38,6 +39,9 @@ class Worker:
 
     async def is_member(self) -> bool:
         return True
+
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        return dict.fromkeys(partitions, self.earliest)
 
     async def rewind(self, offsets: Mapping[TP, int]) -> None:
         for tp, offset in offsets.items():
@@ -98,6 +102,39 @@ async def test_a_server_that_does_not_know_it_rewinds_before_the_next_append(
     # Both partitions have a token now: the rewound one that of its new run.
     assert await fencing.token(0) == store.tokens[0]
     assert await fencing.token(1) == store.tokens[1]
+
+
+@pytest.mark.parametrize(
+    ("earliest", "mark", "begins"),
+    [
+        pytest.param(50, 90, 50, id="the server has what the log lacks"),
+        pytest.param(95, 90, 90, id="neither has a part"),
+        pytest.param(100, 100, 100, id="a log that is empty, and a server that has all"),
+        pytest.param(100, 0, 0, id="both have lost all"),
+    ],
+)
+async def test_a_rewind_reaches_below_the_log_only_for_what_the_server_lost(
+    fencing: Fencing,
+    worker: Worker,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    earliest: int,
+    mark: int,
+    begins: int,
+) -> None:
+    async def no_devices(*_: object) -> dict[str, object]:
+        return {}
+
+    async def no_logs(_: Settings) -> list[Generation]:
+        return []
+
+    monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)
+    monkeypatch.setattr("chat_streams.kafka.generations.previous", no_logs)
+    worker.start(100, rewind=40)
+    worker.earliest, store.marks[0] = earliest, mark
+    with pytest.raises(Rewound):
+        await fencing.token(0)
+    assert worker.rewound == {FIRST: begins}
 
 
 async def test_partitions_taken_away_meanwhile_are_left_alone(fencing: Fencing, worker: Worker, store: Store) -> None:
