@@ -21,11 +21,14 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
 from chat_streams.inspector.series import HOUR_MS, Series
-from chat_streams.kafka import names
+from chat_streams.kafka import losses, names
 from chat_streams.kafka.client import client_options
+from chat_streams.kafka.generations import generations
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SERVICE_STATS
+from chat_streams.kafka.topics import retentions
 from chat_streams.model.errors import HistoryUnavailable, RedisUnavailable
+from chat_streams.model.losses import Losses, records_of, unnoted
 from chat_streams.model.position import Position
 from chat_streams.model.times import now_ms
 from chat_streams.operations.lag import Lag, Watermarks
@@ -52,16 +55,13 @@ WAIT_MS: Final = 2000
 """The time in ms that Kafka may hold back a fetch while there is nothing new, as each empty answer costs both sides."""
 DATABASE_S: Final = 4.0
 """Seconds between two looks at the chat database, besides ``LOOK_S``."""
-TOPICS: Final = (
-    names.INCOMING_MESSAGES,
-    names.SESSION_EVENTS,
-    names.INBOX_REQUESTS,
-    names.OUTGOING_MESSAGES,
-    names.DEAD_LETTERS,
-)
-OTHER_TOPICS: Final = (names.REGISTRY_CHANGELOG, names.GENERATIONS, names.SERVICE_STATS)
+LOSSES_S: Final = 10.0
+"""Seconds between two looks at what retention took, and at how long it lets records be."""
+LOGS: Final = (names.INCOMING_MESSAGES, names.SESSION_EVENTS, names.INBOX_REQUESTS)
+TOPICS: Final = (*LOGS, names.OUTGOING_MESSAGES, names.DEAD_LETTERS)
+OTHER_TOPICS: Final = (names.REGISTRY_CHANGELOG, names.GENERATIONS, names.LOSSES, names.SERVICE_STATS)
 """Further topics whose tail can be shown."""
-ONE_PARTITION: Final = (names.DEAD_LETTERS, names.GENERATIONS, names.SERVICE_STATS)
+ONE_PARTITION: Final = (names.DEAD_LETTERS, names.GENERATIONS, names.LOSSES, names.SERVICE_STATS)
 
 
 @dataclass
@@ -99,11 +99,18 @@ class Collector:
         self._history = history
         self.statistics = Statistics("inspector", REGISTRY)
         self.statistics.gauges = self._gauges
+        self.losses = Losses([], [])
+        """The records that were gone before they were applied."""
+        self.retentions: dict[str, float] = {}
+        """For how many seconds Kafka keeps the records of a topic."""
         self._watched_at = -math.inf
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
         """Look at everything for as long as the site runs (``web.Application.cleanup_ctx``)."""
-        looks = (self._kafka, self._read_statistics, self._redis, self._dynamodb, self._publish, self._sample)
+        looks = (
+            *(self._kafka, self._read_statistics, self._redis, self._dynamodb, self._publish, self._sample),
+            self._read_losses,
+        )
         tasks = [asyncio.create_task(self._forever(look)) for look in looks]
         yield
         for task in tasks:
@@ -119,6 +126,7 @@ class Collector:
         found = {f"lag_{group}": float(marks.lag(group)) for group in GROUPS} if marks.ends else {}
         if (end := marks.ends.get(TopicPartition(names.DEAD_LETTERS, 0))) is not None:
             found["dead_letters"] = float(end)
+        found["lost"] = float(records_of([*self.losses.open, *self.losses.acknowledged]))
         return found | {"redis_since": float(redis.since)} if redis.up else found
 
     async def _forever(self, look: Callable[[], Awaitable[None]]) -> None:
@@ -163,6 +171,26 @@ class Collector:
                     self.engines["Kafka"].see(None)
                     limit.reschedule(None)
                     await asyncio.sleep(LOOK_S)
+        finally:
+            await admin.close()
+
+    async def _read_losses(self) -> None:
+        admin = AIOKafkaAdminClient(**client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
+        try:
+            await admin.start()
+            generation = max((g.generation for g in await generations(self.settings)), default=1)
+            async with LogReader(self.settings) as reader:
+                while True:
+                    self.retentions = await retentions(admin, LOGS)
+                    noted = await losses.read(reader)
+                    firsts = {(s.topic, s.partition): s.first for topic in LOGS for s in await reader.spans(topic)}
+                    away = []
+                    for group, of_group in GROUPS.items():
+                        if (committed := self.watermarks.committed.get(group)) is not None:
+                            read = {tp: first for tp, first in firsts.items() if tp[0] in of_group}
+                            away += unnoted(group, generation, committed, read)
+                    self.losses = Losses.of([*noted, *away])
+                    await asyncio.sleep(LOSSES_S)
         finally:
             await admin.close()
 

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector as MetricsCollector
 
 from chat_streams.inspector.collector import Collector
 from chat_streams.kafka.names import DEAD_LETTERS
+from chat_streams.model.losses import records_of
 from chat_streams.operations.lag import summary
 from chat_streams.operations.lag_reader import GROUPS
 
@@ -52,6 +53,7 @@ class System(MetricsCollector):
             if tp.topic == DEAD_LETTERS:
                 letters.add_metric([], end)
         yield letters
+        yield from self._losses()
         yield from self._audit()
 
     def _lags(self) -> Iterator[GaugeMetricFamily]:
@@ -71,12 +73,34 @@ class System(MetricsCollector):
                 "connect_chat_lag_records", "Records that a group has not applied and committed.", labels=labels
             ),
         }
+        ratios = GaugeMetricFamily(
+            "connect_chat_lag_retention_ratio",
+            "How long the oldest has waited, as a part of the time after which Kafka deletes it.",
+            labels=labels,
+        )
         for row in summary(self._collector.watermarks, self._collector.lags, GROUPS):
+            kept = self._collector.retentions.get(row["topic"])
             for partition in row["partitions"]:
+                values = [row["group"], row["topic"], str(partition["partition"])]
                 for name, family in families.items():
                     if partition[name] is not None:
-                        family.add_metric([row["group"], row["topic"], str(partition["partition"])], partition[name])
+                        family.add_metric(values, partition[name])
+                if kept is not None and partition["seconds"] is not None:
+                    ratios.add_metric(values, partition["seconds"] / kept)
         yield from families.values()
+        yield ratios
+
+    def _losses(self) -> Iterator[GaugeMetricFamily]:
+        lost = GaugeMetricFamily(
+            "connect_chat_lost_records",
+            "Records that were gone before a group had applied them; until somebody acknowledges it.",
+            labels=["group", "topic"],
+        )
+        for group, topics in GROUPS.items():
+            for topic in topics:
+                of_topic = [loss for loss in self._collector.losses.open if (loss.app, loss.topic) == (group, topic)]
+                lost.add_metric([group, topic], records_of(of_topic))
+        yield lost
 
     def _audit(self) -> Iterator[GaugeMetricFamily]:
         clean = GaugeMetricFamily(

@@ -23,6 +23,7 @@ COUNTED: Final = ("gateway", "messaging")
 WITNESSES: Final = {
     "dead_letters": "dead_letters was written to: what is redriven is applied without being accepted anew",
     "redis_since": "Redis was away: what it lost is applied again",
+    "lost": "records were gone from the log before they were applied",
 }
 """Gauges of the inspector with the reason that a change of one gives for the ledger to be off."""
 _COUNTERS: Final = ("accepted", "delivered", "acknowledged", "appended", "overflowed", "retries", "stored", "refused")

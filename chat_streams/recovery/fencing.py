@@ -111,9 +111,10 @@ class Fencing:
             if not progress.committable(tp) and not earliest[tp]:
                 new[tp.partition] = token
                 continue
-            # Below the mark every server has all, so that what the log no longer has of it is not missing.
+            # Below the mark every server has all, so that what the log no longer has of it is not missing. A server
+            # without a mark is restored, and that tells whose inbox is gone what the log no longer has.
             begin = min(mark, progress.rewind_offset(tp))
-            rewinds[tp] = begin if begin >= earliest[tp] else min(mark, earliest[tp])
+            rewinds[tp] = begin if begin >= earliest[tp] else min(mark or earliest[tp], earliest[tp])
             # A server without a mark may have lost everything, also when the loss window reaches back to offset 0.
             if mark < progress.rewind_offset(tp) or not mark:
                 restores[tp.partition] = token

@@ -29,6 +29,7 @@ def register(site: Site) -> None:
         return Answer(
             {
                 "audit": audit_of(site),
+                "losses": site.collector.losses.as_json(),
                 "live": _live(site) | verdict(site.collector.series.ledger),
                 "running": task is not None and not task.done(),
                 "progress": running["done"] / running["total"] if running["total"] else 0,

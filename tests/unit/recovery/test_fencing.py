@@ -110,7 +110,7 @@ async def test_a_server_that_does_not_know_it_rewinds_before_the_next_append(
         pytest.param(50, 90, 50, id="the server has what the log lacks"),
         pytest.param(95, 90, 90, id="neither has a part"),
         pytest.param(100, 100, 100, id="a log that is empty, and a server that has all"),
-        pytest.param(100, 0, 0, id="both have lost all"),
+        pytest.param(100, 0, 100, id="a server that has lost all, which is restored"),
     ],
 )
 async def test_a_rewind_reaches_below_the_log_only_for_what_the_server_lost(
