@@ -13,7 +13,7 @@ from chat_streams.compat import uvloop_streams
 from chat_streams.model.errors import RedisRefused, SettingsError, TopicsError
 from chat_streams.runtime import logs
 from chat_streams.runtime.process import tame_garbage_collector
-from chat_streams.runtime.settings import settings
+from chat_streams.runtime.settings import settings, warn_of_unknown_settings
 from gateway.app import create_app
 
 SHUTDOWN_SECONDS = 15.0
@@ -31,6 +31,7 @@ def main() -> None:
     try:
         s = settings()
         logs.configure(s.log_format)
+        warn_of_unknown_settings()
         tame_garbage_collector()
         web.run_app(
             create_app(s),

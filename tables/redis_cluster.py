@@ -51,13 +51,13 @@ Command = tuple[Any, ...]
 
 def connect(settings: Settings, **options: Any) -> RedisCluster:
     """Return a client of redis-py that is not connected yet, with the addresses, TLS and login of the settings."""
-    url, *others = settings.redis.split(",")
+    url, *_ = settings.redis.split(",")
     user, password = settings.redis_login() or (None, None)
     if settings.redis_tls:
         options["ssl_ca_certs"] = None if settings.redis_ca_file is None else str(settings.redis_ca_file)
     return RedisCluster.from_url(
         url,
-        startup_nodes=[ClusterNode(host, int(port)) for host, port in (node.split(":") for node in others)],
+        startup_nodes=[ClusterNode(host, port) for host, port in settings.redis_addresses[1:]],
         username=user,
         password=password,
         socket_timeout=settings.engine_timeout,

@@ -13,6 +13,7 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from aiokafka.protocol.metadata import MetadataRequest
 
+from chat_streams.model.addresses import split_address
 from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
@@ -45,11 +46,8 @@ async def explain_failure(settings: Settings, error: BaseException) -> str:
     kafka = f"Kafka at {settings.kafka} (CHAT_KAFKA)"
     options = client_options(settings)
     for address in options.pop("bootstrap_servers").split(","):
-        host, _, port = address.strip().rpartition(":")
         try:
-            connection = await create_conn(
-                host.strip("[]"), int(port), request_timeout_ms=int(PROBE_S * 1000), **options
-            )
+            connection = await create_conn(*split_address(address), request_timeout_ms=int(PROBE_S * 1000), **options)
             try:
                 await connection.send(MetadataRequest([]))
             finally:
@@ -66,7 +64,7 @@ async def explain_failure(settings: Settings, error: BaseException) -> str:
             )
         except ssl.SSLError as cause:
             return f"{kafka}: {address} speaks no TLS that we understand ({cause.reason}): see CHAT_KAFKA_TLS"
-        except (*KAFKA_AWAY, ValueError) as cause:
+        except KAFKA_AWAY as cause:
             error = cause
         else:
             return f"{kafka}: {error!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -43,9 +44,13 @@ class Names(NamedTuple):
         return f"messaging-{self.registry}-changelog"
 
 
-_VERSION_TEXT: Final = os.environ.get("CHAT_TOPICS_VERSION", "1")
-# Read here, since Faust's agents need the names of their topics on import. ``Settings`` refuses a bad number.
-VERSION: Final = int(_VERSION_TEXT) if _VERSION_TEXT.isdecimal() else 1
+def version_of(text: str) -> int:
+    """Return the version of the topics that a variable gives; 1 for what ``Settings`` refuses."""
+    return int(text) if re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) else 1
+
+
+# Read here, since Faust's agents need the names of their topics on import.
+VERSION: Final = version_of(os.environ.get("CHAT_TOPICS_VERSION", "1"))
 _NAMES: Final = Names.of(VERSION)
 INCOMING_MESSAGES: Final = _NAMES.incoming_messages
 SESSION_EVENTS: Final = _NAMES.session_events

@@ -28,7 +28,7 @@ from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.retry import retry_forever
-from chat_streams.runtime.settings import Settings, settings
+from chat_streams.runtime.settings import Settings, settings, warn_of_unknown_settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
 from tables.redis_cluster import Cluster
@@ -46,6 +46,7 @@ class Service(OrderedApp):
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
         self.settings = _settings_or_exit()
         logs.configure(self.settings.log_format)
+        warn_of_unknown_settings()
         uvloop_streams.install()
         super().__init__(
             name,

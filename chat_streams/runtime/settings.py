@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import re
-import ssl
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+import structlog
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from chat_streams.model.addresses import is_loopback, split_address
 from chat_streams.model.errors import SettingsError
+from chat_streams.runtime import values
 from chat_streams.runtime.logs import Format
+from chat_streams.runtime.values import (
+    Certificates,
+    Collector,
+    Endpoint,
+    Host,
+    KeySet,
+    LoginName,
+    RedisNodes,
+    SecretFile,
+    Servers,
+    TableName,
+)
+
+log = structlog.get_logger()
 
 DAY = 24 * 3600
+LOCAL: Final = "CHAT_LOCAL_"
+"""The prefix of the variables of the local stack (``docker/local/layout.py``), which the services leave alone."""
+_MOST: Final = 10**9
+_MOST_BYTES: Final = 2**40
+_MOST_SECONDS: Final = 10 * 365 * DAY
+
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+Rate = Annotated[float, Field(gt=0, le=_MOST, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0.01, le=DAY, allow_inf_nan=False)]
+"""A duration: above zero, so that what waits for it does no busy loop."""
 
 
 class Settings(BaseSettings):
@@ -24,36 +52,36 @@ class Settings(BaseSettings):
 
     log_format: Format = "auto"
     """The format of log lines: ``json``, ``console`` (for people), or ``auto`` (JSON unless stderr is a terminal)."""
-    traces: str | None = None
+    traces: Collector | None = None
     """The URL of an OpenTelemetry collector that takes spans by OTLP over HTTP; None for no traces."""
-    trace_sample: float = Field(0.001, ge=0, le=1)
+    trace_sample: float = Field(0.001, ge=0, le=1, allow_inf_nan=False)
     """The share of messages that are traced."""
 
     # Engines
-    kafka: str = "127.0.0.1:9092"
+    kafka: Servers = "127.0.0.1:9092"
     """The bootstrap servers, ``host:port``, separated by commas."""
     kafka_tls: bool = False
-    kafka_ca_file: Path | None = None
+    kafka_ca_file: Certificates | None = None
     """A file of CA certificates (PEM) that sign those of the brokers; None for the CAs that the system trusts."""
-    kafka_user: str | None = None
+    kafka_user: LoginName | None = None
     """The user for SASL/SCRAM-SHA-512; None for no login."""
     kafka_password: SecretStr | None = None
-    kafka_password_file: Path | None = None
-    redis: str = "redis://127.0.0.1:7000"
+    kafka_password_file: SecretFile | None = None
+    redis: RedisNodes = "redis://127.0.0.1:7000"
     """The URL of any node of the cluster (``rediss://`` for TLS); ``,host:port`` adds further nodes to try."""
-    redis_ca_file: Path | None = None
+    redis_ca_file: Certificates | None = None
     """A file of CA certificates, as ``kafka_ca_file``."""
-    redis_user: str | None = None
+    redis_user: LoginName | None = None
     """The user in Redis's access control list; None for ``default``."""
     redis_password: SecretStr | None = None
-    redis_password_file: Path | None = None
+    redis_password_file: SecretFile | None = None
     redis_connections: int = Field(32, ge=1, le=1_000)
     """The largest number of connections per node and process; commands wait while none is free."""
-    engine_timeout: float = Field(5.0, gt=0, le=60)
+    engine_timeout: float = Field(5.0, ge=0.01, le=60, allow_inf_nan=False)
     """The timeout of one request to Redis or DynamoDB."""
-    dynamodb_endpoint: str | None = None
+    dynamodb_endpoint: Endpoint | None = None
     """The URL of DynamoDB Local; None for AWS itself."""
-    history_table: str = "chat_history"
+    history_table: TableName = "chat_history"
 
     # Topics
     partitions: int = Field(8, ge=1, le=10_000)
@@ -64,116 +92,119 @@ class Settings(BaseSettings):
     """Partitions of outgoing_messages: twice the number of gateways, for rolling deploys."""
     replication: int = Field(1, ge=1, le=10)
     min_insync: int = Field(1, ge=1, le=10)
-    retention: int = Field(30 * DAY, ge=60)
+    retention: int = Field(30 * DAY, ge=60, le=_MOST_SECONDS)
 
     # Gateway
-    gateway_host: str = "127.0.0.1"
-    gateway_port: int = Field(8080, ge=1, le=65_535)
-    metrics_host: str = "127.0.0.1"
-    metrics_port: int = Field(8085, ge=1, le=65_535)
+    gateway_host: Host = "127.0.0.1"
+    gateway_port: Port = 8080
+    metrics_host: Host = "127.0.0.1"
+    metrics_port: Port = 8085
     """The port of the gateway's ``/metrics``, apart from ``gateway_port``, which is open to the public."""
     jwt_secret: SecretStr | None = None
     """The HS256 key of tokens, at least 32 bytes; alternatives are ``jwt_secret_file`` and ``jwks_url``."""
-    jwt_secret_file: Path | None = None
-    jwks_url: str | None = None
-    heartbeat: float = Field(30.0, gt=0)
-    hello_timeout: float = Field(10.0, gt=0)
-    max_connections: int = Field(20_000, ge=1)
+    jwt_secret_file: SecretFile | None = None
+    jwks_url: KeySet | None = None
+    heartbeat: Seconds = 30.0
+    hello_timeout: Seconds = 10.0
+    max_connections: Count = 20_000
     max_body: int = Field(64 * 1024, ge=16, le=256 * 1024)
-    max_frame: int = Field(512 * 1024, ge=1024)
-    max_frame_objects: int = Field(1_000, ge=1)
-    window: int = Field(8_000, ge=1)
+    max_frame: int = Field(512 * 1024, ge=1024, le=2**30)
+    max_frame_objects: Count = 1_000
+    window: Count = 8_000
     """The largest number of messages of one connection that are forwarded and not acknowledged."""
-    window_bytes: int = Field(2 * 1024 * 1024, ge=1024)
+    window_bytes: int = Field(2 * 1024 * 1024, ge=1024, le=_MOST_BYTES)
     origins: str | None = None
     """Origins of web pages that may connect besides the gateway's own, separated by commas; ``*`` for any."""
-    send_rate: float = Field(500.0, gt=0)
+    send_rate: Rate = 500.0
     """Messages a second that one user may send through one gateway in the long run."""
-    send_burst: int = Field(5_000, ge=1)
+    send_burst: Count = 5_000
     """Messages that one user may send at once, above that rate."""
-    send_bytes_rate: float = Field(2 * 1024 * 1024, gt=0)
+    send_bytes_rate: Rate = 2 * 1024 * 1024
     """Bytes of message bodies a second that one user may send through one gateway in the long run."""
-    send_bytes_burst: int = Field(16 * 1024 * 1024, ge=256 * 1024)
-    connect_rate: float = Field(1.0, gt=0)
+    send_bytes_burst: int = Field(16 * 1024 * 1024, ge=256 * 1024, le=_MOST_BYTES)
+    connect_rate: Rate = 1.0
     """Connections a second that one user may open to one gateway in the long run."""
-    connect_burst: int = Field(60, ge=1)
+    connect_burst: Count = 60
     """Connections that one user may open at once, above that rate."""
-    unconfirmed: int = Field(2_000, ge=1)
+    unconfirmed: Count = 2_000
     """Messages from one connection that are not yet confirmed to it; beyond that, its socket is not read."""
-    produce_buffer: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
+    produce_buffer: int = Field(64 * 1024 * 1024, ge=1024 * 1024, le=_MOST_BYTES)
     """Bytes that a gateway buffers for Kafka; beyond that, no socket is read."""
-    fetch_budget: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
+    fetch_budget: int = Field(64 * 1024 * 1024, ge=1024 * 1024, le=_MOST_BYTES)
     """Bytes of stored messages requested and not yet forwarded, over all connections of a gateway."""
-    record_interval: float = Field(0.010, ge=0, le=1)
+    record_interval: float = Field(0.010, ge=0, le=1, allow_inf_nan=False)
     """Seconds between two flushes of a topic's records that are not full."""
     record_bytes: int = Field(512 * 1024, ge=1024, le=900_000)
-    produce_timeout: float = Field(30.0, gt=0)
+    produce_timeout: Seconds = 30.0
     """Seconds after which a message that Kafka did not accept is refused; the client sends it again."""
-    lease: float = Field(10.0, gt=0)
+    lease: float = Field(10.0, ge=0.1, le=DAY, allow_inf_nan=False)
     """The duration of the lease on a gateway's slot; it is renewed three times within it."""
-    announce_sweep: float = Field(300.0, gt=0)
+    announce_sweep: Seconds = 300.0
     """The period in which a gateway announces all its connections again, a few at a time."""
 
     # Inbox
-    inbox_ttl: int = Field(30 * DAY, ge=1)
+    inbox_ttl: int = Field(30 * DAY, ge=1, le=_MOST_SECONDS)
     """The time after which an inbox without activity, and a device that was not seen, is forgotten."""
-    inbox_messages: int = Field(100_000, ge=1)
+    inbox_messages: Count = 100_000
     """The quota of one user in messages; beyond it, the newest go to history only."""
-    inbox_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    inbox_bytes: int = Field(64 * 1024 * 1024, ge=1024, le=_MOST_BYTES)
     """The quota of one user in bytes."""
-    retry_window: int = Field(3600, ge=1)
+    retry_window: int = Field(3600, ge=1, le=_MOST_SECONDS)
     """The period in which a message that is sent again under the same id is delivered once."""
     max_devices: int = Field(16, ge=1, le=100)
-    read_messages: int = Field(2_000, ge=1)
-    read_bytes: int = Field(512 * 1024, ge=1024)
+    read_messages: Count = 2_000
+    read_bytes: int = Field(512 * 1024, ge=1024, le=_MOST_BYTES)
 
     # Workers
-    loss_window: float = Field(60.0, ge=1)
+    loss_window: float = Field(60.0, ge=1, le=DAY, allow_inf_nan=False)
     """The age of the newest writes that a Redis failover may lose: so much of the log is applied again."""
-    commit_interval: float = Field(1.0, gt=0)
-    session_timeout: float = Field(6.0, ge=1)
+    commit_interval: Seconds = 1.0
+    session_timeout: float = Field(6.0, ge=1, le=1_800, allow_inf_nan=False)
     """The time after which a dead worker loses its partitions; at least the broker's group.min.session.timeout.ms."""
 
-    @field_validator("redis")
+    @field_validator("*", mode="before")
     @classmethod
-    def _redis_nodes(cls, value: str) -> str:
-        if "@" in value:
-            raise ValueError("it is shown in errors: user and password have variables of their own")
-        if not re.fullmatch(r"rediss?://[^,]+(,[^,:/]+:[0-9]{1,5})*", value):
-            raise ValueError("redis://host:port or rediss://host:port is wanted, and ,host:port for each further node")
-        return value
+    def _text(cls, value: Any, info: ValidationInfo) -> Any:
+        # A path may have any bytes.
+        is_path = values.unwrap(cls.model_fields[info.field_name or ""])[0] is Path
+        return values.not_empty(value if is_path else values.decodable(value))
 
-    @field_validator("traces")
+    @field_validator("topics_version", mode="before")
     @classmethod
-    def _collector(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https?://[^/@]+/\S+", value):
-            raise ValueError("the whole URL is wanted, without a login: http://127.0.0.1:4318/v1/traces")
-        return value
-
-    @field_validator("kafka_ca_file", "redis_ca_file")
-    @classmethod
-    def _certificates(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            try:
-                ssl.create_default_context(cafile=value)
-            except ssl.SSLError as error:
-                raise ValueError(f"{value} holds no certificates in PEM") from error
-            except OSError as error:
-                raise ValueError(f"{value} cannot be read: {error.strerror}") from error
+    def _plain(cls, value: Any) -> Any:
+        # ``kafka.names`` reads the variable by itself: what it took for 1 must not be another number here.
+        if isinstance(value, str) and value.strip() and not re.fullmatch(r"[0-9]+", value, re.ASCII):
+            raise ValueError("a whole number from 1 to 1,000 is wanted, in digits alone")
         return value
 
     @model_validator(mode="after")
-    def _logins(self) -> Self:
+    def _consistent(self) -> Self:
         if self.kafka_ca_file is not None and not self.kafka_tls:
             raise ValueError("CHAT_KAFKA_CA_FILE is of no use without CHAT_KAFKA_TLS=true")
         if self.redis_ca_file is not None and not self.redis_tls:
             raise ValueError("CHAT_REDIS_CA_FILE is of no use without rediss:// in CHAT_REDIS")
         # Without TLS, SCRAM hides the password only, all else can be read; Redis would send the password itself.
-        if self.kafka_login() is not None and not self.kafka_tls and not _is_loopback(self.kafka):
+        if self.kafka_login() is not None and not self.kafka_tls and not all(map(is_loopback, self._kafka_hosts())):
             raise ValueError("CHAT_KAFKA_USER is refused without CHAT_KAFKA_TLS=true, but for a Kafka on loopback")
-        if self.redis_login() is not None and not self.redis_tls and not _is_loopback(self.redis.partition("//")[2]):
+        hosts = [host for host, _ in self.redis_addresses]
+        if self.redis_login() is not None and not self.redis_tls and not all(map(is_loopback, hosts)):
             raise ValueError("CHAT_REDIS_PASSWORD is refused without rediss:// in CHAT_REDIS, but for one on loopback")
+        # Kafka creates such a topic, and refuses each write to it for ever.
+        if self.min_insync > self.replication:
+            raise ValueError(
+                f"CHAT_MIN_INSYNC is {self.min_insync}: a number up to CHAT_REPLICATION ({self.replication}) is wanted"
+            )
+        if self.jwt_secret is not None or self.jwt_secret_file is not None:
+            self.jwt_key()
         return self
+
+    def _kafka_hosts(self) -> list[str]:
+        return [split_address(address)[0] for address in self.kafka.split(",")]
+
+    @property
+    def redis_addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each node that ``redis`` names."""
+        return values.redis_addresses(self.redis)
 
     @property
     def redis_tls(self) -> bool:
@@ -201,7 +232,7 @@ class Settings(BaseSettings):
             raise SettingsError("no key for tokens: set CHAT_JWT_SECRET, CHAT_JWT_SECRET_FILE (HS256) or CHAT_JWKS_URL")
         if len(key.encode()) < 32:
             of_file = f"_FILE ({self.jwt_secret_file})" if self.jwt_secret is None else ""
-            raise SettingsError(f"CHAT_JWT_SECRET{of_file} is shorter than 32 bytes")
+            raise SettingsError(f"CHAT_JWT_SECRET{of_file} is shorter than 32 bytes: 32 or more are wanted")
         return key
 
 
@@ -212,25 +243,32 @@ def _secret(variable: str, value: SecretStr | None, file: Path | None) -> str | 
     if file is None:
         return None
     try:
-        return file.read_text().strip()
-    except OSError as error:
-        raise SettingsError(f"{variable}_FILE ({file}) cannot be read: {error.strerror}") from error
+        return values.read_secret(file)
+    except ValueError as error:
+        raise SettingsError(f"{variable}_FILE is {str(file)!r}: {error}") from error
 
 
-def _is_loopback(addresses: str) -> bool:
-    """Return whether all addresses (``host:port``, separated by commas) are loopback addresses."""
-    hosts = [address.rpartition(":")[0].strip("[] ") for address in addresses.split(",")]
-    return all(host == "localhost" or re.fullmatch(r"127(\.[0-9]{1,3}){3}|::1", host) for host in hosts)
+def read_settings(**given: Any) -> Settings:
+    """Return the settings of the environment, with those ``given`` in its place; raises ``SettingsError``."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(f"wrong setting: {values.explain(Settings, error)}") from error
 
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """Return the settings of this process; raises ``SettingsError`` that names each wrong variable."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        # An error about several settings has no location; its text names them.
-        lines = [
-            f"CHAT_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()
-        ]
-        raise SettingsError("wrong setting: " + "; ".join(lines)) from error
+    return read_settings()
+
+
+def unknown_settings() -> list[str]:
+    """Return a line for each ``CHAT_`` variable of this process that is no setting."""
+    known = [values.variable(Settings, field) for field in Settings.model_fields]
+    return values.unknown(os.environ, known, "CHAT_", others=[LOCAL])
+
+
+def warn_of_unknown_settings() -> None:
+    """Log the variables that are no settings: nothing else would tell that a name is misspelt."""
+    for line in unknown_settings():
+        log.warning(line)

@@ -91,9 +91,12 @@ def with_defaults() -> Settings:
     """
     if not {"CHAT_JWT_SECRET", "CHAT_JWT_SECRET_FILE"} & os.environ.keys():
         try:
-            local = service_environment(Layout.from_settings())
+            layout = Layout.from_settings()
         except StackError as error:
             raise SettingsError(str(error)) from error
+        if not layout.secret_file.exists():
+            raise SettingsError(f"there is no {layout.secret_file}, the key for tokens: run make up")
+        local = service_environment(layout)
         for name, value in local.items():
             os.environ.setdefault(name, value)
     return settings()
@@ -230,7 +233,7 @@ def main(user: str) -> None:
     except KeyboardInterrupt:
         click.echo()
     except (SettingsError, ConnectionClosed) as error:
-        missing = isinstance(error, SettingsError) or error.code == "unreachable"
+        missing = isinstance(error, ConnectionClosed) and error.code == "unreachable"
         raise click.ClickException(f"{error}{': run make up' if missing else ''}") from error
     sys.exit(chat.failed)
 

@@ -348,9 +348,7 @@ def main() -> int:
         first = _first(error)
         if not isinstance(first, expected):
             raise
-        hint = (
-            ": run make up" if isinstance(first, SettingsError) or getattr(first, "code", "") == "unreachable" else ""
-        )
+        hint = ": run make up" if getattr(first, "code", "") == "unreachable" else ""
         screen.print(Text(f"The demo failed: {first}{hint}", style="bold red"))
         return 1
     return 0

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import secrets
 import socket
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from chat_streams.model.errors import SettingsError
+from chat_streams.runtime.settings import LOCAL, Settings, read_settings, unknown_settings
+from chat_streams.runtime.values import explain, unknown
+from chat_streams.runtime.values import variable as setting_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
-PREFIX = "CHAT_LOCAL_"
+PREFIX = LOCAL
 INSTANCE_STEP = 10
 """The distance between the ports of two instances: instance n has the first one's port plus n - 1 times this."""
 
@@ -41,6 +47,15 @@ _owned_blocks: list[socket.socket] = []
 Port = Annotated[int, Field(ge=1024, le=65_535)]
 
 
+def _heap(value: str) -> str:
+    """Check a size for Java that is enough for Kafka, and that any 64-bit machine can promise."""
+    found = re.fullmatch(r"([0-9]{1,6})([mMgG])", value, re.ASCII)
+    megabytes = int(found[1]) * (1024 if found[2] in "gG" else 1) if found else 0
+    if not 128 <= megabytes <= 64 * 1024:
+        raise ValueError("a size from 128m to 64g is wanted, in digits and m or g")
+    return value
+
+
 class StackError(Exception):
     """An error for the user; its text is complete and needs no traceback."""
 
@@ -54,7 +69,7 @@ class Layout(BaseSettings):
     """The data folder. A relative path starts at the repository's root; it is absolute once the layout exists."""
     kafka: Port = 9092
     kafka_controller: Port = 9093
-    kafka_heap: str = "1g"
+    kafka_heap: Annotated[str, AfterValidator(_heap)] = "1g"
     """The heap of Kafka, as the value of Java's -Xmx."""
     redis: Port = 7000
     redis_bus: Port = 17000
@@ -69,7 +84,14 @@ class Layout(BaseSettings):
     @field_validator("data")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return (ROOT / value.expanduser()).resolve()
+        try:
+            path = (ROOT / value.expanduser()).resolve()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"the path of a folder is wanted: {error}") from None
+        nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        if not nearest.is_dir():
+            raise ValueError(f"the path of a folder is wanted: {nearest} is none")
+        return path
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -88,8 +110,7 @@ class Layout(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            lines = [": ".join([*(variable(str(name)) for name in e["loc"]), e["msg"]]) for e in error.errors()]
-            raise StackError("; ".join(lines)) from error
+            raise StackError(f"wrong setting: {explain(cls, error)}") from error
 
     @classmethod
     def free(cls, data: Path) -> Self:
@@ -128,6 +149,11 @@ class Layout(BaseSettings):
 def variable(field: str) -> str:
     """Return the environment variable that sets a field of ``Layout``."""
     return f"{PREFIX}{field.upper()}"
+
+
+def unknown_variables() -> list[str]:
+    """Return a line for each ``CHAT_`` variable, of the stack or of its services, that is no setting."""
+    return unknown_settings() + unknown(os.environ, map(variable, Layout.model_fields), PREFIX)
 
 
 def is_free(port: int) -> bool:
@@ -176,15 +202,33 @@ def service_environment(layout: Layout) -> dict[str, str]:
     }
 
 
+def check_services(layout: Layout) -> None:
+    """Check the settings that the services of a stack would get; raises ``StackError`` before any of them starts."""
+    own = service_environment(layout)
+    given = {field: own[name] for field in Settings.model_fields if (name := setting_variable(Settings, field)) in own}
+    try:
+        read_settings(**given)
+    except SettingsError as error:
+        raise StackError(str(error)) from error
+
+
 def create_secret(layout: Layout) -> None:
-    """Create the key that signs tokens, readable by this user only; an existing one is kept."""
-    if layout.secret_file.exists():
-        return
-    layout.data.mkdir(parents=True, exist_ok=True)
-    unfinished = layout.data / f"jwt-secret.{os.getpid()}"
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-    # Unlike a rename, a link never replaces the key that another process has made meanwhile.
-    with contextlib.suppress(FileExistsError):
-        layout.secret_file.hardlink_to(unfinished)
-    unfinished.unlink()
+    """Create the key that signs tokens, readable by this user only; an existing one is kept.
+
+    Raises ``StackError`` when the data folder, which this is the first to use, cannot be written.
+    """
+    try:
+        if layout.secret_file.exists():
+            return
+        layout.data.mkdir(parents=True, exist_ok=True)
+        unfinished = layout.data / f"jwt-secret.{os.getpid()}"
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        # Unlike a rename, a link never replaces the key that another process has made meanwhile.
+        with contextlib.suppress(FileExistsError):
+            layout.secret_file.hardlink_to(unfinished)
+        unfinished.unlink()
+    except OSError as error:
+        raise StackError(
+            f"{variable('data')} is {str(layout.data)!r}: a folder that can be written is wanted: {error.strerror}"
+        ) from error

@@ -23,9 +23,11 @@ from docker.local.layout import (
     Layout,
     StackError,
     base_environment,
+    check_services,
     create_secret,
     is_free,
     service_environment,
+    unknown_variables,
     variable,
 )
 from docker.local.part import Part
@@ -77,6 +79,7 @@ class Stack:
         running.
         """
         create_secret(self.layout)
+        check_services(self.layout)
         with self._alone():
             began = time.monotonic()
             running = self.supervisor.is_running()
@@ -206,6 +209,8 @@ def main() -> None:
     """Run Connect Chat on this machine. Ports and the data folder are CHAT_LOCAL_* variables."""
     # Client libraries log that an engine that isn't up yet cannot be reached.
     logging.disable(logging.CRITICAL)
+    for line in unknown_variables():
+        click.secho(f"warning: {line}", err=True, fg="yellow")
 
 
 @main.command()

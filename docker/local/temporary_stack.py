@@ -85,6 +85,7 @@ class Stack:
         self._own = GENEROUS | (PATIENT if patient else {})
         self.environment = base_environment() | service_environment(self.layout)
         """The environment of commands and of further services of the stack."""
+        create_secret(self.layout)
         self.settings = Settings(
             kafka=f"{HOST}:{self.layout.kafka}",
             redis=f"redis://{HOST}:{self.layout.redis}",
@@ -99,7 +100,6 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        create_secret(self.layout)
         try:
             await self.collector.start()
             await self._start_all()
