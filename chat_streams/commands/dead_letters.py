@@ -16,6 +16,7 @@ from rich.table import Table
 from chat_streams.commands.output import Since, bar, console, utc
 from chat_streams.model import errors
 from chat_streams.model.errors import KafkaUnavailable
+from chat_streams.model.text import escaped
 from chat_streams.operations import redrive_service
 from chat_streams.operations.dead_letters import CODECS, Filter
 from chat_streams.processing.service import Service
@@ -140,7 +141,14 @@ async def _list(settings: Settings, wanted: Filter, limit: int, as_json: bool) -
         mark = redriven.get(s.number)
         last = "" if s.last_at == s.first_at else utc(s.last_at)
         table.add_row(
-            *(str(s.number), s.app, s.origin.topic, str(s.origin.partition), str(s.origin.offset), escape(s.reason)),
+            *(
+                str(s.number),
+                s.app,
+                s.origin.topic,
+                str(s.origin.partition),
+                str(s.origin.offset),
+                escape(escaped(s.reason)),
+            ),
             *(utc(s.first_at), last, str(s.size), "open" if mark is None else f"redriven {utc(mark.at)}"),
         )
     out.print(table)
@@ -150,23 +158,23 @@ async def _show(settings: Settings, number: int, bodies: bool, as_json: bool) ->
     with bar("reading dead letters") as progress:
         found = await redrive_service.details(settings, number, bodies, progress)
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        click.echo(escaped(json.dumps(found, indent=2, ensure_ascii=False), keep="\n"))
         return
     out = console()
     table = Table(title=f"dead letter {number}", show_header=False)
     for name in ("app", "topic", "partition", "offset", "key", "reason", "first_at", "last_at"):
-        table.add_row(name, escape(str(found[name])))
+        table.add_row(name, escape(escaped(str(found[name]))))
     table.add_row("size", f"{found['size']} bytes")
     table.add_row("state", _state(found))
     out.print(table)
-    click.echo(f"\n{found['traceback'].rstrip()}\n")
+    click.echo(escaped(f"\n{found['traceback'].rstrip()}\n", keep="\n"))
     record, shown, size = found["record"], bytes.fromhex(found["hex"]), found["size"]
     if record is None:
-        click.echo(f"The record doesn't decode: {found['undecodable']}")
+        click.echo(escaped(f"The record doesn't decode: {found['undecodable']}"))
     else:
         click.echo(f"The record: {len(record)} items")
         for entry in record:
-            click.echo(json.dumps(entry, ensure_ascii=False))
+            click.echo(escaped(json.dumps(entry, ensure_ascii=False)))
     more = "" if len(shown) == size else f", the first {len(shown)} (all with --bodies)"
     click.echo(f"\n{size} bytes{more}:")
     for start in range(0, len(shown), HEX_ROW):

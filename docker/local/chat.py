@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import sys
 import threading
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from chat_streams.model.addresses import join_address
 from chat_streams.model.errors import SettingsError
+from chat_streams.model.text import escaped
 from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.tokens import mint
 from clients.python.client import Client, Message
@@ -34,7 +35,6 @@ bob hello      send "hello" to bob
 /history bob   the latest messages exchanged with bob
 /quit          leave, as Ctrl-D and Ctrl-C do
 /help          this"""
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def parse(line: str, to: str = "") -> Line:
 
 
 def printable(body: Any) -> str:
-    """Return a body as text without control characters, so that what others write cannot steer the terminal."""
-    text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Return a body as one line of text that cannot steer the terminal, nor look like a line of another sender."""
+    return escaped(body if isinstance(body, str) else msgspec.json.encode(body).decode())
 
 
 def clock(at: str) -> str:
@@ -80,7 +79,7 @@ def clock(at: str) -> str:
     try:
         local = datetime.fromisoformat(at).astimezone()
     except ValueError:
-        return printable(at)
+        return escaped(at)
     return local.strftime("%H:%M:%S" if local.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
 
 
@@ -139,12 +138,13 @@ class Chat:
     def _print(self, text: str, style: str = "", who: str = "", at: str = "") -> None:
         if self._interactive:
             self._screen.file.write("\r\x1b[K")
-        self._screen.print(Text.assemble((f"{clock(at)} " if at else "", "dim"), (who, "bold cyan"), (text, style)))
+        time, sender = f"{clock(at)} " if at else "", escaped(who)
+        self._screen.print(Text.assemble((time, "dim"), (sender, "bold cyan"), (text, style)))
         self._prompt()
 
     def _prompt(self) -> None:
         if self._interactive:
-            self._screen.file.write(f"\r\x1b[K{self.user}{' to ' + self._to if self._to else ''}> ")
+            self._screen.file.write(f"\r\x1b[K{self.user}{' to ' + escaped(self._to) if self._to else ''}> ")
             self._screen.file.flush()
 
     async def _arrived(self, messages: list[Message]) -> None:
@@ -182,7 +182,7 @@ class Chat:
             elif asked.do == "help":
                 self._print(HELP)
             elif asked.do == "wrong":
-                self._print(asked.text, "yellow")
+                self._print(escaped(asked.text), "yellow")
             elif asked.do == "to":
                 self._to = asked.user
             self._prompt()
@@ -192,21 +192,21 @@ class Chat:
             sent = await self._client.send(to, text)
         except (RequestRefused, TimeoutError) as error:
             self.failed = True
-            self._print(f"✗ to {to}: {printable(text)}: {error}", "red")
+            self._print(escaped(f"✗ to {to}: {text}: {error}"), "red")
         else:
-            self._print(f"✓ to {to}: {printable(text)}", "green", at=sent.at)
+            self._print(escaped(f"✓ to {to}: {text}"), "green", at=sent.at)
 
     async def _history(self, user: str) -> None:
         try:
             page = await self._client.history(user)
         except (RequestRefused, TimeoutError) as error:
             self.failed = True
-            self._print(f"no history: {error}", "red")
+            self._print(escaped(f"no history: {error}"), "red")
             return
         for message in sorted(page.messages, key=lambda message: message.at):
             self._print(printable(message.body), "dim", who=f"{message.sender}: ", at=message.at)
         if not page.messages:
-            self._print(f"nothing with {user} yet", "dim")
+            self._print(escaped(f"nothing with {user} yet"), "dim")
 
 
 def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:
@@ -228,13 +228,13 @@ def main(user: str) -> None:
     chat = Chat(user)
     try:
         found = with_defaults()
-        url = f"ws://{found.gateway_host}:{found.gateway_port}/v1/connect"
+        url = f"ws://{join_address(found.gateway_host, found.gateway_port)}/v1/connect"
         asyncio.run(chat.run(url, found.jwt_key()))
     except KeyboardInterrupt:
         click.echo()
     except (SettingsError, ConnectionClosed) as error:
         missing = isinstance(error, ConnectionClosed) and error.code == "unreachable"
-        raise click.ClickException(f"{error}{': run make up' if missing else ''}") from error
+        raise click.ClickException(escaped(f"{error}{': run make up' if missing else ''}")) from error
     sys.exit(chat.failed)
 
 

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from chat_streams.model.addresses import join_address
 from chat_streams.model.errors import SettingsError
 from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.tokens import mint
@@ -175,7 +176,7 @@ class Demo:
 
     def __init__(self, found: Settings) -> None:
         self._settings, self._key = found, found.jwt_key()
-        self._url = f"ws://{found.gateway_host}:{found.gateway_port}/v1/connect"
+        self._url = f"ws://{join_address(found.gateway_host, found.gateway_port)}/v1/connect"
         suffix = secrets.token_hex(2)
         *self._senders, self._bob = (f"{name}-{suffix}" for name in ("alice", "carla", "dmitri", "bob"))
         self._sent: dict[str, list[tuple[str, Any]]] = {user: [] for user in self._senders}
