@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
-from chat_streams.kafka.names import partition_of
+from chat_streams.kafka.names import SESSION_EVENTS, partition_of
 from chat_streams.model.records import Delivery, InboxAdvanced, Missed, Registered, UserConnected, UserDisconnected
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
@@ -20,6 +21,8 @@ ANNOUNCE_EVERY: Final = 0.05
 ANNOUNCE_AT_ONCE: Final = 100
 ANNOUNCE_JITTER: Final = 1.0
 CORRECTIONS: Final = 10_000
+CORRECTED_S: Final = 60.0
+"""Seconds after a correction for which what is still on its way to the connection needs no second one."""
 
 
 class Announced(Protocol):
@@ -51,8 +54,11 @@ class Announcer:
         self._slot = slot
         self._connections = connections
         self._queued: OrderedDict[bytes, None] = OrderedDict()
-        # Connections said to be gone lately: what is still on its way to them needs no second correction.
-        self._corrected: OrderedDict[bytes, None] = OrderedDict()
+        # Connections that are being said to be gone, and those of which it is logged, with the time until which that is
+        # enough: a record that Kafka did not take corrects nothing, nor does one that was gone before it was applied.
+        self._correcting: set[bytes] = set()
+        self._corrected: OrderedDict[bytes, float] = OrderedDict()
+        publisher.on_logged[SESSION_EVENTS] = self._on_logged
 
     async def run(self) -> None:
         """Announce what is queued, and all connections every now and then, until cancelled."""
@@ -93,12 +99,23 @@ class Announcer:
         """Say that a connection is gone which the registry names and which is not here."""
         lease = self._slot.lease
         # A later epoch is another gateway's, which took the slot from this one.
-        if lease is None or item.epoch > lease.epoch or item.connection in self._corrected:
+        if lease is None or item.epoch > lease.epoch or item.connection in self._correcting:
             return
-        self._corrected[item.connection] = None
-        if len(self._corrected) > CORRECTIONS:
-            self._corrected.popitem(last=False)
+        if len(self._correcting) >= CORRECTIONS or self._corrected.get(item.connection, 0.0) > time.monotonic():
+            return
+        self._correcting.add(item.connection)
         self._publisher.publish_event(UserDisconnected(item.user, item.connection, item.epoch))
+
+    def _on_logged(self, events: list[UserConnected | UserDisconnected], ok: bool) -> None:
+        until = time.monotonic() + CORRECTED_S
+        for event in events:
+            if isinstance(event, UserDisconnected) and event.connection in self._correcting:
+                self._correcting.discard(event.connection)
+                if ok:
+                    self._corrected.pop(event.connection, None)
+                    self._corrected[event.connection] = until
+        while len(self._corrected) > CORRECTIONS:
+            self._corrected.popitem(last=False)
 
     def _announce(self, connection: Announced, drain: bool) -> None:
         lease = self._slot.lease

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from prometheus_client import Counter
 
+from chat_streams.kafka.names import INBOX_REQUESTS
 from chat_streams.model.codes import Close
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Announce, Delivery, Displaced, Fetch, Missed, Outgoing, Registered
@@ -26,6 +27,10 @@ from gateway.state.fetch_budget import FetchBudget
 from tables.slots import Lease, Slots
 
 ACKNOWLEDGE_WITHIN: Final = 0.1
+ACKNOWLEDGE_AGAIN: Final = 1.0
+"""Seconds until acknowledgements are written again that Kafka did not take."""
+MOST_UNLOGGED: Final = 20_000
+"""The largest number of devices whose acknowledgements wait for that; past it, the next one of a device covers it."""
 
 FORWARDED: Final = Counter(
     "connect_chat_gateway_messages_forwarded_total", "Handed to a recipient's socket.", registry=REGISTRY
@@ -68,6 +73,10 @@ class Hub:
         self._consumer = SlotConsumer(settings, self._receive)
         self._slot = SlotHolder(slots, self._consumer.open, self._on_slot_taken)
         self._announcer = Announcer(settings, publisher, self._slot, self._connections)
+        # A device that has acknowledged all it was sent has no reason to do so again.
+        self._unlogged: dict[tuple[str, str], Acknowledge] = {}
+        self._again: asyncio.TimerHandle | None = None
+        publisher.on_logged[INBOX_REQUESTS] = self._on_logged
 
     @property
     def lease(self) -> Lease | None:
@@ -88,6 +97,9 @@ class Hub:
 
     async def close(self) -> None:
         """Stop reading the slot and release it."""
+        self._unlogged.clear()
+        if self._again is not None:
+            self._again.cancel()
         await self._consumer.close()
         await self._slot.release()
 
@@ -129,6 +141,24 @@ class Hub:
             # Nobody waits for the acknowledgement of what came live; a page that waits for room does.
             linger=0.0 if state.is_behind else ACKNOWLEDGE_WITHIN,
         )
+
+    def _on_logged(self, requests: list[Acknowledge | Fetch], ok: bool) -> None:
+        if ok:
+            return
+        for request in requests:
+            if isinstance(request, Acknowledge):
+                device = request.user, request.device
+                former = self._unlogged.pop(device, request)
+                self._unlogged[device] = max(request, former, key=lambda ack: ack.position)
+        while len(self._unlogged) > MOST_UNLOGGED:
+            del self._unlogged[next(iter(self._unlogged))]
+        if self._unlogged and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(ACKNOWLEDGE_AGAIN, self._acknowledge_again)
+
+    def _acknowledge_again(self) -> None:
+        unlogged, self._unlogged, self._again = self._unlogged, {}, None
+        for acknowledgement in unlogged.values():
+            self._publisher.publish_acknowledgement(acknowledgement, linger=ACKNOWLEDGE_WITHIN)
 
     def reserve(self, connection: Connection, size: int) -> bool:
         """Take bytes of the budget for pages under way; without room the connection is woken later."""

@@ -111,6 +111,8 @@ class Publisher:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._closed_until = 0.0
+        self.on_logged: dict[str, Callable[[list[Any], bool], None]] = {}
+        """By topic, what is told of its items: whether Kafka has them for sure. Messages have owners instead."""
         self.healthy = False
         PRODUCE_BUFFER_BYTES.set_function(lambda: self.held)
 
@@ -174,7 +176,7 @@ class Publisher:
         self._add(INBOX_REQUESTS, fetch.user, fetch, 2 * ITEM_BYTES + len(fetch.user))
 
     def publish_acknowledgement(self, acknowledge: Acknowledge, *, flush: bool = False, linger: float = 0.0) -> None:
-        """Write an acknowledgement; one that is lost is covered by the next.
+        """Write an acknowledgement; one that is lost is covered by the next, or written again (``Hub``).
 
         It may wait up to ``linger`` s for others, or leaves as soon as it can with ``flush``.
         """
@@ -225,11 +227,14 @@ class Publisher:
         return await self.produce(topic, partition, _ENCODE[topic](items), self._headers(topic, items))
 
     def on_written(self, topic: str, items: list[Any], ok: bool) -> None:
-        """Tell the owners of messages that a record was written or has failed."""
+        """Tell whom it concerns that a record was written or has failed."""
         if topic == INCOMING_MESSAGES:
             self._confirm(items, ok)
-        elif not ok:
+            return
+        if not ok:
             log.warning("not written", topic=topic, count=len(items))
+        if topic in self.on_logged:
+            self.on_logged[topic](items, ok)
 
     def _confirm(self, items: list[Accepted], ok: bool) -> None:
         (ACCEPTED if ok else REFUSED).inc(len(items))

@@ -242,9 +242,9 @@ class _Redriver:
             )
             at = now_ms()
             for covered in write.covers:
-                mark = DEAD_LETTERS.encode(Redriven(covered, at, sent.offset))
-                self._catalogue.redriven[covered] = Redriven(covered, at, sent.offset)
-                await self._producer.send_and_wait(TOPIC, mark, letter.key)
+                mark = Redriven(covered, at, sent.offset)
+                await self._producer.send_and_wait(TOPIC, DEAD_LETTERS.encode(mark), letter.key)
+                self._catalogue.redriven[covered] = mark
         except KafkaError as error:
             raise KafkaUnavailable(
                 f"{name}: {error!r}; redriven before it: {self._counts['redriven'] - 1}, those after it were not"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import cast
+import time
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
-from chat_streams.kafka.names import partition_of
+from chat_streams.kafka.names import SESSION_EVENTS, partition_of
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import Missed, UserConnected, UserDisconnected
 from chat_streams.runtime.settings import Settings
 from gateway import announcer as module
-from gateway.announcer import Announced, Announcer
+from gateway.announcer import CORRECTED_S, Announced, Announcer
 from gateway.publisher import Publisher
 from gateway.slot_holder import SlotHolder
 from gateway.state.delivery_state import DeliveryState, Limits
@@ -39,12 +41,23 @@ class Slot:
     def __init__(self) -> None:
         self.lease: Lease | None = LEASE
         self.events: list[UserConnected | UserDisconnected] = []
+        self.on_logged: dict[str, Callable[[list[Any], bool], None]] = {}
         self.connections: dict[bytes, Announced] = {}
         self.settings = Settings(announce_sweep=3_600, partitions=8)
         self.announcer = Announcer(self.settings, cast("Publisher", self), cast("SlotHolder", self), self.connections)
 
     def publish_event(self, event: UserConnected | UserDisconnected) -> None:
         self.events.append(event)
+
+    def log(self, ok: bool) -> None:
+        """Take what was published to the log, or fail to."""
+        self.on_logged[SESSION_EVENTS](self.events, ok)
+
+    def corrected(self) -> list[bytes]:
+        """Return the connections that were said to be gone, and forget it."""
+        found = [event.connection for event in self.events if isinstance(event, UserDisconnected)]
+        self.events.clear()
+        return found
 
     def add(self, user: str) -> Connection:
         connection = Connection(user)
@@ -119,8 +132,52 @@ async def test_a_connection_that_is_not_here_is_corrected_once_and_only_of_epoch
     assert slot.events == [UserDisconnected("bob", b"gone", 7)]
 
 
-async def test_only_so_many_corrections_are_remembered(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_correction_that_kafka_did_not_take_is_made_again(slot: Slot) -> None:
+    slot.announcer.correct(missed(b"gone", 7))
+    slot.announcer.correct(missed(b"gone", 7))
+    slot.log(ok=False)
+    assert slot.corrected() == [b"gone"]
+    slot.announcer.correct(missed(b"gone", 7))
+    slot.log(ok=True)
+    assert slot.corrected() == [b"gone"]
+    slot.announcer.correct(missed(b"gone", 7))
+    assert slot.corrected() == []
+
+
+async def test_a_correction_holds_for_a_while_and_is_made_again_if_the_registry_still_has_the_connection(
+    slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot.announcer.correct(missed(b"gone", 7))
+    slot.log(ok=True)
+    slot.corrected()
+    now = time.monotonic()
+    for later, found in ((CORRECTED_S - 1, []), (CORRECTED_S + 1, [b"gone"])):
+        monkeypatch.setattr(time, "monotonic", lambda later=later: now + later)
+        slot.announcer.correct(missed(b"gone", 7))
+        assert slot.corrected() == found
+
+
+async def test_a_connection_that_left_in_order_counts_as_no_correction(slot: Slot) -> None:
+    bob = slot.add("bob")
+    slot.announcer.on_disconnected(bob)
+    slot.log(ok=True)
+    slot.corrected()
+    slot.announcer.correct(missed(bob.id, 7))
+    assert slot.corrected() == [bob.id]
+
+
+async def test_only_so_many_corrections_are_remembered_and_under_way(
+    slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CORRECTIONS", 3)
-    for connection in (b"1", b"2", b"3", b"4", b"4", b"1"):
+    for connection in (b"1", b"2", b"3", b"4", b"4"):
         slot.announcer.correct(missed(connection, 7))
-    assert [cast("UserDisconnected", event).connection for event in slot.events] == [b"1", b"2", b"3", b"4", b"1"]
+    slot.log(ok=True)
+    # Number 4 is corrected at the next delivery to it.
+    assert slot.corrected() == [b"1", b"2", b"3"]
+    for connection in (b"4", b"4", b"2"):
+        slot.announcer.correct(missed(connection, 7))
+    slot.log(ok=True)
+    assert slot.corrected() == [b"4"]
+    slot.announcer.correct(missed(b"1", 7))
+    assert slot.corrected() == [b"1"]
