@@ -35,7 +35,7 @@ from tables.redis_cluster import connect
 MESSAGES = 1_000
 CHUNK = 25
 LIVE = 5
-STEP_S = 20.0
+STEP_S = 60.0
 TOKEN_S = 600
 SENTENCES = (
     "The kettle is on, come in whenever you like.",
@@ -128,7 +128,7 @@ def check(sent: dict[str, list[tuple[str, Any]]], got: Sequence[Message]) -> Non
 
 
 async def until(expected: int, count: Callable[[], Awaitable[int]], what: str) -> None:
-    """Wait until ``count()`` is ``expected``; raises ``DemoError`` after 20 s."""
+    """Wait until ``count()`` is ``expected``; raises ``DemoError`` after ``STEP_S`` seconds."""
     found: int | None = None
     try:
         async with asyncio.timeout(STEP_S):
