@@ -24,12 +24,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, partition_of
-from chat_streams.model.records import INCOMING, MAX_MESSAGES, Message, Messages
-from chat_streams.model.times import now_ms
+from chat_streams.model.records import INCOMING, LOGGED, MAX_MESSAGES, Message, Messages
 from docker.local.layout import ROOT
 from docker.local.probes import Received
 from docker.local.temporary_stack import Stack
-from gateway.protocol import at_text, message_tail
+from gateway.protocol import message_tail
 
 USERS = 1_000
 ACKNOWLEDGING = 10
@@ -51,9 +50,8 @@ async def fill(stack: Stack, done: int, count: int, progress: Progress) -> None:
         under_way: set[asyncio.Future[object]] = set()
         for first in range(done, count, MAX_MESSAGES):
             to = f"user-{first // MAX_MESSAGES % USERS}"
-            at = now_ms()
             messages = tuple(
-                Message(to, "alice", str(n), at, message_tail(str(n), "alice", at_text(at), BODY))
+                Message(to, "alice", str(n), LOGGED, message_tail(str(n), "alice", BODY))
                 for n in range(first, min(count, first + MAX_MESSAGES))
             )
             record = INCOMING.encode(Messages(messages))

@@ -30,7 +30,7 @@ from bench.systems import HERE, ROOT
 from bench.systems.connect_chat import SERVICES, ConnectChat
 from bench.workloads import drain, fill, fresh, idle, store, store_many
 from chat_streams.model.position import ORIGIN, Position
-from chat_streams.model.records import Message
+from chat_streams.model.records import LOGGED, Message
 from chat_streams.processing.grouping import APPEND_MESSAGES
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Batch, Inbox
@@ -124,7 +124,7 @@ async def reads(system: ConnectChat) -> dict[int, float]:
             await system.redis.config_resetstat()
             for n in range(READS):
                 after = Position.of(1, (n * PRIME) % (size // 2), 0) if size > PAGE else ORIGIN
-                await inbox.read([(users[n * PRIME % len(users)], "", after, PAGE, 2**20)])
+                await inbox.read([(users[n * PRIME % len(users)], "", after, PAGE, 2**20, int(time.time() * 1000))])
             stats: Any = await system.redis.info("commandstats")
             found[size] = float(stats["cmdstat_fcall_ro"]["usec_per_call"])
             await system.redis.flushall()
@@ -137,7 +137,7 @@ def _batch(user: str, start: int, count: int) -> Batch:
     now = int(time.time() * 1000)
     tail = b',"id":"m","body":"%b"}' % (b"x" * 108)
     messages = [
-        (Position.of(1, n, 0), Message(user, "alice", f"m-{n}", now, tail)) for n in range(start, start + count)
+        (Position.of(1, n, 0), now, Message(user, "alice", f"m-{n}", LOGGED, tail)) for n in range(start, start + count)
     ]
     return Batch(user, NO_PARTITION, messages)
 

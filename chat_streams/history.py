@@ -42,7 +42,7 @@ async def write(records: list[Record[Messages]]) -> None:
     """Write all messages of some records, and wait until the database has stored them."""
     generation = app.kafka_log.generation
     entries = [
-        Entry(Position.of(generation, record.offset, index), message)
+        Entry(Position.of(generation, record.offset, index), record.at, message)
         for record in records
         for index, message in enumerate(record.value.messages)
     ]

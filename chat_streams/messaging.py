@@ -101,7 +101,7 @@ async def append_then_look_up(records: list[Record[Messages]]) -> Awaitable[Any]
     buffer = DeliveryBuffer(app)
     sampled_and_stored: list[tuple[str, Position, str]] = []
     for (user, _, messages), appended in zip(batches, results, strict=True):
-        sampled = [(p, traceparent(spans[user, p])) for p, _ in messages if (user, p) in spans] if spans else []
+        sampled = [(p, traceparent(spans[user, p])) for p, _, _ in messages if (user, p) in spans] if spans else []
         pushed = _push(buffer, user, appended, sampled)
         # Messages that were in the inbox before this batch are not in the pushed pages.
         sampled_and_stored += [(user, p, parent) for p, parent in sampled if not pushed or p <= appended.former]

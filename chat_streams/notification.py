@@ -19,14 +19,13 @@ from chat_streams.model.records import (
     REQUESTS,
     SESSIONS,
     Acknowledge,
-    Fetch,
     InboxRequests,
     Record,
     SessionEvents,
-    UserConnected,
+    UserDisconnected,
 )
-from chat_streams.model.times import now_ms
 from chat_streams.processing.delivery_buffer import DeliveryBuffer
+from chat_streams.processing.page_requests import Asked, NewestTimes, worth_answering
 from chat_streams.processing.service import Service
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from tables.acknowledged import REMOVED
@@ -47,10 +46,12 @@ app = Service("notification")
 session_events = app.topic(SESSION_EVENTS)
 inbox_requests = app.topic(INBOX_REQUESTS)
 inbox = Inbox(Cluster(app.settings), app.settings)
+newest_events = app.newest_times(SESSION_EVENTS)
+newest_requests = app.newest_times(INBOX_REQUESTS)
 
 
 class Wanted(NamedTuple):
-    """A requested page of an inbox, and the connection to send it to."""
+    """A requested page of an inbox, the connection to send it to, and when it was asked for (ms, by the log)."""
 
     user: str
     device: str
@@ -61,6 +62,7 @@ class Wanted(NamedTuple):
     after: Position
     limit: int
     limit_bytes: int
+    at: int
 
 
 @app.agent(session_events)
@@ -76,42 +78,54 @@ async def serve(stream: Any) -> None:
 
 
 async def send_first_pages(records: list[Record[SessionEvents]]) -> Awaitable[Any] | None:
-    """Send each new connection the first page of its user's inbox, unless its deadline has passed."""
-    now = now_ms()
-    return await _send_pages(
-        Wanted(e.user, e.device, e.connection, e.slot, e.epoch, FIRST_REQUEST, e.after, e.limit, e.limit_bytes)
-        for record in records
-        for e in record.value
-        if isinstance(e, UserConnected) and e.drain and e.deadline > now
-    )
+    """Send each new connection the first page of its user's inbox, unless it is gone or has asked otherwise by now."""
+    asked: dict[bytes, Asked[Wanted]] = {}
+    for record in records:
+        for e in record.value:
+            if isinstance(e, UserDisconnected):
+                asked.pop(e.connection, None)
+            elif e.drain:
+                wanted = Wanted(
+                    *(e.user, e.device, e.connection, e.slot, e.epoch, FIRST_REQUEST),
+                    *(e.after, e.limit, e.limit_bytes, record.at),
+                )
+                asked[e.connection] = Asked(e.connection, record.partition, record.at, e.timeout_ms, wanted)
+    return await _answer(list(asked.values()), newest_events)
 
 
 async def acknowledge_and_send(records: list[Record[InboxRequests]]) -> Awaitable[Any] | None:
     """Apply the highest acknowledgement of each device, then answer the newest request of each connection."""
     acks: dict[tuple[str, str], Position] = {}
-    fetches: dict[bytes, Fetch] = {}
-    now = now_ms()
+    asked: list[Asked[Wanted]] = []
     for record in records:
-        for request in record.value:
-            if isinstance(request, Acknowledge):
-                device = request.user, request.device
-                acks[device] = max(request.position, acks.get(device, request.position))
-            elif request.deadline > now:
-                fetches[request.connection] = request
+        for r in record.value:
+            if isinstance(r, Acknowledge):
+                device = r.user, r.device
+                acks[device] = max(r.position, acks.get(device, r.position))
+            else:
+                wanted = Wanted(
+                    *(r.user, r.device, r.connection, r.slot, r.epoch, r.request),
+                    *(r.after, r.limit, r.limit_bytes, record.at),
+                )
+                asked.append(Asked(r.connection, record.partition, record.at, r.timeout_ms, wanted))
     if acks:
         removed = await inbox.acknowledge([(user, device, position) for (user, device), position in acks.items()])
         REMOVED.inc(removed)
-    return await _send_pages(
-        Wanted(f.user, f.device, f.connection, f.slot, f.epoch, f.request, f.after, f.limit, f.limit_bytes)
-        for f in fetches.values()
-    )
+    return await _answer(asked, newest_requests)
+
+
+async def _answer(asked: Sequence[Asked[Wanted]], newest: NewestTimes) -> Awaitable[Any] | None:
+    if not asked:
+        return None
+    times = await newest.of(a.partition for a in asked)
+    return await _send_pages(a.wanted for a in worth_answering(asked, times))
 
 
 async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
     sent: list[Awaitable[Any]] = []
     for requests in _rounds(wanted):
         began = time.monotonic()
-        pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes) for w in requests])
+        pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes, w.at) for w in requests])
         READ_SECONDS.observe(time.monotonic() - began)
         parents: Sequence[Sequence[str]] = [()] * len(pages)
         if app.traces is not None:

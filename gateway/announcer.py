@@ -11,7 +11,6 @@ from typing import Final, Protocol
 
 from chat_streams.kafka.names import SESSION_EVENTS, partition_of
 from chat_streams.model.records import Delivery, InboxAdvanced, Missed, Registered, UserConnected, UserDisconnected
-from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 from gateway.publisher import Publisher
 from gateway.slot_holder import SlotHolder
@@ -135,7 +134,7 @@ class Announcer:
                 limit=min(s.read_messages, s.window),
                 limit_bytes=min(s.read_bytes, s.window_bytes),
                 drain=drain,
-                deadline=now_ms() + int(connection.announce_timeout * 1000),
+                timeout_ms=int(connection.announce_timeout * 1000),
             )
         )
 

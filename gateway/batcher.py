@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from chat_streams.model.records import MAX_MESSAGES
 from gateway.state.flush_schedule import FlushSchedule
@@ -19,14 +19,20 @@ class RecordWriter(Protocol):
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the writing of a record, for which the end of the process waits."""
 
-    async def write(self, topic: str, partition: int, items: list[Any]) -> bool:
-        """Write one record; whether Kafka has it for sure."""
+    async def write(self, topic: str, partition: int, items: list[Any]) -> int | None:
+        """Write one record; when it was appended (ms since the epoch), ``None`` unless Kafka has it for sure."""
 
     def release(self, size: int) -> None:
         """Free the room of items that no longer wait."""
 
-    def on_written(self, topic: str, items: list[Any], ok: bool) -> None:
-        """Note that items were written or have failed."""
+    def on_written(self, topic: str, items: list[Any], at: int | None) -> None:
+        """Note when items were appended to the log (ms since the epoch), or with ``None`` that they have failed."""
+
+
+class _Waiting(NamedTuple, Generic[T]):
+    item: T
+    size: int
+    since: float
 
 
 class PartitionBatcher(Generic[T]):
@@ -35,19 +41,26 @@ class PartitionBatcher(Generic[T]):
     The first record leaves at once, then they keep the ``schedule`` of their topic while they are not full (by number,
     or by ``record_bytes``): a lone record costs the whole system milliseconds, a batched one a fraction
     (``docs/architecture.md``, "A record carries a batch"). An item with a ``linger`` waits that long, in s, for others
-    to travel with.
+    to travel with. One that has not left after ``patience_s`` fails: that is how long a record may be under way.
     """
 
     def __init__(
-        self, writer: RecordWriter, topic: str, partition: int, schedule: FlushSchedule, record_bytes: int
+        self,
+        writer: RecordWriter,
+        topic: str,
+        partition: int,
+        schedule: FlushSchedule,
+        record_bytes: int,
+        patience_s: float,
     ) -> None:
         self._writer = writer
         self._topic = topic
         self._partition = partition
         self._schedule = schedule
         self._record_bytes = record_bytes
+        self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[T, int]] = []
+        self._waiting: list[_Waiting[T]] = []
         self._bytes = 0
         self._under_way = False
         self._left_at = -math.inf
@@ -58,9 +71,10 @@ class PartitionBatcher(Generic[T]):
 
     def add(self, item: T, size: int, linger: float) -> None:
         """Take an item of ``size`` bytes in, which may wait up to ``linger`` s for others."""
-        self._waiting.append((item, size))
+        now = self._loop.time()
+        self._waiting.append(_Waiting(item, size, now))
         self._bytes += size
-        self._due_at = min(self._due_at, self._schedule.linger(self._loop.time(), linger) if linger else 0.0)
+        self._due_at = min(self._due_at, self._schedule.linger(now, linger) if linger else 0.0)
         if not self._under_way:
             self._send_when_due()
 
@@ -79,6 +93,12 @@ class PartitionBatcher(Generic[T]):
         if not self._waiting:
             return
         now = self._loop.time()
+        if now - self._waiting[0].since > self._patience_s:
+            # This process stood still. Whoever sent it has sent it elsewhere by now, and what is written so late may
+            # be behind the retry window. All behind it fails, too, so that the order stays.
+            self._set_timer(math.inf)
+            self._end([], None)
+            return
         leaves_at = max(self._schedule.next_flush(now, self._left_at), self._due_at)
         if now >= leaves_at or self._flushing or self._is_full():
             if now >= leaves_at:
@@ -103,12 +123,12 @@ class PartitionBatcher(Generic[T]):
         if not self._under_way:
             self._send_when_due()
 
-    def _take(self) -> list[tuple[T, int]]:
+    def _take(self) -> list[_Waiting[T]]:
         size = count = 0
-        for _, one in self._waiting[:MAX_MESSAGES]:
-            if count and size + one > self._record_bytes:
+        for each in self._waiting[:MAX_MESSAGES]:
+            if count and size + each.size > self._record_bytes:
                 break
-            size += one
+            size += each.size
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         self._bytes -= size
@@ -116,21 +136,21 @@ class PartitionBatcher(Generic[T]):
         self._due_at = 0.0 if self._waiting else math.inf
         return taken
 
-    async def _send(self, taken: list[tuple[T, int]]) -> None:
-        ok = False
+    async def _send(self, taken: list[_Waiting[T]]) -> None:
+        at = None
         try:
-            ok = await self._writer.write(self._topic, self._partition, [item for item, _ in taken])
+            at = await self._writer.write(self._topic, self._partition, [each.item for each in taken])
         finally:
             try:
-                self._end(taken, ok)
+                self._end(taken, at)
             finally:
                 # Also after an error: else nothing of this partition would ever leave again.
                 self._under_way = False
                 self._send_when_due()
 
-    def _end(self, taken: list[tuple[T, int]], ok: bool) -> None:
-        if not ok:
+    def _end(self, taken: list[_Waiting[T]], at: int | None) -> None:
+        if at is None:
             # What follows a record that failed fails with it: sent again, all of it comes in the old order.
             taken, self._waiting, self._bytes, self._due_at = taken + self._waiting, [], 0, math.inf
-        self._writer.release(sum(size for _, size in taken))
-        self._writer.on_written(self._topic, [item for item, _ in taken], ok)
+        self._writer.release(sum(each.size for each in taken))
+        self._writer.on_written(self._topic, [each.item for each in taken], at)

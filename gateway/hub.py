@@ -13,7 +13,6 @@ from chat_streams.kafka.names import INBOX_REQUESTS
 from chat_streams.model.codes import Close
 from chat_streams.model.position import Position
 from chat_streams.model.records import Acknowledge, Announce, Delivery, Displaced, Fetch, Missed, Outgoing, Registered
-from chat_streams.model.times import now_ms
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
@@ -134,7 +133,8 @@ class Hub:
     def acknowledge(self, connection: Connection) -> None:
         """Pass on how far a device has acknowledged."""
         state, at = connection.state, connection.state.acked_forwarded_at
-        forwarded_at = 0 if at is None else now_ms() - int(1000 * (time.monotonic() - at))
+        log_now = None if at is None else self._publisher.log_now
+        forwarded_at = 0 if at is None or log_now is None else log_now - int(1000 * (time.monotonic() - at))
         self._publisher.publish_acknowledgement(
             Acknowledge(connection.user, connection.device, state.acked, forwarded_at),
             flush=state.is_half_used,
@@ -186,7 +186,7 @@ class Hub:
                 after=request.after,
                 limit=request.limit,
                 limit_bytes=request.limit_bytes,
-                deadline=now_ms() + int(request.timeout * 1000),
+                timeout_ms=int(request.timeout * 1000),
                 device=connection.device,
             )
         )

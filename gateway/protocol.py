@@ -315,8 +315,8 @@ def at_text(at: int) -> str:
 
 
 def at_of(messages: bytes) -> int | None:
-    """The time when the first of some messages was accepted, in ms since the epoch; ``None`` where it can't be read."""
-    # Ids and names before it hold no quotes.
+    """The time of the first of some messages, in ms since the epoch; ``None`` where it can't be read."""
+    # What is before it holds no quotes.
     start = messages.find(b',"at":"', 0, 512) + 7
     try:
         return int(datetime.fromisoformat(messages[start : start + 24].decode("ascii")).timestamp() * 1000)
@@ -359,12 +359,12 @@ def why_no_body(body: bytes) -> str | None:
 _encode = msgspec.json.Encoder().encode
 
 
-def message_tail(message_id: str, sender: str, at: str, body: bytes) -> bytes:
-    """The JSON object of a message without its beginning ``{"pos":"…"``, which is known once it is in the log.
+def message_tail(message_id: str, sender: str, body: bytes) -> bytes:
+    """The JSON object of a message without its beginning, position and time, which are known once it is in the log.
 
     All but the body is within the id grammar or made here, so nothing needs escaping.
     """
-    return b',"id":"%b","from":"%b","at":"%b","body":%b}' % (message_id.encode(), sender.encode(), at.encode(), body)
+    return b',"id":"%b","from":"%b","body":%b}' % (message_id.encode(), sender.encode(), body)
 
 
 def welcome(**fields: Any) -> bytes:
@@ -372,9 +372,10 @@ def welcome(**fields: Any) -> bytes:
     return _encode({"type": "welcome", **fields})
 
 
-def sent(confirmed: Iterable[tuple[str, str]]) -> bytes:
-    """The (message id, time) of messages that are in the log now."""
-    objects = [b'{"type":"sent","id":"%b","at":"%b"}' % (i.encode(), at.encode()) for i, at in confirmed]
+def sent(ids: Iterable[str], at: int) -> bytes:
+    """The messages of these ids are in the log now, appended ``at`` (ms since the epoch)."""
+    text = at_text(at).encode()
+    objects = [b'{"type":"sent","id":"%b","at":"%b"}' % (i.encode(), text) for i in ids]
     return objects[0] if len(objects) == 1 else b"[%b]" % b",".join(objects)
 
 

@@ -72,18 +72,20 @@ PRODUCE_SECONDS: Final = Histogram(
 class Sender(Protocol):
     """The connection that a message came on."""
 
-    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
-        """Note that messages of this connection are in the log, or are not for sure."""
+    def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
+        """Note when messages of this connection were appended to the log (ms since the epoch).
+
+        With ``None`` it is not sure that they were.
+        """
 
 
 class Accepted:
     """A message on its way to the log, its owner, who is told of its fate, and its span if it is sampled."""
 
-    __slots__ = ("at_text", "message", "owner", "span")
+    __slots__ = ("message", "owner", "span")
 
-    def __init__(self, message: Message, at_text: str, owner: Sender, span: Span | None = None) -> None:
+    def __init__(self, message: Message, owner: Sender, span: Span | None = None) -> None:
         self.message = message
-        self.at_text = at_text
         self.owner = owner
         self.span = span
 
@@ -99,7 +101,7 @@ class Publisher:
         self.settings = settings
         self._traces = traces
         self._kafka = KafkaProducer(client_options(settings), settings.produce_timeout, MAX_RECORD)
-        self._statistics: asyncio.Future[int] | None = None
+        self._statistics: asyncio.Future[Any] | None = None
         self._batchers: dict[tuple[str, int], PartitionBatcher[Any]] = {}
         self._schedules = {
             INCOMING_MESSAGES: FlushSchedule(settings.record_interval),
@@ -146,6 +148,11 @@ class Publisher:
         self._statistics = asyncio.ensure_future(self._kafka.write(SERVICE_STATS, 0, [ProducerRecord(key, value)]))
         # A write that is cancelled takes all others along.
         await asyncio.shield(self._statistics)
+
+    @property
+    def log_now(self) -> int | None:
+        """The log's time, about, in ms since the epoch; ``None`` before anything was written."""
+        return self._kafka.clock.now_ms(time.monotonic())
 
     @property
     def held(self) -> int:
@@ -195,7 +202,11 @@ class Publisher:
         partition = partition_of(user, self.settings.partitions)
         batcher = self._batchers.get((topic, partition))
         if batcher is None:
-            batcher = PartitionBatcher(self, topic, partition, self._schedules[topic], self.settings.record_bytes)
+            batcher = PartitionBatcher(
+                *(self, topic, partition, self._schedules[topic]),
+                record_bytes=self.settings.record_bytes,
+                patience_s=self.settings.produce_timeout,
+            )
             self._batchers[topic, partition] = batcher
         self._room -= size
         if self._room <= 0:
@@ -222,31 +233,31 @@ class Publisher:
         if self._room > 0:
             self._has_room.set()
 
-    async def write(self, topic: str, partition: int, items: list[Any]) -> bool:
-        """Write items in one record; whether Kafka has it for sure."""
+    async def write(self, topic: str, partition: int, items: list[Any]) -> int | None:
+        """Write items in one record; when it was appended, ``None`` unless Kafka has it for sure."""
         return await self.produce(topic, partition, _ENCODE[topic](items), self._headers(topic, items))
 
-    def on_written(self, topic: str, items: list[Any], ok: bool) -> None:
+    def on_written(self, topic: str, items: list[Any], at: int | None) -> None:
         """Tell whom it concerns that a record was written or has failed."""
         if topic == INCOMING_MESSAGES:
-            self._confirm(items, ok)
+            self._confirm(items, at)
             return
-        if not ok:
+        if at is None:
             log.warning("not written", topic=topic, count=len(items))
         if topic in self.on_logged:
-            self.on_logged[topic](items, ok)
+            self.on_logged[topic](items, at is not None)
 
-    def _confirm(self, items: list[Accepted], ok: bool) -> None:
-        (ACCEPTED if ok else REFUSED).inc(len(items))
+    def _confirm(self, items: list[Accepted], at: int | None) -> None:
+        (REFUSED if at is None else ACCEPTED).inc(len(items))
         by_owner: defaultdict[Sender, list[Accepted]] = defaultdict(list)
         for accepted in items:
             by_owner[accepted.owner].append(accepted)
             if accepted.span is not None:
-                accepted.span.set_attribute("chat.accepted", ok)
+                accepted.span.set_attribute("chat.accepted", at is not None)
                 accepted.span.end()
         for owner, own in by_owner.items():
             try:
-                owner.on_confirmed(own, ok)
+                owner.on_confirmed(own, at)
             except Exception as error:
                 # The others wait for theirs.
                 log.exception("a connection could not be told", error=repr(error))
@@ -261,23 +272,28 @@ class Publisher:
 
     # The producer
 
-    async def produce(self, topic: str, partition: int, value: bytes, headers: list[Header] | None = None) -> bool:
-        """Write one record; whether Kafka has it for sure. At once ``False`` while there is no connection to it."""
+    async def produce(
+        self, topic: str, partition: int, value: bytes, headers: list[Header] | None = None
+    ) -> int | None:
+        """Write one record; when it was appended (ms since the epoch), ``None`` unless Kafka has it for sure.
+
+        At once ``None`` while there is no connection to it.
+        """
         if not self._kafka.connected or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
-            return False
+            return None
         began = time.monotonic()
         try:
-            await self._kafka.write(topic, partition, [ProducerRecord(None, value, headers or ())])
+            written = await self._kafka.write(topic, partition, [ProducerRecord(None, value, headers or ())])
         except KAFKA_AWAY as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False
             if topic == INCOMING_MESSAGES and isinstance(error, MessageSizeTooLargeError):
                 # Records are far smaller than the limit, unless `topics repartition` has lowered it.
                 self._closed_until = time.monotonic() + CLOSED_SECONDS
-            return False
+            return None
         _SECONDS[topic].observe(time.monotonic() - began)
         self.healthy = True
-        return True
+        return written.at
 
 
 def _encode_messages(items: list[Accepted]) -> bytes:

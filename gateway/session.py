@@ -19,7 +19,6 @@ from prometheus_client import Counter, Histogram
 from chat_streams.model.codes import Close, ErrorCode
 from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Missed
-from chat_streams.model.times import now_ms
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY, WeightedHistogram
 from chat_streams.runtime.spans import Expected
 from gateway import protocol
@@ -69,7 +68,7 @@ _now: Final = time.monotonic
 
 
 class _Live(NamedTuple):
-    """Messages forwarded soon after they were accepted, ``at`` (ms since the epoch), and not acknowledged."""
+    """Messages forwarded soon after they were accepted, ``at`` (ms since the epoch, by the log), not acknowledged."""
 
     until: Position
     messages: int
@@ -108,7 +107,7 @@ class Session:
         self._end: CloseConnection | None = None
         self._stopped = False
         self._reserved = 0
-        self._since = 0
+        self._since = 0.0
         self._live: deque[_Live] | None = None
         self._expected: Expected | None = None
         self._waits = True
@@ -152,8 +151,7 @@ class Session:
     def _begin(self, greeting: Greeting) -> None:
         self.user, self.device, self.number = greeting.user, greeting.device, greeting.number
         self.rate_limiter = greeting.rate_limiter
-        self._since = now_ms()
-        now = _now()
+        now = self._since = _now()
         self.state = DeliveryState(greeting.cursor, self.services.limits, now, _jitter)
         self.announce_timeout = (self.state.next_due() or 0) - now
         self.writer.put(welcome(self.services, greeting, self.id))
@@ -212,11 +210,11 @@ class Session:
 
     # What the publisher brings
 
-    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+    def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         """Tell the client that messages are in the log, or are not for sure."""
         self.unconfirmed -= len(accepted)
-        if ok:
-            self.writer.put(protocol.sent((a.message.id, a.at_text) for a in accepted))
+        if at is not None:
+            self.writer.put(protocol.sent((a.message.id for a in accepted), at))
         else:
             for a in accepted:
                 self.hold_back(a.message.to, a.message.id)
@@ -239,9 +237,11 @@ class Session:
     def on_acknowledged(self, messages: int) -> None:
         """Pass on that the client's cursor has moved, over so many forwarded messages."""
         ACKNOWLEDGED.inc(messages)
+        log_now = self.services.publisher.log_now if self._live else None
         while self._live and self._live[0].until <= self.state.acked:
             _, number, at = self._live.popleft()
-            ACKNOWLEDGEMENT_SECONDS.observe(max(0.0, time.time() - at / 1000), number)
+            if log_now is not None:
+                ACKNOWLEDGEMENT_SECONDS.observe(max(0, log_now - at) / 1000, number)
         self._live = self._live or None
         self._follow_expected()
         self.services.hub.acknowledge(self)
@@ -370,16 +370,17 @@ class Session:
         self._follow_expected()
         if self._waits and self.state.is_caught_up:
             self._waits = False
-            CATCH_UP_SECONDS.observe((now_ms() - self._since) / 1000)
+            CATCH_UP_SECONDS.observe(_now() - self._since)
         if not self.state.outstanding:
             self._release_reserved()
         self.progress()
 
     def _observe_delivery(self, delivery: Delivery) -> None:
         """Note the delay of what was accepted since the hello: all of a delivery counts with that of its first."""
-        if (at := protocol.at_of(delivery.messages)) is None or at < self._since:
+        at, log_now = protocol.at_of(delivery.messages), self.services.publisher.log_now
+        if at is None or log_now is None or log_now - at > 1000 * (_now() - self._since):
             return
-        DELIVERY_SECONDS.observe(max(0.0, time.time() - at / 1000), delivery.count)
+        DELIVERY_SECONDS.observe(max(0, log_now - at) / 1000, delivery.count)
         if self._live is None:
             self._live = deque()
         self._live.append(_Live(delivery.until, delivery.count, at))

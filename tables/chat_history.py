@@ -1,8 +1,10 @@
 """The chat database, in DynamoDB: every message by conversation and time, and by recipient and position.
 
-An item has ``conversation`` (partition key: ``dm#<a>#<b>``, ids sorted), ``at_id`` (sort key: ``<ms since the epoch, 13
-digits>#<id>#<sender>``), ``recipient`` and ``position`` (keys of the index ``by_position``, from which missed ranges of
-an inbox are read), ``sender``, and ``json`` (the message as its recipient gets it).
+An item has ``conversation`` (partition key: ``dm#<a>#<b>``, ids sorted), ``at_id`` (sort key: ``<append time in ms,
+13 digits>#<position, as in the index>#<id>#<sender>``, so that a page is in the order of the log),
+``recipient`` and ``position`` (keys of the index ``by_position``, from which missed ranges of an inbox are read),
+``sender``, and ``json`` (the message as its recipient gets it). A message of a record of version 1 has the time of its
+gateway and no position in ``at_id``: those of one millisecond are in the order of their ids.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from chat_streams.model.errors import HistoryUnavailable
-from chat_streams.model.position import MAX_INDEX, Position
-from chat_streams.model.records import Message
+from chat_streams.model.position import Position
+from chat_streams.model.records import LOGGED, Message
 from chat_streams.runtime.retry import DYNAMODB_ERRORS, retry_forever
 from chat_streams.runtime.settings import Settings
 
@@ -33,9 +35,11 @@ INDEX: Final = "by_position"
 BATCH_ITEMS: Final = 25
 BATCHES_AT_ONCE: Final = 8
 BATCH_READS: Final = 100
+LOOK_AGAIN_S: Final = 1.0
+"""Seconds until the row of a cursor is looked for once more: another replica of the database may not have it yet."""
 MOST_REFUSALS: Final = 10
 PAGE_BYTES: Final = 1024 * 1024
-CURSOR: Final = re.compile(r"[0-9]{13}#[^#]+#[^#]+", re.ASCII)
+CURSOR: Final = re.compile(r"[0-9]{13}#([0-9]{20}-[0-9]{10}#)?[^#]+#[^#]+", re.ASCII)
 # Errors for which a retry is useless: a bug, a missing table, missing rights.
 _FINAL: Final = {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
 
@@ -45,9 +49,10 @@ class _Again(Exception):
 
 
 class Entry(NamedTuple):
-    """A message and its position."""
+    """A message, its position, and when its record was appended to the log (ms since the epoch)."""
 
     position: Position
+    logged_at: int
     message: Message
 
 
@@ -68,28 +73,29 @@ def _sort_key(position: Position) -> str:
     return f"{position.entry:020d}-{position.index:010d}"
 
 
-def _below(position: Position) -> Position:
-    if position.index:
-        return Position(position.entry, position.index - 1)
-    return Position(position.entry - 1, MAX_INDEX)
-
-
-def _key(message: Message) -> dict[str, Any]:
+def _key(entry: Entry) -> dict[str, Any]:
+    position, logged_at, message = entry
+    # A message of version 1 that is written again must become the row that it is already.
+    place = f"{logged_at:013d}#{_sort_key(position)}" if message.at == LOGGED else f"{message.at:013d}"
     return {
         "conversation": {"S": conversation(message.sender, message.to)},
-        # With the sender, since two users may send messages of the same id in the same millisecond.
-        "at_id": {"S": f"{message.at:013d}#{message.id}#{message.sender}"},
+        # With the sender, since messages of both may have the same time, and positions on partitions of their own.
+        "at_id": {"S": f"{place}#{message.id}#{message.sender}"},
     }
 
 
 def _item(entry: Entry) -> dict[str, Any]:
-    position, message = entry
-    return _key(message) | {
+    position, logged_at, message = entry
+    return _key(entry) | {
         "recipient": {"S": message.to},
         "position": {"S": _sort_key(position)},
         "sender": {"S": message.sender},
-        "json": {"B": b'{"pos":"%b"%b' % (str(position).encode(), message.json)},
+        "json": {"B": message.json_at(str(position), logged_at)},
     }
+
+
+def _unknown(cursor: str) -> ValueError:
+    return ValueError(f"no page returned the cursor {cursor[:60]!r}")
 
 
 def _within_bytes(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,7 +115,8 @@ def _once(newest_first: list[dict[str, Any]]) -> list[bytes]:
 
 
 def _identity(item: dict[str, Any]) -> tuple[str, str]:
-    return item["at_id"]["S"].split("#", 1)[1], item["conversation"]["S"]
+    _, message_id, sender = item["at_id"]["S"].rsplit("#", 2)
+    return f"{message_id}#{sender}", item["conversation"]["S"]
 
 
 class ChatHistory:
@@ -190,7 +197,7 @@ class ChatHistory:
 
     async def put(self, entries: Iterable[Entry]) -> None:
         """Write messages and wait until they are stored; writing a message again changes nothing."""
-        # DynamoDB refuses a batch that has an item twice; a message sent twice in the same millisecond is one item.
+        # DynamoDB refuses a batch that has an item twice, as a message of version 1 may be.
         items = {(item["conversation"]["S"], item["at_id"]["S"]): item for item in map(_item, entries)}
         unique = list(items.values())
         await asyncio.gather(
@@ -217,7 +224,7 @@ class ChatHistory:
         async with self._free_requests:
             await retry_forever("write history", (_Again, BotoCoreError, OSError, TimeoutError), put)
 
-    async def missing(self, messages: Sequence[Message]) -> list[int]:
+    async def missing(self, messages: Sequence[Entry]) -> list[int]:
         """Return the indexes of the messages that the database does not have, in ascending order.
 
         Messages are compared by key, without their JSON. Raises ``HistoryUnavailable``.
@@ -269,7 +276,7 @@ class ChatHistory:
         """Return the newest messages of a conversation that are older than a cursor, oldest first.
 
         A page holds at most 1 MiB, but at least one message. Raises ``HistoryUnavailable``, and ``ValueError`` for a
-        text that is not a cursor.
+        cursor that no page of this conversation returned.
 
         Args:
             a: Id of one user.
@@ -278,16 +285,13 @@ class ChatHistory:
             limit: The largest number of messages.
         """
         if before is not None and CURSOR.fullmatch(before) is None:
-            raise ValueError(f"{before[:60]!r} is no cursor")
+            raise _unknown(before)
         condition, values = "conversation = :c", {":c": {"S": conversation(a, b)}}
         if before is not None:
-            condition += " AND at_id < :b"
+            condition += " AND at_id <= :b"
             values[":b"] = {"S": before}
-        items = await self._query(
-            KeyConditionExpression=condition,
-            ExpressionAttributeValues=values,
-            ScanIndexForward=False,
-            Limit=limit + 1,
+        items = await self._newest(
+            limit + 1, "at_id", before, KeyConditionExpression=condition, ExpressionAttributeValues=values
         )
         page = _within_bytes(items[:limit])
         cursor = page[-1]["at_id"]["S"] if len(items) > len(page) else None
@@ -299,7 +303,7 @@ class ChatHistory:
         """Return the newest messages to a user in ``(after, until]`` that are below ``before``, oldest first.
 
         A page holds at most 1 MiB, but at least one message; its cursor is the next ``before``. Raises
-        ``HistoryUnavailable``.
+        ``HistoryUnavailable``, and ``ValueError`` for a position that no page of this range returned as its cursor.
 
         Args:
             recipient: Id of the user.
@@ -308,12 +312,17 @@ class ChatHistory:
             before: Position that the last page returned as its cursor, exclusive; ``None`` for the newest page.
             limit: The largest number of messages.
         """
-        last = until if before is None else min(until, _below(before))
+        if before is not None and not after < before <= until:
+            raise _unknown(str(before))
+        last = until if before is None else before
         # The lowest position above ``after``, since BETWEEN is inclusive.
         first = Position(after.entry, after.index + 1)
         if last < first:
             return HistoryPage([], None)
-        items = await self._query(
+        items = await self._newest(
+            limit + 1,
+            "position",
+            None if before is None else _sort_key(before),
             IndexName=INDEX,
             KeyConditionExpression="recipient = :r AND #p BETWEEN :a AND :u",
             ExpressionAttributeNames={"#p": "position"},
@@ -322,8 +331,6 @@ class ChatHistory:
                 ":a": {"S": _sort_key(first)},
                 ":u": {"S": _sort_key(last)},
             },
-            ScanIndexForward=False,
-            Limit=limit + 1,
         )
         page = _within_bytes(items[:limit])
         cursor = None
@@ -332,9 +339,25 @@ class ChatHistory:
             cursor = str(Position(int(entry), int(index)))
         return HistoryPage(_once(page), cursor)
 
-    async def _query(self, **arguments: Any) -> list[dict[str, Any]]:
+    async def _newest(self, most: int, key: str, cursor: str | None, **query: Any) -> list[dict[str, Any]]:
+        """Return the ``most`` newest items of a query, the newest first, without the one of a cursor.
+
+        The query ends with the item whose ``key`` the cursor is; raises ``ValueError`` when there is none.
+        """
+        if cursor is None:
+            return await self._query(most, 0, **query)
+        for again in (False, True):
+            if again:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            items = await self._query(most + 1, 1, **query)
+            if items and items[0][key]["S"] == cursor:
+                return items[1:]
+        raise _unknown(cursor)
+
+    async def _query(self, most: int, skipped: int, **arguments: Any) -> list[dict[str, Any]]:
+        """Return the newest items; at most ``most``, and not many more than fill a page behind the ``skipped`` ones."""
         items: list[dict[str, Any]] = []
-        limit = arguments["Limit"]
+        arguments |= {"ScanIndexForward": False, "Limit": most}
         try:
             with DYNAMODB_ERRORS.count_exceptions():
                 db = await self._db()
@@ -342,7 +365,9 @@ class ChatHistory:
                     answer = await db.query(TableName=self._settings.history_table, **arguments)
                     items += answer["Items"]
                     # DynamoDB ends a page after 1 MiB, even below its limit of items.
-                    if len(items) >= limit or "LastEvaluatedKey" not in answer:
+                    if len(items) >= most or "LastEvaluatedKey" not in answer:
+                        return items
+                    if len(_within_bytes(items[skipped:])) < len(items) - skipped:
                         return items
                     arguments["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
         except (ClientError, BotoCoreError, OSError, TimeoutError) as error:

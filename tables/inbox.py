@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -44,10 +43,10 @@ class Device(NamedTuple):
 
 
 class LoggedDevice(NamedTuple):
-    """The state of a device according to the log: cursor, time last seen (s since the epoch), connection number."""
+    """The state of a device according to the log: cursor, connection number, and how long it was not seen, in s."""
 
     cursor: Position
-    seen: int
+    unseen_s: int
     number: int
 
 
@@ -68,11 +67,14 @@ class InboxPage:
 
 
 class Batch(NamedTuple):
-    """A batch of messages for one recipient, in order, all from one partition and accepted within one retry window."""
+    """A batch of messages for one recipient, in order, all from one partition and appended within one retry window.
+
+    With each message comes its position, and when its record was appended to the log (ms since the epoch).
+    """
 
     user: str
     partition: int
-    messages: Sequence[tuple[Position, Message]]
+    messages: Sequence[tuple[Position, int, Message]]
 
 
 class Appended(NamedTuple):
@@ -211,7 +213,7 @@ class Inbox:
         for user, user_devices in devices.items():
             command: list[Any] = ["FCALL", function("restore"), 2, *keys(user), self._ttl_ms]
             for name, device in user_devices.items():
-                command += (name, str(device.cursor), device.seen, device.number)
+                command += (name, str(device.cursor), device.unseen_s, device.number)
             commands.append(tuple(command))
         for start in range(0, len(commands), RESTORE_AT_ONCE):
             for answer in await self._cluster.patient(commands[start : start + RESTORE_AT_ONCE], "restore"):
@@ -245,28 +247,23 @@ class Inbox:
 
     async def _append(self, part: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
         commands: list[Command] = []
-        now = int(time.time())
         applied: dict[str, str] = {}
         for user, partition, messages in part:
             inbox, devices = keys(user)
-            window = messages[0][1].at // self._window_ms
+            window = messages[0][1] // self._window_ms
             seen = f"{{u:{user}}}:seen:"
             command: list[Any] = [
-                *("FCALL", function("append"), 5, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
-                f"{{u:{user}}}:extra",
+                *("FCALL", function("append"), 6, inbox, devices, f"{seen}{window}", f"{seen}{window - 1}"),
+                *(f"{{u:{user}}}:extra", f"{seen}{window + 1}"),
                 *(self._name(partition), tokens[partition], self._ttl_ms),
-                *(self._settings.inbox_messages, self._settings.inbox_bytes, MAX_DIGESTS, self._window_ms, now),
+                *(self._settings.inbox_messages, self._settings.inbox_bytes, MAX_DIGESTS, self._window_ms),
+                messages[-1][1] // 1000,
                 # The last position of this user's call before, which may fail: then this one must fail, too.
                 applied.get(user, "0-0"),
             ]
-            for position, message in messages:
+            for position, at, message in messages:
                 text = f"{position.entry}-{position.index}"
-                command += (
-                    text,
-                    message.at // 1000,
-                    digest(message.sender, message.id),
-                    b'{"pos":"%b"%b' % (text.encode(), message.json),
-                )
+                command += (text, at // 1000, digest(message.sender, message.id), message.json_at(text, at))
             applied[user] = text
             commands.append(tuple(command))
         answers = await self._cluster.pipeline(commands)
@@ -277,8 +274,8 @@ class Inbox:
                     raise FencingTokenStale(str(answer))
                 raise answer
             previous_top, added = Position.parse(answer[0].decode()), answer[1]
-            json: list[bytes] = [sent[20 + 4 * i] for i, new in enumerate(added) if new == 49]
-            positions = [position for (position, _), new in zip(batch.messages, added, strict=True) if new == 49]
+            json: list[bytes] = [sent[21 + 4 * i] for i, new in enumerate(added) if new == 49]
+            positions = [position for (position, _, _), new in zip(batch.messages, added, strict=True) if new == 49]
             until = max(previous_top, batch.messages[-1][0])
             results.append(Appended(previous_top, until, positions, json, added.count(b"2"), added.count(b"0")))
         return results
@@ -298,10 +295,9 @@ class Inbox:
             after: Lower end of the range, exclusive.
             until: Upper end of the range, inclusive; no position of a message.
         """
-        now = int(time.time())
         commands: list[Command] = [
             ("FCALL", function("miss"), 2, *keys(user), self._name(partition), token, str(after), str(until))
-            + (now, self._ttl_ms)
+            + (self._ttl_ms,)
             for user in users
         ]
         answers = await self._cluster.patient(commands, "tell of what is lost")
@@ -312,16 +308,18 @@ class Inbox:
                 raise answer
         return [user for user, told in zip(users, answers, strict=True) if told]
 
-    async def read(self, requests: Sequence[tuple[str, str, Position, int, int]]) -> list[InboxPage]:
-        """Return the page above a position for each request (user, device, after, most messages, most bytes).
+    async def read(self, requests: Sequence[tuple[str, str, Position, int, int, int]]) -> list[InboxPage]:
+        """Return the page above a position for each request (user, device, after, most messages, most bytes, time).
 
+        The time of a request is when it was appended to the log (ms since the epoch): the age of the messages, which
+        are in the log, too, is measured by that.
         A page has at least one message where there is one, however large. Messages that the device has acknowledged
         meanwhile are left out, and the page counts as complete without them.
         """
-        oldest = int(time.time()) - self._settings.inbox_ttl
+        ttl = self._settings.inbox_ttl
         commands = [
-            ("FCALL_RO", function("read"), 2, *keys(user), str(after), limit, limit_bytes, oldest, device)
-            for user, device, after, limit, limit_bytes in requests
+            ("FCALL_RO", function("read"), 2, *keys(user), str(after), limit, limit_bytes, at // 1000 - ttl, device)
+            for user, device, after, limit, limit_bytes, at in requests
         ]
         pages = []
         for answer in await self._cluster.patient(commands, "read"):
@@ -376,9 +374,8 @@ class Inbox:
         A message is removed once the cursors of all devices of the user have reached it.
         """
         removed = 0
-        now = int(time.time())
         commands = [
-            ("FCALL", function("acknowledge"), 2, *keys(user), device, str(position), now)
+            ("FCALL", function("acknowledge"), 2, *keys(user), device, str(position))
             + (self._ttl_ms, self._settings.max_devices)
             for user, device, position in acks
         ]
@@ -400,8 +397,8 @@ class Inbox:
         """
         claim = "" if after is None else str(after)
         answer = await self._cluster.call(
-            ("FCALL", function("hello"), 2, *keys(user), device, int(time.time()), self._ttl_ms)
-            + (self._settings.max_devices, claim, str(log_end), time.time_ns() // 1_000_000)
+            ("FCALL", function("hello"), 2, *keys(user), device, self._ttl_ms)
+            + (self._settings.max_devices, claim, str(log_end))
         )
         if isinstance(answer, ResponseError):
             raise answer

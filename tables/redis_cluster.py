@@ -86,6 +86,7 @@ class Cluster:
         redis, login = f"Redis at {self._settings.redis} (CHAT_REDIS)", self._settings.redis_login()
         try:
             await self.ping()
+            await self.time()
         except RedisUnavailable as error:
             for cause in _causes(error):
                 if isinstance(cause, ssl.SSLCertVerificationError):
@@ -107,6 +108,10 @@ class Cluster:
     async def ping(self) -> None:
         """Raise ``RedisUnavailable`` when the cluster cannot carry out a command."""
         await self.call(("FCALL_RO", function("read"), 2, "{ping}:inbox", "{ping}:devices", "0-0", 1, 1, 0, ""))
+
+    async def time(self) -> int:
+        """Return the time by Redis, by whose clock keys expire, in s since the epoch; raises ``RedisUnavailable``."""
+        return int(await self.call(("FCALL_RO", function("time"), 1, "{ping}:inbox")))
 
     async def call(self, command: Command) -> Any:
         """Return the answer to one command; see ``pipeline``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from typing import Final, NamedTuple
 
 import structlog
@@ -68,7 +67,7 @@ class Slots:
     async def _lease(self, slot: int) -> int:
         answer = await self._cluster.call(
             ("FCALL", function("lease"), 2, _key(slot), f"{_key(slot)}:epoch", self._owner)
-            + (int(self._settings.lease * 1000), time.time_ns() // 1_000_000)
+            + (int(self._settings.lease * 1000),)
         )
         if isinstance(answer, ResponseError):
             raise answer

@@ -73,9 +73,11 @@ async def _run(app: Service, action: str) -> None:
     try:
         if action == "create":
             # Not concurrently: if one fails, no creation of the other is left unfinished.
-            made, table_made = await topics.create(settings), await history.create()
+            (made, configured), table_made = await topics.create(settings), await history.create()
             made_all = [*made, *([f"table {settings.history_table}"] if table_made else [])]
             click.echo(f"created: {', '.join(made_all) or 'nothing was missing'}")
+            if configured:
+                click.echo(f"have the log's time now ({topics.TIME}={topics.LOG_TIME}): {', '.join(configured)}")
         log = await topics.check(settings)
         click.echo(f"the log is generation {log.generation} with {log.partitions} partitions; all topics are right")
     except (errors.TopicsError, HistoryUnavailable) as error:

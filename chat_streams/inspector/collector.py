@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -20,10 +21,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
-from chat_streams.inspector.series import HOUR_MS, Series
+from chat_streams.inspector.series import OnLogTime, Series
 from chat_streams.kafka import losses, names
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.generations import generations
+from chat_streams.kafka.log_clock import LogClock, SkewReport
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SERVICE_STATS
 from chat_streams.kafka.topics import retentions
@@ -38,7 +40,7 @@ from chat_streams.operations.leases import Slot, leases
 from chat_streams.runtime import statistics
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
-from chat_streams.runtime.statistics import Statistics
+from chat_streams.runtime.statistics import ServiceStats, Statistics
 from tables import last_audit
 from tables.chat_history import ChatHistory
 from tables.redis_cluster import Cluster
@@ -88,6 +90,11 @@ class Collector:
         self.settings = settings
         self.engines = {name: Engine(name) for name in ("Kafka", "Redis", "DynamoDB")}
         self.series = Series()
+        self._on_log_time = OnLogTime()
+        self._newest: tuple[int, float] | None = None
+        """The append time of the newest statistics, and when they came (monotonic)."""
+        self.clock = LogClock()
+        self._skew = SkewReport(self.clock)
         self.watermarks = Watermarks()
         self.slots: list[Slot] = []
         self.audit: dict[str, Any] | None = None
@@ -204,26 +211,41 @@ class Collector:
         async with self._consumer() as consumer:
             tp = TopicPartition(SERVICE_STATS, 0)
             consumer.assign([tp])
-            newest = max((r.at for r in self.series.instances.values()), default=0)
             async with asyncio.timeout(REQUEST_S):
-                # After an outage of Kafka, continue after the newest record; after a start, read the last hour.
-                found = await consumer.offsets_for_times({tp: max(now_ms() - HOUR_MS, newest + 1)})
-                offset = found[tp].offset if found[tp] else (await consumer.end_offsets([tp]))[tp]
+                if self._newest is None:
+                    # The topic holds little more than the hour that is kept.
+                    offset = (await consumer.beginning_offsets([tp]))[tp]
+                else:
+                    found = await consumer.offsets_for_times({tp: self._newest[0] + 1})
+                    offset = found[tp].offset if found[tp] else (await consumer.end_offsets([tp]))[tp]
             consumer.seek(tp, offset)
             self.statistics_trouble = ""
             while True:
                 for record in (await consumer.getmany(tp, timeout_ms=1000, max_records=500)).get(tp, []):
+                    self._newest = record.timestamp, time.monotonic()
                     with contextlib.suppress(ValueError):
-                        self.series.add(statistics.decode(record.value or b""))
+                        told = statistics.decode(record.value or b"")
+                        self.series.add(self._on_log_time.of(told, record.timestamp))
+
+    def now(self) -> int:
+        """Return the log's time, about, in ms since the epoch; by this machine's clock until something was read."""
+        if self._newest is None:
+            return now_ms()
+        at, came = self._newest
+        return at + int(1000 * (time.monotonic() - came))
 
     async def _publish(self) -> None:
         producer = AIOKafkaProducer(**client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
         try:
             async with asyncio.timeout(REQUEST_S):
                 await producer.start()
-            await self.statistics.publish(lambda key, value: producer.send_and_wait(SERVICE_STATS, value, key, 0))
+            await self.statistics.publish(partial(self._send, producer))
         finally:
             await producer.stop()
+
+    async def _send(self, producer: AIOKafkaProducer, key: bytes, value: bytes) -> None:
+        asked = time.monotonic()
+        self._skew.note(asked, await producer.send_and_wait(SERVICE_STATS, value, key, 0))
 
     async def _redis(self) -> None:
         self.slots = await leases(self._cluster, self.settings.slots)
@@ -240,6 +262,10 @@ class Collector:
         else:
             self.engines["DynamoDB"].see(None)
         await asyncio.sleep(DATABASE_S)
+
+    def living(self) -> list[ServiceStats]:
+        """Return the newest statistics of each instance that is not gone, ordered by service."""
+        return self.series.living(self.now())
 
     @property
     def leases(self) -> list[Slot] | None:

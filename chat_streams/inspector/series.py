@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from typing import Final, NamedTuple
 
+import msgspec
+
 from chat_streams.inspector.ledger import Ledger
+from chat_streams.kafka.log_clock import MOST_SKEW_S
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.runtime.statistics import INTERVAL_S, ServiceStats
 
@@ -36,6 +39,29 @@ class Event(NamedTuple):
     at: int
     what: str
     instance: str
+
+
+class OnLogTime:
+    """Puts the records of all processes on the log's time, however wrong the clocks of their machines are.
+
+    The difference of a process is kept, so that its start and its intervals stay what they were, until it has changed
+    by more than ``MOST_SKEW_S``: its clock was set.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: OrderedDict[tuple[str, int], int] = OrderedDict()
+
+    def of(self, record: ServiceStats, logged_at: int) -> ServiceStats:
+        """Return a record, which was appended at ``logged_at`` (ms since the epoch), with the log's times."""
+        key, now = (record.instance, record.started_at), record.at - logged_at
+        ahead = self._ahead.get(key)
+        if ahead is None or abs(now - ahead) > 1000 * MOST_SKEW_S:
+            ahead = now
+        self._ahead[key] = ahead
+        self._ahead.move_to_end(key)
+        if len(self._ahead) > MAX_INSTANCES:
+            self._ahead.popitem(last=False)
+        return msgspec.structs.replace(record, at=record.at - ahead, started_at=record.started_at - ahead)
 
 
 class Series:

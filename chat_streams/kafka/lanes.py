@@ -15,7 +15,7 @@ import structlog
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from chat_streams.kafka.client import KAFKA_AWAY
-from chat_streams.kafka.producer import ProducerRecord
+from chat_streams.kafka.producer import ProducerRecord, Written
 from chat_streams.model.errors import LaneDropped
 from chat_streams.runtime.retry import ENGINE_RETRIES
 
@@ -33,8 +33,8 @@ HEADER_BYTES: Final = 10
 class Writer(Protocol):
     """The taker of batches (``KafkaProducer``); what it was cancelled in, or raised for, it writes no more."""
 
-    async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> int:
-        """Write records as one batch and return the offset of the first, or -1."""
+    async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> Written:
+        """Write records as one batch and return where it is in the log."""
 
 
 class Waiting(NamedTuple):
@@ -171,7 +171,7 @@ class Lanes:
                 batch: list[ProducerRecord] = []
                 try:
                     batch = next_batch(waiting, self._batch_bytes)
-                    first = await self._writer.write(topic, partition, batch)
+                    first = (await self._writer.write(topic, partition, batch)).offset
                 except Exception as error:  # noqa: BLE001 - it is told to all who wait: nothing may stick in a lane
                     # Without a batch, a value has raised.
                     if not (batch and can_heal(error)):

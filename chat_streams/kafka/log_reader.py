@@ -20,7 +20,9 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.compat.aiokafka import fetch_metadata
 from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.names import SERVICE_STATS
 from chat_streams.model.errors import KafkaUnavailable
+from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 
 T = TypeVar("T")
@@ -125,6 +127,16 @@ class LogReader:
         at_since = await self._offsets_at(tps, since_ms, firsts, ends)
         at_until = await self._offsets_at(tps, until_ms, ends, ends)
         return [Span(topic, tp.partition, min(at_since[tp], ends[tp]), max(at_until[tp], at_since[tp])) for tp in tps]
+
+    async def now_ms(self) -> int:
+        """Return the log's time, about, in ms since the epoch: when a service told its statistics last.
+
+        All services do every 5 s; where none ever did, the time of this machine is returned.
+        """
+        (span,) = await self.spans(SERVICE_STATS)
+        async for record in self.read([span._replace(first=max(span.first, span.end - 1))]):
+            return record.at
+        return now_ms()
 
     async def ends(self, topic: str, partitions: Sequence[int]) -> dict[int, int]:
         """Return the end offset of each partition now, with one request to Kafka where ``spans`` makes three."""

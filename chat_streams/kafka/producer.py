@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -21,6 +22,7 @@ from aiokafka.errors import (
 
 from chat_streams.compat.aiokafka import cut_off, make_severable
 from chat_streams.kafka.client import KAFKA_AWAY
+from chat_streams.kafka.log_clock import LogClock, SkewReport
 from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
 
 log = structlog.get_logger()
@@ -37,12 +39,19 @@ class ProducerRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
+class Written(NamedTuple):
+    """The offset of the first record of a batch (-1 where Kafka does not tell), and its append time in ms."""
+
+    offset: int
+    at: int
+
+
 class _Client:
     """A client of aiokafka, with the number of writes under way on it."""
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self.producer = producer
-        self._outcomes: set[asyncio.Future[int]] = set()
+        self._outcomes: set[asyncio.Future[Any]] = set()
         self._writes = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -58,12 +67,12 @@ class _Client:
             if not self._writes:
                 self._idle.set()
 
-    async def outcome(self, written: asyncio.Future[Any]) -> int:
-        """Wait for the offset of a batch; raises ``KafkaConnectionError`` once this client is cut off.
+    async def outcome(self, written: asyncio.Future[Any]) -> Any:
+        """Wait for the metadata of a batch; raises ``KafkaConnectionError`` once this client is cut off.
 
         aiokafka fails what was cut off after a while only, when nobody waits for it any more.
         """
-        outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         written.add_done_callback(partial(_tell, outcome))
         self._outcomes.add(outcome)
         try:
@@ -119,6 +128,8 @@ class KafkaProducer:
         self._changed = asyncio.Event()
         self._stopped = False
         self._connected = False
+        self.clock = LogClock()
+        self._skew = SkewReport(self.clock)
 
     @property
     def connected(self) -> bool:
@@ -151,8 +162,8 @@ class KafkaProducer:
             with client.busy() as producer:
                 return set(await producer.partitions_for(topic))
 
-    async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> int:
-        """Write records as one batch and return the offset of the first (-1 where Kafka does not tell).
+    async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> Written:
+        """Write records as one batch.
 
         The caller has one write under way to a partition. Whatever this raises, nothing is written any more once it
         has, but for what the broker has received already.
@@ -171,9 +182,10 @@ class KafkaProducer:
                         batch = self._batch(producer, topic, records)
                         if partition not in await producer.partitions_for(topic):
                             raise UnknownTopicOrPartitionError(f"{topic}/{partition}")
+                        asked = time.monotonic()
                         written = await producer.send_batch(batch, topic, partition=partition)
                         is_sent = True
-                        return await client.outcome(written)
+                        return self._written(await client.outcome(written), asked)
             except (TimeoutError, asyncio.CancelledError) as error:
                 if client is not None and is_sent:
                     self._cut_off(client)
@@ -186,6 +198,10 @@ class KafkaProducer:
                 if client is not None and is_sent:
                     self._retire(client)
                 raise
+
+    def _written(self, metadata: Any, asked: float) -> Written:
+        self._skew.note(asked, metadata)
+        return Written(int(metadata.offset), int(metadata.timestamp))
 
     def _batch(self, producer: AIOKafkaProducer, topic: str, records: Sequence[ProducerRecord]) -> Any:
         batch = producer.create_batch()
@@ -252,7 +268,7 @@ class KafkaProducer:
         return task
 
 
-def _tell(outcome: asyncio.Future[int], written: asyncio.Future[Any]) -> None:
+def _tell(outcome: asyncio.Future[Any], written: asyncio.Future[Any]) -> None:
     error = None if written.cancelled() else written.exception()
     if outcome.done():
         return
@@ -261,4 +277,4 @@ def _tell(outcome: asyncio.Future[int], written: asyncio.Future[Any]) -> None:
     elif error is not None:
         outcome.set_exception(error)
     else:
-        outcome.set_result(int(written.result().offset))
+        outcome.set_result(written.result())

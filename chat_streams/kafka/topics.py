@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -37,6 +37,9 @@ from chat_streams.runtime.settings import Settings
 DEAD_LETTER_PARTITIONS: Final = 1
 STATS_SECONDS: Final = 2 * 3600
 COMPACTED: Final = {"cleanup.policy": "compact"}
+TIME, LOG_TIME = "message.timestamp.type", "LogAppendTime"
+OWN_CONFIG: Final = 1
+"""Kafka's number for a configuration that a topic has itself."""
 NEEDS: Final = {
     "gateway": {
         INCOMING_MESSAGES: {"write"},
@@ -109,7 +112,15 @@ def of_users(settings: Settings, version: int, partitions: int) -> list[Topic]:
 
 
 def _common(settings: Settings) -> dict[str, str]:
-    return {"min.insync.replicas": str(settings.min_insync), "unclean.leader.election.enable": "false"}
+    return {
+        "min.insync.replicas": str(settings.min_insync),
+        "unclean.leader.election.enable": "false",
+        # Of all topics. What goes by the time of a record goes by one clock, the broker's: that of messages, retry
+        # windows, ages of requests, devices and inboxes, and whether a service lives. And with the time of its writer,
+        # a broker refuses a record that is an hour ahead of it (message.timestamp.after.max.ms), for as long as that
+        # writer's clock is wrong: also one of a changelog or of log_generations.
+        TIME: LOG_TIME,
+    }
 
 
 def _kept(settings: Settings) -> dict[str, str]:
@@ -134,8 +145,15 @@ def _wanted(settings: Settings) -> list[Topic]:
     ]
 
 
-async def create(settings: Settings) -> list[str]:
-    """Create the missing topics and record the log's generation; returns the names of the topics created.
+class Done(NamedTuple):
+    """The names of the topics that were created, and of those that were given the log's time."""
+
+    created: list[str]
+    configured: list[str]
+
+
+async def create(settings: Settings) -> Done:
+    """Create the missing topics, have all of them carry the log's time, and record the log's generation.
 
     Raises ``TopicsError`` when an existing topic is not as required.
     """
@@ -149,9 +167,38 @@ async def create(settings: Settings) -> list[str]:
                     " by 'faust -A chat_streams topics repartition' only"
                 )
         created, ids = await create_missing(admin, settings, _wanted(settings))
+        configured = await _set_log_time(admin, [topic.name for topic in _wanted(settings)])
     await note_generation(settings, ids[INCOMING_MESSAGES], settings.partitions, VERSION)
     await check(settings)
-    return created
+    return Done(created, configured)
+
+
+async def _set_log_time(admin: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:
+    """Have topics carry the time at which records are appended; returns the names of those that did not."""
+    wrong = {name: found for name, found in (await _configs(admin, names)).items() if found.get(TIME) != LOG_TIME}
+    for name in wrong:
+        await configure(admin, name, await _own_config(admin, name) | {TIME: LOG_TIME})
+    deadline = time.monotonic() + REQUEST_SECONDS
+    while wrong and any(found.get(TIME) != LOG_TIME for found in (await _configs(admin, list(wrong))).values()):
+        if time.monotonic() > deadline:
+            raise TopicsError(f"{TIME} is not {LOG_TIME} after {REQUEST_SECONDS:g} s: topic {', '.join(wrong)}")
+        await asyncio.sleep(0.05)
+    return list(wrong)
+
+
+async def configure(admin: AIOKafkaAdminClient, name: str, config: Mapping[str, str]) -> None:
+    """Replace all of a topic's own configuration: what is left out goes back to its default; raises ``TopicsError``."""
+    for answer in await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, dict(config))]):
+        for code, text, *_ in answer.resources:
+            if code:
+                raise TopicsError(f"topic {name} is not configured: {for_code(code).__name__}: {text}")
+
+
+async def _own_config(admin: AIOKafkaAdminClient, name: str) -> dict[str, str]:
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+    entries = [(entry, answer.API_VERSION) for answer in answers for res in answer.resources for entry in res[4]]
+    # Before version 1, Kafka says whether a value is a default, not where it comes from.
+    return {e[0]: e[1] for e, version in entries if (e[3] == OWN_CONFIG if version else not e[3])}
 
 
 async def create_missing(
@@ -223,10 +270,11 @@ async def check(settings: Settings, service: str = "") -> Log:
             if replicas < settings.replication:
                 wrong.append(f"topic {topic.name} has {replicas} replicas, {settings.replication} are wanted")
             for name, value in topic.config.items():
-                if name in ("min.insync.replicas", "unclean.leader.election.enable", "cleanup.policy"):
+                if name in ("min.insync.replicas", "unclean.leader.election.enable", "cleanup.policy", TIME):
                     actual = configs[topic.name].get(name)
                     if actual != value:
-                        wrong.append(f"topic {topic.name} has {name}={actual}, {value} is wanted")
+                        remedy = ": set it with 'faust -A chat_streams topics create'" if name == TIME else ""
+                        wrong.append(f"topic {topic.name} has {name}={actual}, {value} is wanted{remedy}")
         if wrong:
             raise TopicsError("; ".join(wrong))
     known = await generations(settings)

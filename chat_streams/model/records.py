@@ -1,21 +1,30 @@
 """The records of the topics: tagged structs in msgpack, after a header of three bytes (two magic bytes, one version).
 
-One record carries a batch (``docs/architecture.md``, "A record carries a batch").
+One record carries a batch (``docs/architecture.md``, "A record carries a batch"). A writer uses the lowest version that
+can say what it has, so that an older reader stops at nothing it understands; readers know all up to ``VERSION``:
+
+1   A message has the time of the gateway that accepted it, a request for a page a deadline by that gateway's clock.
+2   A message has its record's time, a request for a page tells how long its answer is waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.position import Position
+from chat_streams.model.times import utc
 
 MAGIC: Final = b"\xcc\x43"
-VERSION: Final = 1
-_HEADER: Final = MAGIC + bytes([VERSION])
+VERSION: Final = 2
+LOGGED: Final = 0
+"""The ``at`` of a message whose time is the append time of its record."""
+OLD_TIMEOUT_MS: Final = 30_000
+"""The longest time that the answer to a request of version 1 was waited for."""
 
 MAX_MESSAGES: Final = 1_000
 """The largest number of messages in a record; the index of a message in its record must stay small."""
@@ -32,8 +41,9 @@ class _Record(msgspec.Struct, gc=False, array_like=True):
 class Message(_Record):
     """A message accepted for one recipient.
 
-    ``json`` is the JSON object that the recipient gets, without its first field, the position:
-    ``,"id":…,"body":…}``. ``at`` is the time at which the gateway accepted the message, in ms since the epoch.
+    ``json`` is the JSON object that the recipient gets, without its first fields, the position and the time:
+    ``,"id":…,"body":…}``. ``at`` is ``LOGGED``; a message of version 1 has the time of its gateway, in ms since the
+    epoch, and has it in ``json``, too.
     """
 
     to: str
@@ -41,6 +51,21 @@ class Message(_Record):
     id: str
     at: int
     json: bytes
+
+    def time_in(self, logged_at: int) -> int:
+        """Return the time of the message in a record that was appended at ``logged_at``; both in ms since the epoch."""
+        return self.at or logged_at
+
+    def json_at(self, position: str, logged_at: int) -> bytes:
+        """Return the JSON object that the recipient gets of the message, at its position and the time of its record."""
+        if self.at:
+            return b'{"pos":"%b"%b' % (position.encode(), self.json)
+        return b'{"pos":"%b","at":"%b"%b' % (position.encode(), _time_text(logged_at), self.json)
+
+
+@functools.lru_cache(maxsize=256)
+def _time_text(ms: int) -> bytes:
+    return utc(ms).encode()
 
 
 class Messages(_Record, tag="messages"):
@@ -57,7 +82,7 @@ class UserConnected(_Record, tag="user_connected"):
 
     ``number`` counts the connections of a device: a lower one never displaces a higher one. ``after`` is the position
     up to which messages were forwarded so far. With ``drain``, the gateway also requests the first page of the stored
-    inbox: up to ``limit`` messages and ``limit_bytes`` bytes, before ``deadline`` (ms since the epoch). The
+    inbox: up to ``limit`` messages and ``limit_bytes`` bytes; it waits ``timeout_ms`` for the answer. The
     announcement of a connection that exists already is for the registry only and has ``drain`` false.
     """
 
@@ -71,7 +96,7 @@ class UserConnected(_Record, tag="user_connected"):
     limit: int
     limit_bytes: int
     drain: bool
-    deadline: int
+    timeout_ms: int
 
 
 class UserDisconnected(_Record, tag="user_disconnected"):
@@ -88,7 +113,8 @@ SessionEvents = tuple[UserConnected | UserDisconnected, ...]
 class Acknowledge(_Record, tag="acknowledge"):
     """The acknowledgement that a device has all messages up to and including ``position``.
 
-    ``forwarded_at`` is the time at which the last of them was forwarded to the device (ms since the epoch), or 0.
+    ``forwarded_at`` is the time by the log, about, at which the last of them was forwarded to the device (ms since the
+    epoch), or 0.
     """
 
     user: str
@@ -98,7 +124,7 @@ class Acknowledge(_Record, tag="acknowledge"):
 
 
 class Fetch(_Record, tag="fetch"):
-    """A request for the page of an inbox above ``after``; it is skipped after ``deadline`` (ms since the epoch)."""
+    """A request for the page of an inbox above ``after``; after ``timeout_ms`` the connection makes another one."""
 
     user: str
     connection: bytes
@@ -108,7 +134,7 @@ class Fetch(_Record, tag="fetch"):
     after: Position
     limit: int
     limit_bytes: int
-    deadline: int
+    timeout_ms: int
     device: str = ""
 
 
@@ -182,7 +208,8 @@ Outgoing = tuple[Delivery | Missed | Registered | InboxAdvanced | Displaced | An
 class DeadLetter(_Record, tag="dead_letter"):
     """A whole record that could not be applied, with its origin and the reason of its failure.
 
-    ``first_at`` and ``last_at`` are the times of its first and last failure, in ms since the epoch.
+    ``first_at`` and ``last_at`` are the times of its first and last failure, by the clocks of the workers;
+    ``logged_at`` is the time at which it was appended to its topic, 0 if that is not known. All in ms since the epoch.
     """
 
     app: str
@@ -195,6 +222,7 @@ class DeadLetter(_Record, tag="dead_letter"):
     traceback: str
     first_at: int
     last_at: int
+    logged_at: int = 0
 
 
 class Redriven(_Record, tag="redriven"):
@@ -212,39 +240,74 @@ T = TypeVar("T")
 
 
 class Record(NamedTuple, Generic[T]):
-    """A decoded record with its partition and offset; a redriven one may have its original offset (``offset_for``)."""
+    """A decoded record with its partition, offset and append time (ms since the epoch).
+
+    A redriven one has its original time, and may have its original offset (``redrive.address_for``).
+    """
 
     partition: int
     offset: int
+    at: int
     value: T
     headers: Iterable[tuple[str, bytes]] = ()
 
 
 class Codec(Generic[T]):
-    """Encodes and decodes the records of one topic."""
+    """Encodes and decodes the records of one topic.
 
-    def __init__(self, kind: Any) -> None:
+    Args:
+        kind: The type of a record.
+        is_new: Whether a record needs version 2; without, all of them are of version 1.
+        from_1: What makes a record of version 1 one of today.
+    """
+
+    def __init__(
+        self, kind: Any, is_new: Callable[[T], bool] | None = None, from_1: Callable[[T], T] | None = None
+    ) -> None:
+        self._is_new = is_new
+        self._from_1 = from_1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
 
     def encode(self, record: T) -> bytes:
         """Return the bytes of a record."""
-        return _HEADER + self._encoder.encode(record)
+        header = _NEW if self._is_new is not None and self._is_new(record) else _OLD
+        return header + self._encoder.encode(record)
 
     def decode(self, value: bytes | None) -> T:
         """Return the record that the bytes encode; raises ``UndecodableRecord`` or ``UnknownVersion``."""
         if value is None or value[:2] != MAGIC or len(value) < 3:
             raise UndecodableRecord(f"does not begin with {MAGIC.hex()}, as records do")
-        if value[2] != VERSION:
-            raise UnknownVersion(f"the record has version {value[2]}, this program reads {VERSION}")
+        if not 1 <= value[2] <= VERSION:
+            raise UnknownVersion(f"the record has version {value[2]}, this program reads 1 to {VERSION}")
         try:
-            return self._decoder.decode(memoryview(value)[3:])
+            record = self._decoder.decode(memoryview(value)[3:])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UndecodableRecord(str(error)) from error
+        return self._from_1(record) if value[2] == 1 and self._from_1 is not None else record
 
 
-INCOMING: Final[Codec[Messages]] = Codec(Messages)
-SESSIONS: Final[Codec[SessionEvents]] = Codec(SessionEvents)
-REQUESTS: Final[Codec[InboxRequests]] = Codec(InboxRequests)
+_OLD: Final = MAGIC + b"\x01"
+_NEW: Final = MAGIC + b"\x02"
+
+
+def _has_logged(record: Messages) -> bool:
+    return any(message.at == LOGGED for message in record.messages)
+
+
+def _has_request(record: SessionEvents | InboxRequests) -> bool:
+    return any(isinstance(item, UserConnected | Fetch) for item in record)
+
+
+def _without_deadlines(record: T) -> T:
+    for item in record:  # type: ignore[attr-defined]
+        if isinstance(item, UserConnected | Fetch):
+            item.timeout_ms = OLD_TIMEOUT_MS
+    return record
+
+
+INCOMING: Final[Codec[Messages]] = Codec(Messages, _has_logged)
+SESSIONS: Final[Codec[SessionEvents]] = Codec(SessionEvents, _has_request, _without_deadlines)
+REQUESTS: Final[Codec[InboxRequests]] = Codec(InboxRequests, _has_request, _without_deadlines)
 OUTGOING: Final[Codec[Outgoing]] = Codec(Outgoing)
 DEAD_LETTERS: Final[Codec[DeadLetter | Redriven]] = Codec(DeadLetter | Redriven)

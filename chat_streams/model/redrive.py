@@ -11,6 +11,8 @@ FIRST_FAILED_AT: Final = "first-failed-at"
 """The header with the time of the first failure, in ms since the epoch."""
 AT_OFFSET: Final = "at-offset"
 """The header with the offset to use in the positions of its messages, instead of the record's own."""
+AT_TIME: Final = "at-time"
+"""The header with the time at which the record was appended first, in ms since the epoch: its messages keep it."""
 
 Headers = Iterable[tuple[str, bytes]]
 
@@ -21,6 +23,7 @@ class Redrive(NamedTuple):
     apps: frozenset[str]
     first_at: int | None = None
     offset: int | None = None
+    logged_at: int | None = None
 
     @classmethod
     def of(cls, headers: Headers | None) -> Self | None:
@@ -29,7 +32,10 @@ class Redrive(NamedTuple):
         if REDRIVE_FOR not in found:
             return None
         return cls(
-            frozenset(found[REDRIVE_FOR].split(",")), _number(found.get(FIRST_FAILED_AT)), _number(found.get(AT_OFFSET))
+            frozenset(found[REDRIVE_FOR].split(",")),
+            _number(found.get(FIRST_FAILED_AT)),
+            _number(found.get(AT_OFFSET)),
+            _number(found.get(AT_TIME)),
         )
 
     def headers(self) -> list[tuple[str, bytes]]:
@@ -39,25 +45,37 @@ class Redrive(NamedTuple):
             headers.append((FIRST_FAILED_AT, b"%d" % self.first_at))
         if self.offset is not None:
             headers.append((AT_OFFSET, b"%d" % self.offset))
+        if self.logged_at is not None:
+            headers.append((AT_TIME, b"%d" % self.logged_at))
         return headers
 
 
-def offset_for(app: str, offset: int, headers: Headers | None) -> int | None:
-    """Return the offset for the positions of a record's messages; ``None`` when ``app`` must skip the record.
+class Address(NamedTuple):
+    """The offset and the time (ms since the epoch) that the messages of a record go by."""
+
+    offset: int
+    at: int
+
+
+def address_for(app: str, offset: int, at: int, headers: Headers | None) -> Address | None:
+    """Return the address of a record's messages; ``None`` when ``app`` must skip the record.
 
     An app skips a redriven record that failed in other apps only: it applied the original one.
 
     Args:
         app: Name of the app that reads the record.
         offset: Offset at which the record was read.
+        at: Time at which the record was appended (ms since the epoch).
         headers: Headers of the record.
     """
     redrive = Redrive.of(headers)
     if redrive is None:
-        return offset
+        return Address(offset, at)
     if app not in redrive.apps:
         return None
-    return offset if redrive.offset is None else redrive.offset
+    return Address(
+        offset if redrive.offset is None else redrive.offset, at if redrive.logged_at is None else redrive.logged_at
+    )
 
 
 def _number(text: str | None) -> int | None:

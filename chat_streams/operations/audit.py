@@ -29,8 +29,7 @@ from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord
 from chat_streams.model.losses import Loss, Losses, unnoted
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, UserConnected
-from chat_streams.model.redrive import offset_for
-from chat_streams.model.times import now_ms
+from chat_streams.model.redrive import address_for
 from chat_streams.operations import dead_letters
 from chat_streams.operations.audit_rules import (
     Fate,
@@ -51,7 +50,7 @@ from chat_streams.operations.audit_rules import (
     unpack,
 )
 from chat_streams.runtime.settings import Settings
-from tables.chat_history import ChatHistory
+from tables.chat_history import ChatHistory, Entry
 from tables.inbox_index import PAGE, InboxIndex, Sight, Stored
 from tables.redis_cluster import Cluster
 
@@ -222,6 +221,7 @@ class _Auditor:
         self._messages = messages
         self._acks_log = acks
         self._groups = groups
+        self._cluster = cluster
         self._index = InboxIndex(cluster)
         self._history = history
         self._report = Report()
@@ -229,13 +229,17 @@ class _Auditor:
         self._known_users: set[str] = set()
         self._acks_caught_up = True
         self._done = self._total = 0
+        self._began_at, self._began = 0, 0.0
 
     @property
     def _rules(self) -> Rules:
         s = self._settings
-        return Rules(now_ms(), s.inbox_ttl, s.retry_window, s.max_devices, s.retention)
+        now = self._began_at + int(1000 * (time.monotonic() - self._began))
+        return Rules(now, s.inbox_ttl, s.retry_window, s.max_devices, s.retention)
 
     async def run(self) -> Report:
+        # By the clock of Redis inboxes expire: the one of this machine says nothing.
+        self._began_at, self._began = 1000 * await self._cluster.time(), time.monotonic()
         # An engine that is away is reported now, not after the wait for the services.
         await self._index.look([("", Position(0, 0), 1)])
         if self._options.history:
@@ -284,7 +288,7 @@ class _Auditor:
         await self._read_acks(acks, count=True)
         repeats = Repeats()
         async for record in self._read(span):
-            for _, message in self._decode(record, judged=applied, quiet=True):
+            for _, _, message in self._decode(record, judged=applied, quiet=True):
                 repeats.mark(message)
         start = self._position(span.first) - 1
         part = Partition(number, start, acks.logged, self._report)
@@ -293,10 +297,10 @@ class _Auditor:
         open_: list[Item] = []
         async for record in self._read(span):
             dead = self._letters.has(MESSAGING, INCOMING_MESSAGES, number, record.offset)
-            for position, message in self._decode(record, judged=applied, quiet=False):
+            for position, at, message in self._decode(record, judged=applied, quiet=False):
                 message.json = b""
-                age = None if dead else repeats.age(message)
-                items.append(Item(position, message, age, dead))
+                age = None if dead else repeats.age(message, at)
+                items.append(Item(position, at, message, age, dead))
             if len(items) >= CHUNK:
                 suspicious += await self._judge(part, items, stored)
                 items = []
@@ -309,12 +313,13 @@ class _Auditor:
         await self._check_users(acks, part, self._position(applied) - 1)
         self._known_users.update(part.users, acks.logged)
 
-    def _decode(self, record: LogRecord, judged: int, quiet: bool) -> list[tuple[int, Any]]:
-        """Return the messages of a record that are to be judged, with their packed positions.
+    def _decode(self, record: LogRecord, judged: int, quiet: bool) -> list[tuple[int, int, Any]]:
+        """Return the messages of a record that are to be judged, with their packed positions and their time.
 
         Unless ``quiet``, messages and records that can't be judged go into the report.
         """
-        if offset_for(MESSAGING, record.offset, record.headers) is None:
+        address = address_for(MESSAGING, record.offset, record.at, record.headers)
+        if address is None:
             return []
         user, report = self._options.user, self._report
         try:
@@ -335,7 +340,7 @@ class _Auditor:
                 report.fates[Fate.IN_FLIGHT] += len(mine)
             return []
         first = self._position(record.offset)
-        return [(first + index, message) for index, message in mine]
+        return [(first + index, address.at, message) for index, message in mine]
 
     async def _judge(self, part: Partition, items: Sequence[Item], stored: int) -> list[Item]:
         if not items:
@@ -356,7 +361,8 @@ class _Auditor:
             if not self._letters.has(HISTORY, INCOMING_MESSAGES, number, unpack(item.position).offset)
         ]
         self._report.history_checked += len(wanted)
-        return [wanted[index] for index in await self._history.missing([item.message for item in wanted])]
+        entries = [Entry(unpack(item.position), item.at, item.message) for item in wanted]
+        return [wanted[index] for index in await self._history.missing(entries)]
 
     # Inboxes
 

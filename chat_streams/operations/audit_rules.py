@@ -84,7 +84,7 @@ class Finding(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The time in ms since the epoch, and the settings of the services that a fate depends on (times in s)."""
+    """The time by Redis in ms since the epoch, and the settings of the services that a fate depends on (times in s)."""
 
     now: int
     inbox_ttl: int
@@ -193,10 +193,11 @@ class Repeats:
         else:
             self._suspects = None
 
-    def age(self, message: Message) -> int | None:
-        """Return the ms between this message and the latest of the same name before it; ``None`` if there is none.
+    def age(self, message: Message, at: int) -> int | None:
+        """Return the ms between this message, of the time ``at``, and the latest of the same name before it.
 
-        To be called in the second pass. It is never negative, whichever of the two was accepted first.
+        Returns ``None`` if there is none. To be called in the second pass. It is never negative, whichever of the two
+        has the earlier time.
         """
         if self._bits is not None:
             self._bits.close()
@@ -206,10 +207,10 @@ class Repeats:
             return None
         name = blake2b(f"{message.to}\0{message.sender}\0{message.id}".encode(), digest_size=16).digest()
         before = self._recent.pop(name, None)
-        self._recent[name] = message.at
+        self._recent[name] = at
         if len(self._recent) > self._most_recent:
             self._recent.popitem(last=False)
-        return None if before is None else abs(message.at - before)
+        return None if before is None else abs(at - before)
 
 
 # Inboxes, by Redis
@@ -241,7 +242,7 @@ class Head:
 
 
 class View(NamedTuple):
-    """An inbox with its entries in a range: each message's time of acceptance (s), and gaps ``(after, until]``."""
+    """An inbox with its entries in a range: each message's append time (s), and gaps ``(after, until]``."""
 
     head: Head
     messages: dict[int, int]
@@ -251,10 +252,11 @@ class View(NamedTuple):
 class Item(NamedTuple):
     """A message of the log: its packed position, the message without its JSON, and its ``age`` by ``Repeats.age``.
 
-    ``dead`` is true if messaging could not apply its record.
+    ``at`` is when its record was appended (ms since the epoch). ``dead`` is true if messaging could not apply it.
     """
 
     position: int
+    at: int
     message: Message
     age: int | None
     dead: bool
@@ -278,9 +280,9 @@ def judge(item: Item, view: View, claims: Claims, rules: Rules, acks_applied: bo
         return Fate.OVERFLOWED
     if _acknowledged(position, view.head, claims, rules):
         return Fate.ACKNOWLEDGED
-    if item.message.at < rules.now - rules.inbox_ttl * 1000:
+    if item.at < rules.now - rules.inbox_ttl * 1000:
         return Fate.EXPIRED
-    # Retry windows begin at fixed times, and a repeat of a message in this window or the one before is dropped.
+    # Retry windows begin at fixed times, and a repeat of a message in this window or one beside it is dropped.
     if item.age is not None and item.age <= 2 * window:
         return Fate.RETRY
     return Problem(f"is nowhere: {_evidence(position, view.head, claims)}", twice=False)

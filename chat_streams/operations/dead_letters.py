@@ -28,6 +28,7 @@ from chat_streams.model.position import Position
 from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
+    LOGGED,
     REQUESTS,
     SESSIONS,
     Codec,
@@ -166,7 +167,8 @@ class Catalogue:
             elif letter.app == HISTORY:
                 moved = [self.redriven[n].offset for n, app in same if app == MESSAGING and n in self.redriven]
                 offset = moved[-1] if moved else letter.offset
-        return Write(Redrive(frozenset(apps), letter.first_at, offset).headers(), sorted(covers))
+        redrive = Redrive(frozenset(apps), letter.first_at, offset, letter.logged_at or None)
+        return Write(redrive.headers(), sorted(covers))
 
 
 def origin_of(letter: DeadLetter) -> Origin:
@@ -224,7 +226,9 @@ def _json_value(value: Any) -> Any:
 
 
 def _message(message: Message, bodies: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"to": message.to, "from": message.sender, "id": message.id, "at_ms": message.at}
+    found: dict[str, Any] = {"to": message.to, "from": message.sender, "id": message.id}
+    if message.at != LOGGED:
+        found["at_ms"] = message.at
     try:
         body = json.loads(b"{" + message.json.lstrip(b","))["body"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -1,6 +1,6 @@
 """The journey of one message through the system, assembled from the log and the stores, and its verdict (pure).
 
-Times are in ms since the epoch. The time of a record is its Kafka timestamp, which the writer of the record sets.
+Times are in ms since the epoch. The time of a record is its append time, by the clock of Kafka.
 """
 
 from __future__ import annotations
@@ -49,7 +49,15 @@ class Copy(NamedTuple):
     @classmethod
     def of(cls, position: Position, partition: int, logged_at: int, message: Message, redrive: Redrive | None) -> Copy:
         """Return the copy for a message that was found in the log."""
-        return cls(position, partition, message.at, logged_at, len(message.json), redrive)
+        known = None if redrive is None else redrive.logged_at
+        at = message.time_in(logged_at if known is None else known)
+        return cls(position, partition, at, logged_at, len(message.json), redrive)
+
+    @property
+    def window_at(self) -> int:
+        """The time that its retry window goes by: that of the first record that held it."""
+        known = None if self.redrive is None else self.redrive.logged_at
+        return self.logged_at if known is None else known
 
     @property
     def for_messaging(self) -> bool:
@@ -262,16 +270,16 @@ class Journey:
 def journeys(name: Name, copies: Sequence[Copy], letters: Sequence[Letter], window_ms: int) -> list[Journey]:
     """Group the copies of one name, in the order of their positions, into a journey for each delivery of it.
 
-    Messaging drops a copy as a retry if an earlier one was accepted in the same retry window or in the window before
+    Messaging drops a copy as a retry if an earlier one is in the same retry window or in one beside it
     (``append`` in ``inbox.lua``). A copy that messaging could not apply does not count as an earlier one.
     """
     found: list[Journey] = []
     windows: set[int] = set()
     dead = {letter.offset for letter in letters if letter.app == MESSAGING}
     for copy in sorted(copies, key=lambda c: c.position):
-        window = copy.accepted_at // window_ms
+        window = copy.window_at // window_ms
         again = not copy.for_messaging or copy.position.offset in dead
-        dropped = bool(windows & {window, window - 1})
+        dropped = bool(windows & {window - 1, window, window + 1})
         if not found or (not again and not dropped and found[-1].applied is not None):
             found.append(Journey(name, []))
         if not again:

@@ -28,7 +28,6 @@ from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable, Unde
 from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.model.records import DEAD_LETTERS, INCOMING, OUTGOING, REQUESTS, SESSIONS, DeadLetter, Redriven
 from chat_streams.model.redrive import Redrive
-from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Copy, Inbox, Journey, Letter, Name, Rules, journeys, letter_of
 from chat_streams.runtime.settings import Settings
 from tables.chat_history import ChatHistory
@@ -146,7 +145,7 @@ class Tracer:
         settings, copy, start = self._settings, journey.applied, journey.first.accepted_at - CLOCKS_MS
         partition, user = journey.first.partition, journey.name.to.encode()
         sweep_ms = int(settings.announce_sweep * 1000)
-        now = now_ms()
+        now = await self._reader.now_ms()
         # An open connection is announced once in each sweep: two sweeps of events name all that are open.
         heard_from = min(start, now) - 2 * sweep_ms
         journey.add_copies()
@@ -173,7 +172,7 @@ class Tracer:
             journey.inbox = await self._inbox(journey.name.to, copy.position)
         journey.in_history = await self._in_history(journey)
         journey.next_offsets = {app: await self._next_offset(app, partition) for app in ("messaging", "history")}
-        return Rules(now_ms(), sweep_ms, settings.inbox_ttl * 1000, heard_from, now - OUTGOING_SECONDS * 1000)
+        return Rules(now, sweep_ms, settings.inbox_ttl * 1000, heard_from, now - OUTGOING_SECONDS * 1000)
 
     async def _letters(self, needle: bytes, since: int | None) -> _Letters:
         letters = _Letters()

@@ -11,7 +11,6 @@ from aiokafka.structs import TopicPartition
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.records import MAGIC
-from chat_streams.model.times import now_ms
 from chat_streams.operations.lag import Lag, Watermarks
 
 NEWEST: Final = 3
@@ -71,6 +70,7 @@ async def sample(
         total[2] += len(record.value or b"")
     samples = {**known, **{topic: Sample(int(n), m / n, s / n) for topic, (n, m, s) in totals.items()}}
     lags: dict[tuple[str, str, int], Lag] = {}
+    now = await reader.now_ms()
     for group, committed in marks.committed.items():
         heads = {tp: max(0, offset) for tp, offset in committed.items() if marks.behind(group, tp)}
         wanted = [
@@ -86,7 +86,7 @@ async def sample(
             behind = marks.behind(group, tp)
             exact = records >= behind
             lags[group, tp.topic, tp.partition] = Lag(
-                int(messages if exact else behind * messages / records), max(0.0, (now_ms() - oldest_at) / 1000), exact
+                int(messages if exact else behind * messages / records), max(0.0, (now - oldest_at) / 1000), exact
             )
     return samples, lags
 

@@ -22,8 +22,7 @@ from typing import Final, NamedTuple
 
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, for_code
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka import generations, names, topics
@@ -128,11 +127,7 @@ async def _takes(producer: aiokafka.AIOKafkaProducer, topic: str, partition: int
 
 async def _configure(admin: AIOKafkaAdminClient, topic: Topic, changes: dict[str, str]) -> None:
     # AlterConfigs replaces all of a topic's own configuration: what is left out goes back to its default.
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic.name, topic.config | changes)
-    for answer in await admin.alter_configs([resource]):
-        for code, text, *_ in answer.resources:
-            if code:
-                raise TopicsError(f"topic {topic.name} is not configured: {for_code(code).__name__}: {text}")
+    await topics.configure(admin, topic.name, topic.config | changes)
 
 
 async def _wait_read(settings: Settings, admin: AIOKafkaAdminClient, topic: Topic, deadline: float) -> None:

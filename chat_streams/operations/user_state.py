@@ -20,7 +20,6 @@ from chat_streams.model.errors import (
 )
 from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.model.records import SESSIONS
-from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Connection, Journey, Name
 from chat_streams.operations.leases import Slot
 from chat_streams.runtime.settings import Settings
@@ -53,7 +52,7 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
     and ``inbox_error``, ``connections_error`` or ``history_error`` gives the reason.
     """
     settings = sources.settings
-    (inbox, inbox_error), (connections, connections_error), (messages, history_error) = await asyncio.gather(
+    (inbox, inbox_error), ((connections, now), connections_error), (messages, history_error) = await asyncio.gather(
         _inbox(sources, user), _connections(sources, user), _received(sources, user, bodies)
     )
     errors = [error for error in (inbox_error, connections_error, history_error) if error]
@@ -64,7 +63,7 @@ async def look(sources: Sources, user: str, slots: Sequence[Slot] | None, bodies
             f" {2 * settings.announce_sweep:g} s of {SESSION_EVENTS}/{partition}, and no message in the"
             " chat database. Who never connected and was never written to is nowhere."
         )
-    now, sweep = now_ms(), int(settings.announce_sweep * 2000)
+    sweep = int(settings.announce_sweep * 2000)
     leases = {(slot.slot, slot.epoch) for slot in slots or ()}
     # A gateway that was killed announced no disconnections: its connections end with its lease. Without Redis the
     # leases are not known.
@@ -95,21 +94,25 @@ async def _inbox(sources: Sources, user: str) -> tuple[inbox_view.InboxView, str
         return inbox_view.NOTHING, f"Redis does not answer: {error}"
 
 
-async def _connections(sources: Sources, user: str) -> tuple[dict[bytes, Connection], str | None]:
+async def _connections(sources: Sources, user: str) -> tuple[tuple[dict[bytes, Connection], int], str | None]:
     if sources.kafka_away:
-        return {}, sources.kafka_away
+        return ({}, 0), sources.kafka_away
     try:
         async with asyncio.timeout(KAFKA_S), LogReader(sources.settings) as reader:
             return await _connections_of(sources.settings, reader, user), None
     except (KafkaUnavailable, TimeoutError) as error:
-        return {}, f"Kafka does not answer: {error!r}"
+        return ({}, 0), f"Kafka does not answer: {error!r}"
 
 
-async def _connections_of(settings: Settings, reader: LogReader, user: str) -> dict[bytes, Connection]:
-    """Return a user's connections by the log of the last two sweeps; an open one is announced once in each sweep."""
+async def _connections_of(settings: Settings, reader: LogReader, user: str) -> tuple[dict[bytes, Connection], int]:
+    """Return a user's connections by the log of the last two sweeps, and the log's time (ms since the epoch).
+
+    An open connection is announced once in each sweep.
+    """
     journey = Journey(Name("", user, ""), [])
     needle = user.encode()
-    since = now_ms() - int(settings.announce_sweep * 2000)
+    now = await reader.now_ms()
+    since = now - int(settings.announce_sweep * 2000)
     partition = partition_of(user, settings.partitions)
     async for record in reader.read(await reader.spans(SESSION_EVENTS, [partition], since_ms=since)):
         if record.value is not None and needle in record.value:
@@ -117,7 +120,7 @@ async def _connections_of(settings: Settings, reader: LogReader, user: str) -> d
                 journey.add_sessions(SESSIONS.decode(record.value), record.at)
             except (UndecodableRecord, UnknownVersion):
                 continue
-    return journey.connections
+    return journey.connections, now
 
 
 def as_json(key: bytes, connection: Connection, slots: Sequence[Slot] | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from chat_streams.kafka import consumer as kafka
 from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.model.errors import Rewound
 from chat_streams.processing.offsets import Checkpoint, LostRange, Progress, Start
+from chat_streams.processing.page_requests import End
 from chat_streams.processing.worker_metrics import COMMIT_SECONDS
 from chat_streams.runtime.retry import retry_forever
 
@@ -69,6 +70,7 @@ class Consumer(UnusedConsumer):
         self._held: dict[str, list[int]] = {}
         self._rebalances = 0
         self._is_to_begin = False
+        self._read: dict[TP, tuple[int, int]] = {}
         self._committed: dict[TP, tuple[int, Checkpoint]] = {}
         self._commit_lock = asyncio.Lock()
         # The run through a partition in which it stands still, until the records that the log has lost are told of.
@@ -138,6 +140,7 @@ class Consumer(UnusedConsumer):
         self.progress.clear()
         self._committed.clear()
         self._losing.clear()
+        self._read.clear()
         # Faust has emptied the queues.
         self._held.clear()
         self._has_room.set()
@@ -194,6 +197,12 @@ class Consumer(UnusedConsumer):
         """Return the number of partitions of a topic, if it is known here."""
         return self._client.partition_count(topic)
 
+    def read_to(self, tp: TP) -> End | None:
+        """Return how far a partition was read; ``None`` before the first record."""
+        if (read := self._read.get(tp)) is None:
+            return None
+        return End(*read, self._client.highwater(tp) or 0)
+
     def _is_changelog(self, tp: tuple[str, int]) -> bool:
         return tp[0] in self.app.tables.changelog_topics
 
@@ -239,6 +248,7 @@ class Consumer(UnusedConsumer):
         generation = self.app.consumer_generation_id
         for tp, found in records.items():
             channel = channels[tp.topic]
+            self._read[TP(*tp)] = found[-1].offset, found[-1].timestamp
             held = [0, 0] if self._is_changelog(tp) else self._held.setdefault(tp.topic, [0, 0])
             for r in found:
                 message = Message(

@@ -20,13 +20,13 @@ def by_recipient(records: Iterable[Record[Messages]], generation: int, window_s:
     Args:
         records: Decoded records of ``incoming_messages``.
         generation: Generation of the log they are in.
-        window_s: Length of a retry window in seconds; a batch never spans two windows.
+        window_s: Length of a retry window in seconds; a batch never spans two windows of the log's time.
     """
-    by_user: defaultdict[tuple[str, int], list[tuple[Position, Message]]] = defaultdict(list)
+    by_user: defaultdict[tuple[str, int], list[tuple[Position, int, Message]]] = defaultdict(list)
     for record in records:
         entry, _ = Position.of(generation, record.offset, 0)
         for index, message in enumerate(record.value.messages):
-            by_user[message.to, record.partition].append((Position(entry, index), message))
+            by_user[message.to, record.partition].append((Position(entry, index), record.at, message))
     return [
         Batch(user, partition, part)
         for (user, partition), messages in by_user.items()
@@ -35,14 +35,14 @@ def by_recipient(records: Iterable[Record[Messages]], generation: int, window_s:
 
 
 def _within_window(
-    messages: list[tuple[Position, Message]], window_ms: int
-) -> Iterator[list[tuple[Position, Message]]]:
+    messages: list[tuple[Position, int, Message]], window_ms: int
+) -> Iterator[list[tuple[Position, int, Message]]]:
     start = 0
     for end in range(1, len(messages) + 1):
         if (
             end == len(messages)
             or end - start == APPEND_MESSAGES
-            or messages[end][1].at // window_ms != messages[start][1].at // window_ms
+            or messages[end][1] // window_ms != messages[start][1] // window_ms
         ):
             yield messages[start:end]
             start = end

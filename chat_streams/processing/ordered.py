@@ -200,6 +200,7 @@ class OrderedApp(faust.App):
             traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
             first_at=now if redrive.first_at is None else redrive.first_at,
             last_at=now,
+            logged_at=round(1000 * message.timestamp) if redrive.logged_at is None else redrive.logged_at,
         )
         partition = await self.producer.partition_of(self._dead_letters, message.key)
         await self.produce(self._dead_letters, partition, message.key, lambda: DEAD_LETTERS.encode(letter))

@@ -15,7 +15,7 @@ import structlog
 
 from chat_streams.model.errors import Rewound, UndecodableRecord
 from chat_streams.model.records import Codec, Record
-from chat_streams.model.redrive import offset_for
+from chat_streams.model.redrive import address_for
 from chat_streams.processing.offsets import Admission, Progress
 from chat_streams.runtime.tasks import raise_if_cancelled
 
@@ -37,6 +37,8 @@ class Message(Protocol):
 
     tp: Any
     offset: int
+    timestamp: float
+    """Seconds since the epoch at which it was appended."""
     key: bytes | None
     value: bytes | None
     headers: Any
@@ -131,8 +133,9 @@ class Processor(Generic[T]):
     async def _decode(self, admitted: list[tuple[Message, int]]) -> list[_Admitted[T]]:
         records = []
         for message, epoch in admitted:
-            offset = offset_for(self._app_id, message.offset, message.headers)
-            if offset is None:
+            at = round(1000 * message.timestamp)
+            address = address_for(self._app_id, message.offset, at, message.headers)
+            if address is None:
                 continue
             try:
                 value = self._codec.decode(message.value)
@@ -140,7 +143,7 @@ class Processor(Generic[T]):
                 await self._worker.bury(message, error)
             else:
                 headers = message.headers or ()
-                records.append(_Admitted(Record(message.tp[1], offset, value, headers), message, epoch))
+                records.append(_Admitted(Record(message.tp[1], *address, value, headers), message, epoch))
         return records
 
     async def _attempt(self, records: list[_Admitted[T]]) -> list[Awaitable[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp.web
@@ -16,6 +16,8 @@ from chat_streams.compat import uvloop_streams
 from chat_streams.kafka import names, topics
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.generations import Log
+from chat_streams.kafka.log_reader import LogReader
+from chat_streams.kafka.log_reader import Span as Offsets
 from chat_streams.model import errors
 from chat_streams.model.errors import LaneDropped, RedisRefused, SettingsError
 from chat_streams.model.losses import Loss
@@ -23,6 +25,7 @@ from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
 from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.ordered import OrderedApp
+from chat_streams.processing.page_requests import NewestTimes
 from chat_streams.processing.worker_metrics import WORKER
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
@@ -147,6 +150,16 @@ class Service(OrderedApp):
                 await self.statistics.publish_once(
                     lambda key, value: self.producer.send_and_wait(names.SERVICE_STATS, key, value, 0, None, None)
                 )
+
+    def newest_times(self, topic: str) -> NewestTimes:
+        """Return what tells the append time of the newest record of each partition of a topic."""
+
+        async def look(offsets: Mapping[int, int]) -> dict[int, int]:
+            async with LogReader(self.settings) as reader:
+                spans = [Offsets(topic, partition, offset, offset + 1) for partition, offset in offsets.items()]
+                return {record.partition: record.at async for record in reader.read(spans)}
+
+        return NewestTimes(lambda partition: self.consumer.read_to(TP(topic, partition)), look)
 
     @property
     def is_ready(self) -> bool:

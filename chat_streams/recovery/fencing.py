@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -45,6 +44,12 @@ REGAIN_SECONDS: Final = 0.1
 _AWAY: Final = (KafkaUnavailable, RedisUnavailable, TopicsError, KafkaError)
 
 Devices = dict[str, dict[str, LoggedDevice]]
+
+
+class _Trace(NamedTuple):
+    cursor: Position
+    at: int
+    number: int
 
 
 class Fencing:
@@ -197,19 +202,21 @@ class Fencing:
 async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
     """Read the devices of the users on some partitions from the current log and all previous ones.
 
-    Returns user -> device -> cursor, time last seen and highest connection number. Devices not seen for ``inbox_ttl``
-    are left out. Raises ``KafkaUnavailable``, ``TopicsError``, and ``KafkaError``.
+    Returns user -> device -> state. Devices not seen for ``inbox_ttl``, by the newest record that was read, are left
+    out. Raises ``KafkaUnavailable``, ``TopicsError``, and ``KafkaError``.
     """
-    devices: Devices = {}
+    found: dict[str, dict[str, _Trace]] = {}
+    newest = 0
     previous = [Names.of(generation.version) for generation in await generations.previous(settings)]
-    oldest = int(time.time()) - settings.inbox_ttl
 
-    def note(user: str, device: str, cursor: Position, seen: int, number: int) -> None:
+    def note(user: str, device: str, cursor: Position, at: int, number: int) -> None:
+        nonlocal newest
+        newest = max(newest, at)
         if previous and partition_of(user, settings.partitions) not in partitions:
             return
-        user_devices = devices.setdefault(user, {})
-        old = user_devices.get(device, LoggedDevice(ORIGIN, 0, 0))
-        user_devices[device] = LoggedDevice(max(cursor, old.cursor), max(seen, old.seen), max(number, old.number))
+        user_devices = found.setdefault(user, {})
+        old = user_devices.get(device, _Trace(ORIGIN, 0, 0))
+        user_devices[device] = _Trace(max(cursor, old.cursor), max(at, old.at), max(number, old.number))
 
     async with LogReader(settings) as reader:
         # A previous log has another number of partitions: its users of these partitions may be on any.
@@ -226,7 +233,7 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
                 # ``after`` is an acknowledged cursor at the start of a connection only; later it is what was forwarded.
                 if isinstance(event, UserConnected):
                     cursor = event.after if event.drain else ORIGIN
-                    note(event.user, event.device, cursor, record.at // 1000, event.number)
+                    note(event.user, event.device, cursor, record.at, event.number)
         async for record in reader.read(requests):
             try:
                 batch = REQUESTS.decode(record.value)
@@ -234,11 +241,18 @@ async def logged_devices(settings: Settings, partitions: list[int]) -> Devices:
                 continue
             for request in batch:
                 if isinstance(request, Acknowledge):
-                    note(request.user, request.device, request.position, record.at // 1000, 0)
+                    note(request.user, request.device, request.position, record.at, 0)
+    oldest = newest - 1000 * settings.inbox_ttl
     return {
         user: recent
-        for user, user_devices in devices.items()
-        if (recent := {name: device for name, device in user_devices.items() if device.seen >= oldest})
+        for user, user_devices in found.items()
+        if (
+            recent := {
+                name: LoggedDevice(device.cursor, (newest - device.at) // 1000, device.number)
+                for name, device in user_devices.items()
+                if device.at >= oldest
+            }
+        )
     }
 
 

@@ -14,7 +14,7 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import MESSAGING, Names, partition_of
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.records import INCOMING, Messages, Record
-from chat_streams.model.redrive import offset_for
+from chat_streams.model.redrive import address_for
 from chat_streams.processing.grouping import by_recipient
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
@@ -49,14 +49,14 @@ async def apply(settings: Settings, inbox: Inbox, previous: Generation, tokens: 
     size = 0
     async with LogReader(settings) as reader:
         async for found in reader.read(await reader.spans(Names.of(previous.version).incoming_messages)):
-            at = offset_for(MESSAGING, found.offset, found.headers)
-            if at is None:
+            address = address_for(MESSAGING, found.offset, found.at, found.headers)
+            if address is None:
                 continue
             try:
                 value = INCOMING.decode(found.value)
             except (UndecodableRecord, UnknownVersion):
                 continue  # It became a dead letter at the time; no newer program can have written to an ended log.
-            records.append(Record(found.partition, at, value))
+            records.append(Record(found.partition, *address, value))
             size += len(found.value or b"")
             if len(records) >= AT_ONCE or size >= AT_ONCE_BYTES:
                 await _append(settings, inbox, previous.generation, records, tokens)

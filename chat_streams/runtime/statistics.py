@@ -38,6 +38,7 @@ COUNTERS: Final = {
 }
 """The names of a record's counters, by metric; with a label its value follows. A 0 is left out."""
 GAUGES: Final = {
+    "clock_skew_seconds": "clock_skew_s",
     "gateway_connections": "connections",
     "gateway_lease_held": "lease",
     "gateway_produce_buffer_bytes": "produce_buffer_bytes",

@@ -25,7 +25,7 @@ VALKEY_VERSION: Final = "8.1"
 USER: Final = "connect-chat"
 REDIS_ACCESS: Final = (
     "on ~* -@all +@read +@write +@connection -@dangerous -function"
-    " +fcall +fcall_ro +eval +eval_ro +function|load +cluster|slots +cluster|shards +cluster|nodes +command +info"
+    " +fcall +fcall_ro +eval +eval_ro +function|load +cluster|slots +cluster|shards +cluster|nodes +command +info +time"
 )
 """The commands that ``tables/`` and the functions of ``tables/lua/`` call, as rules of Redis's ACL SETUSER."""
 KAFKA_PROPERTIES: Final = {

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from typing import Final
 
 from chat_streams.model.codes import ErrorCode
-from chat_streams.model.records import Message
-from chat_streams.model.times import now_ms
+from chat_streams.model.records import LOGGED, Message
 from gateway import protocol
 from gateway.handlers.context import SessionContext
 from gateway.protocol import Send
 from gateway.publisher import Accepted
-
-_at_text: Final = functools.lru_cache(maxsize=1)(protocol.at_text)
-"""The text of a time; the same one is asked for many times in a row."""
 
 
 def handle(session: SessionContext, frame: Send) -> None:
@@ -41,11 +35,9 @@ def handle(session: SessionContext, frame: Send) -> None:
         in_ms = math.ceil(wait * 1000)
         session.writer.put(protocol.error(ErrorCode.RATE_LIMITED, text, retry_in_ms=in_ms, id=frame.id))
         return
-    at = now_ms()
-    at_text = _at_text(at)
-    tail = protocol.message_tail(frame.id, session.user, at_text, body)
+    tail = protocol.message_tail(frame.id, session.user, body)
     session.unconfirmed += 1
     traces, span = services.traces, None
     if traces is not None and traces.sampled():
         span = traces.begin("send", message=frame.id, sender=session.user, to=frame.to)
-    services.publisher.send(Accepted(Message(frame.to, session.user, frame.id, at, tail), at_text, session, span))
+    services.publisher.send(Accepted(Message(frame.to, session.user, frame.id, LOGGED, tail), session, span))

@@ -2,11 +2,11 @@
 
 -- The inbox of a user has these keys, which share a hash slot:
 --   {u:<user>}:inbox    stream; the id of an entry is the position of the message
---                         t  time at which it was accepted, s since the epoch
+--                         t  time at which it was appended to the log, s since the epoch
 --                         c  number of bytes ever appended to this inbox, including this entry
 --                         m  the JSON object that the recipient gets
 --                       An entry may be a gap instead, where the quota was used up:
---                         t, c  as above
+--                         t, c  as above, but t is Redis's where the log has lost the messages
 --                         g  the messages in (g, id of this entry] went to history only, or are lost
 --   {u:<user>}:devices  hash
 --                         top      the highest position ever applied
@@ -16,14 +16,17 @@
 --                                  used up
 --                         gap      the id of the newest entry, if that is a gap
 --                         crowded  set while the key :extra exists
---                         touched  time at which an append last set the expiry of the keys, s since the epoch
---                         d:<device>  "<cursor> <last seen, s since the epoch> <connection number>"
+--                         touched  time of the message whose append last set the expiry of the keys, s since the epoch
+--                         d:<device>  "<cursor> <last seen, s since the epoch by Redis> <connection number>"
 --   {u:<user>}:extra    hash: n:<sender> and b:<sender> are the messages and bytes of a sender accepted above the quota
 --   {u:<user>}:traced   stream of the newest sampled messages that were not pushed; the id of an entry is the position
 --                         p  a W3C traceparent
 --   {u:<user>}:seen:<n> set of the digests of (sender, message id) in the n-th retry window
 --
 -- Positions are compared as texts, because Lua's numbers are doubles, which are exact up to 2^53 only.
+--
+-- No times of two machines are compared: those of messages are the log's, and compared with the log's; those of devices
+-- and leases are by the clock of Redis, which also lets keys expire.
 
 local ORIGIN = '0-0'
 local CHUNK = 250
@@ -44,6 +47,12 @@ end
 
 local function digits(number)
   return string.format('%.0f', number)
+end
+
+-- Return the time by this server in s and in ms, since the epoch.
+local function clock()
+  local now = redis.call('TIME')
+  return tonumber(now[1]), 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000)
 end
 
 local function device_of(value)
@@ -82,13 +91,14 @@ local function fence(keys, args)
 end
 
 local function sender_of(json)
-  return string.match(json, '^{"pos":"[^"]*","id":"[^"]*","from":"([^"]*)"') or ''
+  -- The first quotes of a message are around what holds none.
+  return string.match(json, ',"from":"([^"]*)"') or ''
 end
 
 -- Append the messages of a batch to an inbox.
--- keys: inbox, devices, seen in this window, seen in the window before, extra
+-- keys: inbox, devices, seen in this window, seen in the window before, extra, seen in the window after
 -- args: partition, fencing token, TTL in ms, quota in messages, quota in bytes, the largest number of digests kept of a
---       window, the window in ms, now (s), the position that must have been applied before ("0-0" for none; an earlier
+--       window, the window in ms, the time of the last message (s), the position that must have been applied before ("0-0" for none; an earlier
 --       call of the same pipeline may have failed), then for each message: position, time in s, digest, JSON
 -- Returns the top before, and a text with one character for each message: "1" added, "0" not new, "2" above the quota.
 local function append(keys, args)
@@ -120,6 +130,8 @@ local function append(keys, args)
   -- Of one alone, adding it tells whether it was there.
   local now_seen = #fresh > 1 and redis.call('SMISMEMBER', keys[3], unpack(fresh))
   local before_seen = redis.call('SMISMEMBER', keys[4], unpack(fresh))
+  -- A copy may be in the log's next window: the clock of its broker was set back, or a dead letter is redriven.
+  local after_seen = redis.call('SMISMEMBER', keys[6], unpack(fresh))
   local length = redis.call('XLEN', inbox)
   -- The first write, after each key was read once: what fails leaves no digest behind, or it would be lost as a retry.
   local unseen = redis.call('SADD', keys[3], unpack(fresh))
@@ -162,7 +174,12 @@ local function append(keys, args)
     local digest, json = args[at + 2], args[at + 3]
     if floor and not less(floor, args[at]) then
       added[i] = '0'  -- acknowledged already: the log is replayed into an inbox that was lost
-    elseif now_seen[i - start + 1] == 1 or before_seen[i - start + 1] == 1 or twice[digest] then
+    elseif
+      now_seen[i - start + 1] == 1
+      or before_seen[i - start + 1] == 1
+      or after_seen[i - start + 1] == 1
+      or twice[digest]
+    then
       added[i] = '0'
     elseif is_full(json) and not is_granted(json) then
       local from = top
@@ -218,7 +235,7 @@ end
 
 -- Add a gap for messages that are lost: the log no longer has them, and they were never appended, or were lost here, too.
 -- What waits in the inbox below the gap stays to be read.
--- keys: inbox, devices; args: partition, fencing token, the messages in (after, until] are lost, now (s), TTL in ms
+-- keys: inbox, devices; args: partition, fencing token, the messages in (after, until] are lost, TTL in ms
 -- Returns 1 if the user is to be told of the range, 0 if the inbox is above it, or there is no such user any more.
 local function miss(keys, args)
   if tokens[args[1]] ~= args[2] then
@@ -236,16 +253,16 @@ local function miss(keys, args)
   if less(after, top) then
     after = top
   end
-  redis.call('XADD', inbox, until_, 't', args[5], 'c', head[3] or '0', 'g', after)
+  redis.call('XADD', inbox, until_, 't', digits((clock())), 'c', head[3] or '0', 'g', after)
   redis.call('HSET', devices, 'top', until_, 'gap', until_)
-  touch(keys, args[6])
+  touch(keys, args[5])
   return 1
 end
 
 -- Read a page of an inbox. Messages that the reading device has acknowledged are left out: an acknowledgement from its
 -- earlier connection may arrive after this connection began.
 -- keys: inbox, devices
--- args: after, the largest number of messages and of bytes, the time before which accepted messages are too old (s),
+-- args: after, the largest number of messages and of bytes, the time before which messages are too old (s),
 --       the device that reads, or ""
 -- Returns {"messages", after, until, first, count, JSON objects joined by commas} or {"missed", after, until}.
 local function read(keys, args)
@@ -327,6 +344,11 @@ local function parents_of(keys, args)
   return parents
 end
 
+-- keys: any, so that it is known which server is asked. Returns the time by this server, s since the epoch.
+local function time_of()
+  return (clock())
+end
+
 -- keys: devices. Returns the highest position ever applied.
 local function top_of(keys)
   return redis.call('HGET', keys[1], 'top') or ORIGIN
@@ -383,11 +405,12 @@ end
 -- higher, so that it rises even if Redis lost the last one. The position that the client claims to have counts as
 -- acknowledged, since the acknowledgement may have been lost with a connection that broke.
 -- keys: inbox, devices
--- args: device, now (s), TTL in ms, the largest number of devices, the position that the client claims to have or "",
---       the highest position that it may claim above the top, now (ms)
+-- args: device, TTL in ms, the largest number of devices, the position that the client claims to have or "", the highest
+--       position that it may claim above the top
 -- Returns {cursor, connection number, top, floor, number of messages removed}.
 local function hello(keys, args)
-  local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[2])
+  local devices, field = keys[2], 'd:' .. args[1]
+  local now, now_ms = clock()
   local head = redis.call('HMGET', devices, 'top', 'floor', field)
   local top, floor = head[1] or ORIGIN, head[2] or ORIGIN
   local cursor, number, moved = floor, 0, false
@@ -395,25 +418,25 @@ local function hello(keys, args)
     local _
     cursor, _, number = device_of(head[3])
   end
-  if args[5] ~= '' and less(cursor, args[5]) then
-    local highest = less(top, args[6]) and args[6] or top
-    local claim = less(highest, args[5]) and highest or args[5]
+  if args[4] ~= '' and less(cursor, args[4]) then
+    local highest = less(top, args[5]) and args[5] or top
+    local claim = less(highest, args[4]) and highest or args[4]
     if less(cursor, claim) then
       cursor, moved = claim, true
     end
   end
-  number = math.max(number + 1, tonumber(args[7]))
+  number = math.max(number + 1, now_ms)
   redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
-  local living = living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]), field)
+  local living = living_devices(devices, now - math.floor(tonumber(args[2]) / 1000), tonumber(args[3]), field)
   local removed = moved and trim(keys, living) or 0
-  touch(keys, args[3])
+  touch(keys, args[2])
   return {cursor, number, top, floor, removed}
 end
 
--- Raise the cursor of a device. keys: inbox, devices; args: device, position, now (s), TTL in ms, the largest number of
--- devices. Returns the number of messages removed.
+-- Raise the cursor of a device. keys: inbox, devices; args: device, position, TTL in ms, the largest number of devices.
+-- Returns the number of messages removed.
 local function acknowledge(keys, args)
-  local devices, field, now = keys[2], 'd:' .. args[1], tonumber(args[3])
+  local devices, field, now = keys[2], 'd:' .. args[1], clock()
   local value = redis.call('HGET', devices, field)
   local cursor, number = ORIGIN, 0
   if value then
@@ -424,20 +447,21 @@ local function acknowledge(keys, args)
     cursor = args[2]
   end
   redis.call('HSET', devices, field, cursor .. ' ' .. digits(now) .. ' ' .. digits(number))
-  local living = living_devices(devices, now - math.floor(tonumber(args[4]) / 1000), tonumber(args[5]), field)
+  local living = living_devices(devices, now - math.floor(tonumber(args[3]) / 1000), tonumber(args[4]), field)
   local removed = trim(keys, living)
-  touch(keys, args[4])
+  touch(keys, args[3])
   return removed
 end
 
 -- Restore devices from the log; newer values are kept. In an inbox that was lost, the floor becomes the lowest cursor,
 -- so that messages which all devices have are not appended again.
--- keys: inbox, devices; args: TTL in ms, then for each device: device, cursor, last seen (s), connection number
+-- keys: inbox, devices; args: TTL in ms, then for each device: device, cursor, for how long it was not seen (s),
+-- connection number
 local function restore(keys, args)
-  local devices = keys[2]
+  local devices, now = keys[2], clock()
   local lowest = false
   for i = 2, #args, 4 do
-    local field, cursor, seen, number = 'd:' .. args[i], args[i + 1], tonumber(args[i + 2]), tonumber(args[i + 3])
+    local field, cursor, seen, number = 'd:' .. args[i], args[i + 1], now - tonumber(args[i + 2]), tonumber(args[i + 3])
     local value = redis.call('HGET', devices, field)
     if value then
       local old_cursor, old_seen, old_number = device_of(value)
@@ -478,8 +502,8 @@ local function invalidate(keys, args)
 end
 
 -- Lease a slot of the gateways, or renew the lease. keys: the lease of the slot, its last epoch; args: the id of this
--- gateway process, TTL in ms, now in ms. Returns the epoch, always above those of earlier holders, or 0 if another
--- gateway holds the slot.
+-- gateway process, TTL in ms. Returns the epoch, always above those of earlier holders, or 0 if another gateway holds the
+-- slot.
 local function lease(keys, args)
   local value = redis.call('GET', keys[1])
   if value then
@@ -491,7 +515,8 @@ local function lease(keys, args)
     return tonumber(epoch)
   end
   local last = tonumber(redis.call('GET', keys[2]) or '0')
-  local epoch = math.max(last + 1, tonumber(args[3]))
+  local _, now_ms = clock()
+  local epoch = math.max(last + 1, now_ms)
   redis.call('SET', keys[1], args[1] .. ' ' .. digits(epoch), 'PX', args[2])
   redis.call('SET', keys[2], digits(epoch))
   return epoch
@@ -518,6 +543,7 @@ register('cc_miss', miss)
 register('cc_read', read, 'no-writes')
 register('cc_keep_parents', keep_parents)
 register('cc_parents', parents_of, 'no-writes')
+register('cc_time', time_of, 'no-writes')
 register('cc_top', top_of, 'no-writes')
 register('cc_hello', hello, 'allow-oom')
 register('cc_acknowledge', acknowledge, 'allow-oom')

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
+from typing import Any
 
+import pytest
+
+from chat_streams.model.codes import ErrorCode
+from chat_streams.model.position import Position
+from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
-from clients.python.client import Client, Message
+from clients.python import client as sdk
+from clients.python.client import Client
+from clients.python.errors import RequestRefused
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 from gateway.protocol import at_text
+from tables.chat_history import ChatHistory, Entry
 from tables.inbox import keys
 
 LAST = f"{(1 << 64) - 1}-0"
 
 
-async def all_pages(client: Client, other: str, limit: int) -> list[Message]:
+async def all_pages(client: Client, other: str, limit: int) -> list[sdk.Message]:
     """Return a whole conversation, read page by page, backwards."""
-    messages: list[Message] = []
+    messages: list[sdk.Message] = []
     cursor = None
     while True:
         page = await client.history(other, cursor, limit)
@@ -48,12 +58,85 @@ async def test_a_conversation_is_the_same_from_both_sides_page_by_page(stack: St
         for limit in (1, 7, 9, 45, 200):
             views = await all_pages(a, bob, limit), await all_pages(b, alice, limit)
             assert views[0] == views[1]
-            # Messages of the same millisecond are ordered by their ids only.
-            assert sorted((m.sender, m.body) for m in views[0]) == sorted(sent)
+            # Each was sent when the one before was in the log.
+            assert [(m.sender, m.body) for m in views[0]] == sent
             assert [m.at for m in views[0]] == sorted(m.at for m in views[0])
         latest = await a.history(bob, limit=10)
         assert [m.body for m in latest.messages] == list(range(35, 45))
         assert (await all_pages(c, alice, 10)) == []
+
+
+async def test_messages_of_one_millisecond_are_in_the_order_of_the_log(stack: Stack) -> None:
+    alice, bob, received = user("alice"), user("bob"), Received()
+    count = 600
+    async with stack.connect(alice) as client, stack.connect(bob, received):
+        await client.send_many((bob, n) for n in range(count))
+        await received.wait(count)
+        await eventually_last(client, bob, count - 1)
+        times = {m.at for m in received.messages}
+        assert len(times) < count // 4, "many have the same time"
+        for limit in (7, 200):
+            found = await all_pages(client, bob, limit)
+            assert [m.body for m in found] == list(range(count))
+            assert [(m.pos, m.at) for m in found] == [(m.pos, m.at) for m in received.messages]
+
+
+async def test_rows_of_before_are_read_among_new_ones(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    async with stack.connect(alice) as client:
+        first = await client.send(bob, "first")
+        old = first_ms = int(datetime.fromisoformat(first.at).timestamp() * 1000)
+        await eventually(lambda: now_ms() > first_ms + 10)
+        history = ChatHistory(stack.settings)
+        try:
+            json_ = b',"id":"old-%d","from":"%b","at":"%b","body":%d}'
+            entries = [
+                Entry(
+                    Position.of(1, 7, n),
+                    old + 9,
+                    Message(bob, alice, f"old-{n}", at, json_ % (n, alice.encode(), at_text(at).encode(), n)),
+                )
+                for n, at in ((1, old + 1), (2, old + 2), (0, old - 1))
+            ]
+            await history.put(entries)
+            # Written again, as after a restart of the worker, they are the same rows.
+            await history.put(entries[::-1])
+            assert await history.missing(entries) == []
+        finally:
+            await history.close()
+        await client.send(bob, "last")
+        await eventually_last(client, bob, "last")
+        for limit in (1, 2, 200):
+            assert [m.body for m in await all_pages(client, bob, limit)] == [0, "first", 1, 2, "last"]
+
+
+async def test_a_cursor_that_no_page_returned_is_refused(stack: Stack) -> None:
+    alice, bob, carol = user("alice"), user("bob"), user("carol")
+    async with stack.connect(alice) as client:
+        for to in (bob, carol):
+            await client.send_many((to, n) for n in range(3))
+            await wait_kept(client, to, 3)
+        given = (await client.history(bob, None, 1)).before
+        assert given is not None
+        assert [m.body for m in (await client.history(bob, given, 5)).messages] == [0, 1]
+        ms, rest = given[:13], given[13:]
+        wrong = ["x", given[:-1], f"{int(ms) + 1}{rest}", f"{ms}#m#{alice}", "0" * 13 + "#m#n", "9" * 13 + rest]
+        for cursor in wrong:
+            with pytest.raises(RequestRefused, match="cursor") as refused:
+                await client.history(bob, cursor, 5)
+            assert refused.value.code == ErrorCode.BAD_FRAME
+        with pytest.raises(RequestRefused, match="cursor"):
+            await client.history(carol, given, 5)
+    async with stack.connect(bob) as client:
+        page = await client.history_range("0-0", LAST, None, 1)
+        assert page.before is not None
+        assert [m.body for m in (await client.history_range("0-0", LAST, page.before, 5)).messages] == [0, 1]
+        for cursor in ("0-0", "5-5", LAST, "x"):
+            with pytest.raises(RequestRefused, match=r"cursor|position"):
+                await client.history_range("0-0", LAST, cursor, 5)
+        # One of another range.
+        with pytest.raises(RequestRefused, match="cursor"):
+            await client.history_range(page.before, LAST, page.before, 5)
 
 
 async def test_a_message_sent_again_is_in_history_once(stack: Stack) -> None:
@@ -67,7 +150,7 @@ async def test_a_message_sent_again_is_in_history_once(stack: Stack) -> None:
         assert [m.body for m in await all_pages(client, bob, 10)] == [1, 2]
 
 
-async def eventually_last(client: Client, other: str, body: int) -> None:
+async def eventually_last(client: Client, other: str, body: Any) -> None:
     async def is_so() -> bool:
         messages = await all_pages(client, other, 200)
         return bool(messages) and messages[-1].body == body

@@ -12,11 +12,11 @@ import pytest_asyncio
 
 from chat_streams.model.errors import FencingTokenStale
 from chat_streams.model.position import ORIGIN, Position
-from chat_streams.model.records import Message
+from chat_streams.model.records import LOGGED, Message
 from chat_streams.model.times import now_ms
 from docker.local.probes import eventually, user
 from docker.local.temporary_stack import Stack
-from gateway.protocol import at_text, message_tail
+from gateway.protocol import message_tail
 from tables.inbox import Appended, Batch, Inbox, InboxPage, keys
 from tables.inbox_index import InboxIndex
 from tables.redis_cluster import Cluster
@@ -30,10 +30,9 @@ def at(offset: int, index: int = 0, generation: int = 1) -> Position:
     return Position.of(generation, offset, index)
 
 
-def message(to: str, id_: str, sender: str = "alice", body: Any = None, when: int | None = None) -> Message:
-    accepted = now_ms() if when is None else when
+def message(to: str, id_: str, sender: str = "alice", body: Any = None) -> Message:
     data = json.dumps(id_ if body is None else body).encode()
-    return Message(to, sender, id_, accepted, message_tail(id_, sender, at_text(accepted), data))
+    return Message(to, sender, id_, LOGGED, message_tail(id_, sender, data))
 
 
 class Box:
@@ -45,15 +44,16 @@ class Box:
         self.partition = next(_partitions)
         self.token = "t"
 
-    async def append(self, *messages: tuple[Position, str] | tuple[Position, Message]) -> Appended:
-        batch = [(p, m if isinstance(m, Message) else message(self.user, m)) for p, m in messages]
+    async def append(self, *messages: tuple[Position, str | Message], when: int | None = None) -> Appended:
+        logged_at = now_ms() if when is None else when
+        batch = [(p, logged_at, m if isinstance(m, Message) else message(self.user, m)) for p, m in messages]
         (appended,) = await self.inbox.append([Batch(self.user, self.partition, batch)], {self.partition: self.token})
         return appended
 
     async def read(
         self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH, device: str = ""
     ) -> InboxPage:
-        (page,) = await self.inbox.read([(self.user, device, after, limit, limit_bytes)])
+        (page,) = await self.inbox.read([(self.user, device, after, limit, limit_bytes, now_ms())])
         return page
 
     async def ids(self, after: Position = ORIGIN, limit: int = 1_000, limit_bytes: int = MUCH) -> list[str]:
@@ -145,9 +145,31 @@ async def test_a_retry_is_dropped_and_moves_the_top(new_box: NewBox) -> None:
 async def test_a_retry_across_the_edge_of_a_window_is_dropped(new_box: NewBox) -> None:
     box = await new_box(retry_window=60)
     edge = now_ms() // 60_000 * 60_000
-    await box.append((at(1), message(box.user, "a", when=edge - 1)))
-    assert (await box.append((at(2), message(box.user, "a", when=edge)))).json == []
-    assert (await box.append((at(3), message(box.user, "a", when=edge + 59_999)))).json == []
+    await box.append((at(1), "a"), when=edge - 1)
+    assert (await box.append((at(2), "a"), when=edge)).json == []
+    assert (await box.append((at(3), "a"), when=edge + 59_999)).json == []
+
+
+async def test_a_copy_of_the_window_before_is_dropped_behind_one_of_the_next(new_box: NewBox) -> None:
+    """As where a broker's clock was set back, or a dead letter is redriven."""
+    box = await new_box(retry_window=60)
+    edge = now_ms() // 60_000 * 60_000
+    assert len((await box.append((at(1), "a"), when=edge)).json) == 1
+    assert (await box.append((at(2), "a"), when=edge - 1)).json == []
+    # In a batch with new ones, too, and only by one window.
+    assert (await box.append((at(3), "a"), (at(3, 1), "b"), when=edge - 60_000)).positions == [at(3, 1)]
+    assert len((await box.append((at(4), "a"), when=edge - 180_000)).json) == 1
+
+
+async def test_a_message_has_the_time_of_the_log_and_one_of_before_its_own(new_box: NewBox) -> None:
+    box = await new_box()
+    old_json = b',"id":"old","from":"alice","at":"2026-01-01T00:00:00.000Z","body":1}'
+    old = Message(box.user, "alice", "old", 1_767_225_600_000, old_json)
+    appended = await box.append((at(1), old), (at(1, 1), "new"), when=1_767_323_045_678)
+    expected = ["2026-01-01T00:00:00.000Z", "2026-01-02T03:04:05.678Z"]
+    assert [json.loads(text)["at"] for text in appended.json] == expected
+    (page,) = await box.inbox.read([(box.user, "", ORIGIN, 9, MUCH, 1_767_323_046_000)])
+    assert [m["at"] for m in json.loads(b"[%b]" % page.messages)] == expected
 
 
 async def test_past_the_quota_a_gap_takes_the_place_of_the_newest(new_box: NewBox) -> None:
@@ -406,10 +428,8 @@ async def test_long_inboxes_are_read_whole(new_box: NewBox) -> None:
 async def test_messages_past_their_age_are_missed_and_newer_ones_are_not(new_box: NewBox) -> None:
     box = await new_box(inbox_ttl=100)
     old, now = now_ms() - 200_000, now_ms()
-    await box.append(
-        *((at(n), message(box.user, f"m{n}", when=old)) for n in (1, 2)),
-        *((at(n), message(box.user, f"m{n}", when=now)) for n in (3, 4)),
-    )
+    await box.append(*((at(n), f"m{n}") for n in (1, 2)), when=old)
+    await box.append(*((at(n), f"m{n}") for n in (3, 4)), when=now)
     page = await box.read()
     assert (page.missed, page.after, page.until) == (True, ORIGIN, at(2))
     assert await box.ids(page.until) == ["m3", "m4"]

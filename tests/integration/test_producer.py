@@ -13,7 +13,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from chat_streams.kafka.client import client_options
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import MAX_RECORD
-from chat_streams.kafka.producer import KafkaProducer, ProducerRecord
+from chat_streams.kafka.producer import KafkaProducer, ProducerRecord, Written
 from docker.local.probes import WITHIN_S, user
 from docker.local.temporary_stack import Stack
 
@@ -68,7 +68,7 @@ async def test_a_batch_is_written_whole_in_order(stack: Stack, topic: Topic) -> 
     for n in range(20):
         values = [b"%d %d" % (n, index) for index in range(50)]
         writes = (producer.write(topic.name, partition, records(*values)) for partition in range(PARTITIONS))
-        assert await asyncio.gather(*writes) == [n * 50] * PARTITIONS
+        assert [written.offset for written in await asyncio.gather(*writes)] == [n * 50] * PARTITIONS
     await producer.stop(WITHIN_S)
     for partition in range(PARTITIONS):
         assert await topic.log(partition) == [b"%d %d" % (n, index) for n in range(20) for index in range(50)]
@@ -79,7 +79,7 @@ async def test_a_batch_that_kafka_refuses_concerns_no_other(stack: Stack, topic:
     await topic.set(max_message_bytes="2000")
     large, small = records(b"x" * 10_000), records(b"small")
 
-    refused: int | BaseException = 0
+    refused: Written | BaseException | None = None
     async with asyncio.timeout(WITHIN_S):
         # Brokers learn a configuration after its change is answered.
         while not isinstance(refused, MessageSizeTooLargeError):
@@ -93,11 +93,11 @@ async def test_a_batch_that_kafka_refuses_concerns_no_other(stack: Stack, topic:
             return_exceptions=True,
         )
         assert isinstance(refused, MessageSizeTooLargeError)
-        assert isinstance(taken, int)
-        assert isinstance(other, int)
+        assert isinstance(taken, Written)
+        assert isinstance(other, Written)
         assert producer.connected
         # The partition itself takes what comes next.
-        assert isinstance(await producer.write(topic.name, 0, small), int)
+        assert isinstance(await producer.write(topic.name, 0, small), Written)
     await producer.stop(WITHIN_S)
     assert (await topic.log(0))[before:] == [b"small"] * 20
     assert await topic.log(1) == await topic.log(2) == [b"small"] * 20

@@ -17,9 +17,9 @@ class Connection:
     def __init__(self) -> None:
         self.told: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
 
-    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+    def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         for each in accepted:
-            self.told.put_nowait((each.message.id, ok))
+            self.told.put_nowait((each.message.id, at is not None))
             if each.message.id == "deaf":
                 raise RuntimeError("a fault of the connection")
 
@@ -35,7 +35,7 @@ async def test_an_exception_in_a_batcher_leaves_its_partition_usable(stack: Stac
     publisher, connection, bob = Publisher(stack.settings), Connection(), user("bob")
 
     async def outcome_of(id_: str, body: Any = b"{}") -> bool:
-        publisher.send(Accepted(Message(bob, user("alice"), id_, 1, body), "t", connection))
+        publisher.send(Accepted(Message(bob, user("alice"), id_, 1, body), connection))
         async with asyncio.timeout(WITHIN_S):
             told, ok = await connection.told.get()
         assert told == id_

@@ -9,7 +9,6 @@ from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats
 
 SERVICES = ("messaging", "notification", "history")
@@ -19,7 +18,7 @@ def register(site: Site) -> None:
     """Add ``/agents``."""
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
-        living = site.collector.series.living(now_ms())
+        living = site.collector.living()
         return Answer(
             {
                 "workers": [_worker(site, r) for r in living if r.service in SERVICES],

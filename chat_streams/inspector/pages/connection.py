@@ -12,7 +12,6 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SESSION_EVENTS
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.model.records import SESSIONS
-from chat_streams.model.times import now_ms
 from chat_streams.operations.journey import Connection, observe_session
 from chat_streams.operations.user_state import as_json
 
@@ -31,7 +30,7 @@ def register(site: Site) -> None:
             raise NotFound(f"{text[:60]!r} is no connection: 8 or 32 hex digits are") from error
         user, found = "", dict[bytes, Connection]()
         async with LogReader(site.settings) as reader:
-            spans = await reader.spans(SESSION_EVENTS, since_ms=now_ms() - HOURS * 3600 * 1000)
+            spans = await reader.spans(SESSION_EVENTS, since_ms=await reader.now_ms() - HOURS * 3600 * 1000)
             async for record in reader.read(spans):
                 if record.value is None or needle not in record.value:
                     continue

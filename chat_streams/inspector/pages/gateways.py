@@ -9,7 +9,6 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.model.codes import STANDARD_CLOSES, Close
-from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats
 
 MEANINGS = {int(code): code.meaning for code in Close} | STANDARD_CLOSES | {0: "any other"}
@@ -20,7 +19,7 @@ def register(site: Site) -> None:
 
     async def model(request: web.Request, viewer: Viewer) -> Answer:
         c = site.collector
-        gateways = [_gateway(site, r) for r in c.series.living(now_ms()) if r.service == "gateway"]
+        gateways = [_gateway(site, r) for r in c.living() if r.service == "gateway"]
         by_slot = {(g["slot"], g["epoch"]): g["instance"] for g in gateways}
         slots = [
             {

@@ -10,7 +10,6 @@ from aiohttp import web
 from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.ledger import Ledger
 from chat_streams.inspector.site import Answer, Site
-from chat_streams.model.times import now_ms
 from chat_streams.operations.audit import Options, audit
 from chat_streams.operations.audit_report import MEANINGS, kept_summary
 from chat_streams.operations.formats import clock
@@ -105,7 +104,7 @@ def verdict(ledger: Ledger) -> dict[str, Any]:
 def _live(site: Site) -> dict[str, Any]:
     """Return the increase of the counters in the last hour, or since the last audit if that is more recent."""
     found = site.collector.audit
-    start = max(now_ms() - 3600 * 1000, int(found["at"]) if found else 0)
+    start = max(site.collector.now() - 3600 * 1000, int(found["at"]) if found else 0)
     rose = site.collector.series.since(start)
     applied = rose.get("appended", 0) + rose.get("retries", 0) + rose.get("overflowed", 0) + rose.get("dead", 0)
     return {

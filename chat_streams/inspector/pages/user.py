@@ -14,7 +14,7 @@ from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.errors import UndecodableRecord, UnknownUser, UnknownVersion
 from chat_streams.model.ids import is_id
 from chat_streams.model.records import INCOMING
-from chat_streams.model.times import now_ms, utc
+from chat_streams.model.times import utc
 from chat_streams.operations import user_state
 from chat_streams.operations.user_state import LAST, Sources
 
@@ -51,7 +51,7 @@ def register(site: Site) -> None:
 async def _sent(site: Site, user: str) -> tuple[list[dict[str, Any]], str]:
     needle, found = user.encode(), deque[dict[str, Any]](maxlen=LAST)
     async with LogReader(site.settings) as reader:
-        spans = await reader.spans(INCOMING_MESSAGES, since_ms=now_ms() - OUT_MS)
+        spans = await reader.spans(INCOMING_MESSAGES, since_ms=await reader.now_ms() - OUT_MS)
         spans = [Span(s.topic, s.partition, max(s.first, s.end - OUT_RECORDS), s.end) for s in spans]
         async for record in reader.read(spans):
             if record.value is None or needle not in record.value:
@@ -61,7 +61,9 @@ async def _sent(site: Site, user: str) -> tuple[list[dict[str, Any]], str]:
             except (UndecodableRecord, UnknownVersion):
                 continue
             found.extend(
-                {"to": m.to, "id": m.id, "at": utc(m.at), "size": len(m.json)} for m in messages if m.sender == user
+                {"to": m.to, "id": m.id, "at": utc(m.time_in(record.at)), "size": len(m.json)}
+                for m in messages
+                if m.sender == user
             )
     searched = f"the newest {sum(s.end - s.first for s in spans):,} records of {INCOMING_MESSAGES}, at most 15 min"
     return sorted(found, key=lambda m: str(m["at"]), reverse=True), searched

@@ -18,6 +18,8 @@ from chat_streams.runtime.settings import Settings
 from gateway.publisher import ITEM_BYTES, Accepted, Publisher
 
 INTERVAL = 0.010
+AT = 1_800_000_000_000
+"""The time of all appends."""
 EMPTY = len("bobalice") + ITEM_BYTES
 """The size that a message with no id and no JSON counts with."""
 
@@ -51,7 +53,7 @@ class Record:
     def __init__(self, topic: str, partition: int, value: bytes) -> None:
         loop = asyncio.get_running_loop()
         self.topic, self.partition, self.value, self.at = topic, partition, value, loop.time()
-        self.answer: asyncio.Future[bool] = loop.create_future()
+        self.answer: asyncio.Future[int | None] = loop.create_future()
 
     @property
     def ids(self) -> list[str]:
@@ -72,13 +74,15 @@ class Kafka:
 
     async def _produce(
         self, topic: str, partition: int, value: bytes, headers: list[tuple[str, bytes]] | None = None
-    ) -> bool:
+    ) -> int | None:
         record = Record(topic, partition, value)
         self.records.append(record)
-        return await record.answer if self.answers_at_once is None else self.answers_at_once
+        if self.answers_at_once is None:
+            return await record.answer
+        return AT if self.answers_at_once else None
 
-    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
-        (self.confirmed if ok else self.failed).extend(each.message.id for each in accepted)
+    def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
+        (self.failed if at is None else self.confirmed).extend(each.message.id for each in accepted)
 
     def acknowledge(self, offset: int, linger: float = 0.0, flush: bool = False, user: str = "bob") -> None:
         position = Position.of(1, offset, 0)
@@ -86,11 +90,11 @@ class Kafka:
 
     def send(self, *ids: str, to: str = "bob", size: int = 0) -> None:
         for id_ in ids:
-            self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"x" * size), "t", self))
+            self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"x" * size), self))
 
     async def answer(self, ok: bool = True) -> None:
         """Answer the latest record and let that have its effect."""
-        self.records[-1].answer.set_result(ok)
+        self.records[-1].answer.set_result(AT if ok else None)
         await settle()
 
     @property
@@ -109,6 +113,13 @@ async def settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
     assert loop.time() == before
+
+
+def stand_still(seconds: float) -> None:
+    """Let time pass without anything being run, as for a process that was paused."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.jumping.now += seconds
 
 
 async def until(now: float) -> None:

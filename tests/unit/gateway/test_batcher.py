@@ -9,7 +9,7 @@ from typing import Any
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import MAX_MESSAGES, REQUESTS, Acknowledge, Message
 from gateway.publisher import Accepted
-from tests.unit.gateway.fake_kafka import INTERVAL, Kafka, in_jumping_time, settle, until
+from tests.unit.gateway.fake_kafka import INTERVAL, Kafka, in_jumping_time, settle, stand_still, until
 
 
 @in_jumping_time
@@ -215,7 +215,7 @@ async def test_an_error_while_telling_leaves_the_partition_usable() -> None:
 @in_jumping_time
 async def test_a_connection_that_cannot_be_told_keeps_nothing_from_others() -> None:
     kafka = Kafka()
-    kafka.publisher.send(Accepted(Message("bob", "carol", "0", 1, b""), "t", Unreachable()))
+    kafka.publisher.send(Accepted(Message("bob", "carol", "0", 1, b""), Unreachable()))
     kafka.send("1")
     await settle()
     await kafka.answer()
@@ -227,7 +227,7 @@ async def test_a_connection_that_cannot_be_told_keeps_nothing_from_others() -> N
 class Unreachable:
     """A connection with a fault."""
 
-    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
+    def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         raise RuntimeError("a fault")
 
 
@@ -235,5 +235,27 @@ async def fail(topic: str, partition: int, items: list[Any]) -> bool:
     raise TypeError("not to be encoded")
 
 
-def fail_at_once(topic: str, items: list[Any], ok: bool) -> None:
+def fail_at_once(topic: str, items: list[Any], at: int | None) -> None:
     raise RuntimeError("a fault")
+
+
+@in_jumping_time
+async def test_what_waited_for_too_long_fails_and_is_not_written_late() -> None:
+    """A process that stood still must not write what its clients have sent elsewhere since."""
+    kafka = Kafka(produce_timeout=10.0)
+    kafka.send("1")
+    await settle()
+    kafka.send("2")
+    kafka.acknowledge(1, linger=0.1)
+    await settle()
+    stand_still(3600.0)
+    kafka.send("3")
+    await kafka.answer()
+    await until(3700.0)
+    assert kafka.ids == [["1"]]
+    assert (kafka.confirmed, kafka.failed) == (["1"], ["2", "3"])
+    assert kafka.is_empty
+    kafka.answers_at_once = True
+    kafka.send("2", "3")
+    await until(3800.0)
+    assert kafka.confirmed == ["1", "2", "3"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from chat_streams.model import ids
 from chat_streams.model.codes import Close, ErrorCode
 from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, Position
+from chat_streams.model.records import LOGGED, Message
 from gateway import protocol
 from gateway.protocol import Ack, CloseConnection, Hello, History, InvalidFrame, MalformedJson, Ping, Send
 from tests import frames
@@ -18,6 +19,7 @@ from tests.frames import HALF, Case
 MOST = 10
 ID = "Az09._~@:-"
 LONG = "x" * 128
+AT, AT_TEXT = 1_767_323_045_678, "2026-01-02T03:04:05.678Z"
 LOW, HIGH = Position.of(1, 0, 0), Position.of(MAX_GENERATION, MAX_OFFSET, MAX_INDEX)
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -424,10 +426,10 @@ def test_the_frames_of_the_server() -> None:
     welcome = {"user": "bob", "device": "d", "connection": "00", "after": "0-0", "heartbeat_s": 30.0, "window": 3}
     references: list[dict[str, str]] = [{"id": "7"}, {"ref": 'r"\n'}, {}]
     assert json.loads(protocol.welcome(**welcome)) == {"type": "welcome", **welcome}
-    assert json.loads(protocol.sent([("7", "t")])) == {"type": "sent", "id": "7", "at": "t"}
-    assert json.loads(protocol.sent((str(i), "t") for i in range(2))) == [
-        {"type": "sent", "id": "0", "at": "t"},
-        {"type": "sent", "id": "1", "at": "t"},
+    assert json.loads(protocol.sent(["7"], AT)) == {"type": "sent", "id": "7", "at": AT_TEXT}
+    assert json.loads(protocol.sent(map(str, range(2)), AT)) == [
+        {"type": "sent", "id": "0", "at": AT_TEXT},
+        {"type": "sent", "id": "1", "at": AT_TEXT},
     ]
     assert json.loads(protocol.missed(LOW, HIGH)) == {"type": "missed", "after": str(LOW), "until": str(HIGH)}
     assert json.loads(protocol.caught_up(HIGH)) == {"type": "caught_up", "pos": str(HIGH)}
@@ -461,6 +463,10 @@ def test_the_frames_of_the_server() -> None:
     }
 
 
+def as_utf_8(body: Any) -> Any:
+    return json.loads(json.dumps(body).encode("utf-8", "replace"))
+
+
 @given(st.lists(bodies, min_size=1, max_size=3), st.booleans())
 @hypothesis
 def test_a_message_arrives_as_it_was_sent(sent: list[Any], ascii_only: bool) -> None:
@@ -468,9 +474,11 @@ def test_a_message_arrives_as_it_was_sent(sent: list[Any], ascii_only: bool) -> 
     objects = []
     for position, body in zip(positions, sent, strict=True):
         raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "replace")
-        objects.append(b'{"pos":"%b"%b' % (str(position).encode(), protocol.message_tail(ID, LONG, "t", raw)))
+        message = Message("bob", LONG, ID, LOGGED, protocol.message_tail(ID, LONG, raw))
+        objects.append(message.json_at(str(position), AT))
+    assert protocol.at_of(b",".join(objects)) == AT
     assert json.loads(protocol.messages(LOW, HIGH, b",".join(objects)))["messages"] == [
-        {"pos": str(p), "id": ID, "from": LONG, "at": "t", "body": json.loads(json.dumps(b).encode("utf-8", "replace"))}
+        {"pos": str(p), "at": AT_TEXT, "id": ID, "from": LONG, "body": as_utf_8(b)}
         for p, b in zip(positions, sent, strict=True)
     ]
 

@@ -14,7 +14,7 @@ from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, Message, UserDisconnected
 from chat_streams.runtime.settings import Settings
 from gateway.publisher import Accepted, Publisher
-from tests.unit.gateway.fake_kafka import EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
+from tests.unit.gateway.fake_kafka import AT, EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
 from tests.unit.kafka.fake_broker import NOT_ENOUGH_REPLICAS, PARTITIONS, TOO_LARGE, FakeBroker, fake_broker
 
 
@@ -73,8 +73,8 @@ async def test_a_failure_concerns_its_own_partition_only() -> None:
     await settle()
     kafka.send("2")
     kafka.send("b", to=other)
-    kafka.records[0].answer.set_result(False)
-    kafka.records[1].answer.set_result(True)
+    kafka.records[0].answer.set_result(None)
+    kafka.records[1].answer.set_result(AT)
     await until(1.0)
     await kafka.answer()
     assert (kafka.failed, kafka.confirmed) == (["1", "2"], ["a", "b"])
@@ -225,11 +225,11 @@ class Gateway:
         self.confirmed: list[str] = []
         self.failed: list[str] = []
 
-    def on_confirmed(self, accepted: list[Accepted], ok: bool) -> None:
-        (self.confirmed if ok else self.failed).extend(each.message.id for each in accepted)
+    def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
+        (self.failed if at is None else self.confirmed).extend(each.message.id for each in accepted)
 
     def send(self, id_: str, to: str = "bob") -> None:
-        self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"{}"), "t", self))
+        self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"{}"), self))
 
 
 @contextlib.asynccontextmanager

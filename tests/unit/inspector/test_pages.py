@@ -15,9 +15,10 @@ from chat_streams.inspector.feed import Budget, Feed, Follower, plan
 from chat_streams.inspector.pages.dead_letters import groups_of, kind_of
 from chat_streams.inspector.pages.guarantee import verdict
 from chat_streams.inspector.pages.journey import slots_lost
+from chat_streams.inspector.pages.overview import wrong_clocks
 from chat_streams.inspector.pages.search import goal
 from chat_streams.inspector.pages.tail import SHOWN_PER_S, Filters, View, positions
-from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, Series
+from chat_streams.inspector.series import HOUR_MS, MAX_EVENTS, MAX_INSTANCES, POINTS, STEP_MS, OnLogTime, Series
 from chat_streams.kafka.log_reader import LogRecord, Span
 from chat_streams.kafka.names import DEAD_LETTERS as DEAD_LETTERS_TOPIC
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, OUTGOING_MESSAGES
@@ -376,3 +377,34 @@ def test_a_group_is_said_not_to_catch_up_only_after_a_while() -> None:
     assert empty_in(row) == "–"
     assert empty_in(row | {"seconds": 60.0}) == "not catching up"
     assert empty_in(row | {"time_to_empty_s": 90.0}) == "1 min 30 s"
+
+
+def test_statistics_are_on_the_logs_time_whatever_the_clock_of_their_machine() -> None:
+    hour, on_log = 3_600_000, OnLogTime()
+    told = said(NOW + hour + 20_000, started=NOW + hour, accepted=1)
+    found = on_log.of(told, NOW + 20_050)
+    assert (found.at, found.started_at) == (NOW + 20_050, NOW + 50)
+    # The time that a record takes to the log moves neither start nor interval.
+    later = on_log.of(said(NOW + hour + 25_000, started=NOW + hour, accepted=2), NOW + 25_400)
+    assert (later.at, later.started_at) == (NOW + 25_050, NOW + 50)
+    series = Series()
+    for record in (found, later):
+        series.add(record)
+    assert [r.instance for r in series.living(NOW + 26_000)] == [told.instance]
+    assert series.rate(told.instance, "accepted") == 0.2
+    # Its clock is set right: from then on by the new difference.
+    right = on_log.of(said(NOW + 30_000, started=NOW + hour, accepted=3), NOW + 30_000)
+    assert right.at == NOW + 30_000
+    for n in range(2 * MAX_INSTANCES):
+        on_log.of(said(NOW, f"gateway@a:{n}"), NOW)
+    assert len(on_log._ahead) == MAX_INSTANCES
+
+
+def test_a_clock_that_differs_is_named() -> None:
+    records = [said(NOW, f"gateway@a:{n}") for n in range(3)]
+    for record, skew in zip(records, (1.9, 3600.0, -2.5), strict=True):
+        record.gauges = {"clock_skew_s": skew}
+    assert wrong_clocks([*records, said(NOW, "history@a:9")]) == [
+        {"instance": "gateway@a:1", "ahead_s": 3600.0},
+        {"instance": "gateway@a:2", "ahead_s": -2.5},
+    ]

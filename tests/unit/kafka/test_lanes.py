@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chat_streams.kafka.lanes import RECORD_BYTES, Lanes, Waiting, can_heal, next_batch
 from chat_streams.kafka.names import partition_for
-from chat_streams.kafka.producer import ProducerRecord
+from chat_streams.kafka.producer import ProducerRecord, Written
 from chat_streams.model.errors import LaneDropped
 from tests.unit.gateway.fake_kafka import in_jumping_time, run, settle, until
 
@@ -40,7 +40,7 @@ class FakeWriter:
         self.ends_slowly = 0.0
         self.lanes = Lanes(self, batch_bytes=10 * (RECORD_BYTES + 10), most_waiting=50)
 
-    async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> int:
+    async def write(self, topic: str, partition: int, records: Sequence[ProducerRecord]) -> Written:
         assert partition not in self.under_way
         write = Write(
             partition, [record.value or b"" for record in records], asyncio.get_running_loop().create_future()
@@ -48,7 +48,7 @@ class FakeWriter:
         self.under_way[partition] = write
         self.writes.append(write)
         try:
-            return await write.answer
+            return Written(await write.answer, 0)
         finally:
             if self.ends_slowly and write.answer.cancelled():
                 await asyncio.sleep(self.ends_slowly)

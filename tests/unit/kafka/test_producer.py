@@ -57,8 +57,8 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_a_batch_is_written_whole_and_its_offset_returned() -> None:
     async with fake_broker() as broker, producer(broker) as writer:
         assert writer.connected
-        assert await writer.write(TOPIC, 1, records(b"a", b"b")) == 0
-        assert await writer.write(TOPIC, 1, records(b"c")) == 2
+        assert (await writer.write(TOPIC, 1, records(b"a", b"b"))).offset == 0
+        assert (await writer.write(TOPIC, 1, records(b"c"))).offset == 2
         assert broker.requests == [{(TOPIC, 1): [b"a", b"b"]}, {(TOPIC, 1): [b"c"]}]
         assert await writer.partitions_of_topic(TOPIC) == {0, 1, 2, 3}
 
@@ -118,7 +118,7 @@ async def test_a_cancelled_write_is_not_written_later() -> None:
         with pytest.raises(asyncio.CancelledError):
             await write
         broker.refuse = lambda topic, partition, values: 0
-        assert await writer.write(TOPIC, 0, records(b"after")) == 1
+        assert (await writer.write(TOPIC, 0, records(b"after"))).offset == 1
         await until(lambda: len(writer._clients) == 1)
         assert broker.log[TOPIC, 0] == [b"before", b"after"]
 
@@ -142,8 +142,8 @@ async def test_a_refused_batch_concerns_no_other_partition(code: int, error: typ
             await bad
         assert writer.connected
         # The same partition and others, on a client whose sequences have no gap.
-        assert await writer.write(TOPIC, 0, records(b"good")) == 1
-        assert [await under_way, await behind] == [1, 1]
+        assert (await writer.write(TOPIC, 0, records(b"good"))).offset == 1
+        assert [(await under_way).offset, (await behind).offset] == [1, 1]
         assert writer.connected
         await until(lambda: len(writer._clients) == 1)
 
@@ -174,7 +174,7 @@ async def test_a_broker_that_went_away_and_came_back_is_written_to_by_the_same_c
         write = asyncio.create_task(writer.write(TOPIC, 0, records(b"meanwhile")))
         await asyncio.sleep(0.05)
         await broker.come_back()
-        assert await write == 1
+        assert (await write).offset == 1
         assert (broker.log[TOPIC, 0], broker.producers) == ([b"before", b"meanwhile"], 1)
 
 
@@ -230,7 +230,7 @@ async def test_stop_waits_for_what_is_under_way() -> None:
         assert not stopping.done()
         broker.appends.set()
         await stopping
-        assert await write == 1
+        assert (await write).offset == 1
         with pytest.raises(ProducerClosed):
             await writer.write(TOPIC, 0, records(b"after"))
 

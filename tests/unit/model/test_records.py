@@ -13,7 +13,9 @@ from chat_streams.model.position import MAX_GENERATION, MAX_INDEX, MAX_OFFSET, O
 from chat_streams.model.records import (
     DEAD_LETTERS,
     INCOMING,
+    LOGGED,
     MAGIC,
+    OLD_TIMEOUT_MS,
     OUTGOING,
     REQUESTS,
     SESSIONS,
@@ -107,6 +109,44 @@ def test_the_json_of_a_message_is_kept_byte_for_byte(json: bytes, name: str, at:
 def test_what_does_not_begin_as_a_record_is_undecodable(codec: Codec[Any], value: bytes | None) -> None:
     with pytest.raises(UndecodableRecord, match="begin"):
         codec.decode(value)
+
+
+def test_a_record_has_the_lowest_version_that_can_say_it() -> None:
+    """A program of the version before reads what it understands, and stops at what it would take for something else."""
+    logged = Message("bob", "alice", "1", LOGGED, JSON)
+    asked = UserConnected("bob", "phone", CONNECTION, 3, 15, 1 << 62, ORIGIN, 1, 1, True, 2_000)
+    gone, ack = UserDisconnected("bob", CONNECTION, 1), Acknowledge("bob", "phone", HIGH)
+    fetch = Fetch("bob", CONNECTION, 0, 7, 2, LOW, 1, 1, 2_000)
+    found = {
+        **{name: INCOMING.encode(Messages(m))[2] for name, m in (("none", ()), ("logged", (logged,)))},
+        "mixed": INCOMING.encode(Messages((Message("bob", "alice", "1", 1, JSON), logged)))[2],
+        **{name: SESSIONS.encode(events)[2] for name, events in (("gone", (gone,)), ("asked", (gone, asked)))},
+        **{name: REQUESTS.encode(items)[2] for name, items in (("ack", (ack,)), ("fetch", (ack, fetch)))},
+        "push": OUTGOING.encode((InboxAdvanced("bob", CONNECTION, 7, HIGH),))[2],
+    }
+    new = {"logged", "mixed", "asked", "fetch"}
+    assert found == {name: 2 if name in new else 1 for name in found}
+
+
+def test_a_message_has_its_records_time_and_one_of_before_its_own() -> None:
+    tail = b',"id":"1","from":"alice","body":1}'
+    new = Message("bob", "alice", "1", LOGGED, tail)
+    assert new.time_in(1_767_323_045_678) == 1_767_323_045_678
+    assert new.json_at("5-0", 1_767_323_045_678) == b'{"pos":"5-0","at":"2026-01-02T03:04:05.678Z"' + tail
+    old = Message("bob", "alice", "1", 5, b',"id":"1","from":"alice","at":"T","body":1}')
+    assert (old.time_in(1_767_323_045_678), old.json_at("5-0", 1)) == (5, b'{"pos":"5-0"' + old.json)
+
+
+def test_deadlines_of_another_clock_are_not_read() -> None:
+    connected = UserConnected("bob", "phone", CONNECTION, 3, 15, 7, ORIGIN, 1, 1, True, 1_767_323_045_678)
+    items: list[tuple[Codec[Any], Any]] = [
+        (SESSIONS, connected),
+        (REQUESTS, Fetch("bob", CONNECTION, 0, 7, 2, LOW, 1, 1, 1 << 41)),
+    ]
+    for codec, item in items:
+        value = codec.encode((item,))
+        (found,) = codec.decode(MAGIC + b"\x01" + value[3:])
+        assert found.timeout_ms == OLD_TIMEOUT_MS
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1, 255])

@@ -49,7 +49,7 @@ def message(id_: str = "m", sender: str = "alice", to: str = "bob", accepted: in
 
 
 def item(offset: int, age: int | None = None, dead: bool = False, accepted: int = NOW - 1000) -> Item:
-    return Item(pack(at(offset)), message(accepted=accepted), age, dead)
+    return Item(pack(at(offset)), accepted, message(), age, dead)
 
 
 def head(
@@ -216,7 +216,7 @@ def _ages(messages: list[Message], **options: Any) -> list[int | None]:
     repeats = Repeats(**options)
     for one in messages:
         repeats.mark(one)
-    return [repeats.age(one) for one in messages]
+    return [repeats.age(one, one.at) for one in messages]
 
 
 names = st.tuples(st.sampled_from("ab"), st.sampled_from("xy"), st.sampled_from("123"), st.integers(0, 5))
@@ -311,7 +311,7 @@ def flush(items):
 
 items = []
 for position, message in log():
-    items.append(Item(pack(position), message, repeats.age(message), False))
+    items.append(Item(pack(position), message.at, message, repeats.age(message, message.at), False))
     if len(items) == chunk:
         flush(items)
         items = []

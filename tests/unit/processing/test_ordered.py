@@ -11,7 +11,8 @@ import pytest
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from chat_streams.model.errors import UnknownVersion
-from chat_streams.model.records import DEAD_LETTERS, SESSIONS
+from chat_streams.model.records import DEAD_LETTERS, SESSIONS, VERSION
+from chat_streams.model.redrive import Redrive
 from chat_streams.processing.offsets import Checkpoint, Progress, Start
 from chat_streams.processing.ordered import BATCH_BYTES, OrderedApp
 from chat_streams.runtime.statistics import Statistics
@@ -21,7 +22,15 @@ TP = ("t", 0)
 
 def message(offset: int, value: bytes = b"x") -> Any:
     return SimpleNamespace(
-        tp=TP, topic="t", partition=0, offset=offset, key=b"k", value=value, headers=(), generation_id=1
+        tp=TP,
+        topic="t",
+        partition=0,
+        offset=offset,
+        key=b"k",
+        value=value,
+        headers=(),
+        generation_id=1,
+        timestamp=1.234,
     )
 
 
@@ -103,12 +112,19 @@ async def test_a_dead_letter_holds_the_record_and_why(app: Any) -> None:
     assert (letter.app, letter.topic, letter.partition, letter.offset) == ("messaging", "t", 0, 7)
     assert (letter.key, letter.value, letter.reason) == (b"k", b"body", "ValueError: broken")
     assert "ValueError: broken" in letter.traceback
+    assert letter.logged_at == 1_234
+    # Redriven, and failed again: its messages keep the time of the first record.
+    again = message(9)
+    again.headers = Redrive(frozenset({"messaging"}), 5, None, 1_000).headers()
+    await app.bury(again, ValueError("broken"))
+    second: Any = DEAD_LETTERS.decode(app.letters[1])
+    assert second.logged_at == 1_000
 
 
 async def test_a_record_of_a_newer_program_ends_the_worker_and_is_not_committed(app: Any) -> None:
     app.progress.start(TP, Start(0, Checkpoint()), 0.0)
     newer = bytearray(SESSIONS.encode(()))
-    newer[2] += 1
+    newer[2] = VERSION + 1
     with pytest.raises(UnknownVersion):
         await app.process(cast(Any, Stream([message(0, bytes(newer)), message(1)])), SESSIONS, None)
     assert [type(error) for error in app.crashes] == [UnknownVersion]

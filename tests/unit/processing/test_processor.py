@@ -38,7 +38,7 @@ class Text:
 
 
 def message(tp: Tp, offset: int, value: bytes = b"x") -> Any:
-    return SimpleNamespace(tp=tp, offset=offset, key=None, value=value, headers=())
+    return SimpleNamespace(tp=tp, offset=offset, key=None, value=value, headers=(), timestamp=0.0)
 
 
 class World:

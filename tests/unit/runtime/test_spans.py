@@ -61,7 +61,7 @@ def test_a_span_belongs_to_the_one_that_the_header_names(traces: Recording) -> N
     messages = Messages(tuple(Message("bob", "alice", name, 1, b',"body":"secret"}') for name in "xy"))
     # One mark is of a message that the record does not have.
     marks = [Mark(1, traceparent(root)).header(), Mark(2, traceparent(root)).header()]
-    ((key, span),) = traces.begin_all("append", [Record(0, 7, messages, marks)], 3).items()
+    ((key, span),) = traces.begin_all("append", [Record(0, 7, 1, messages, marks)], 3).items()
     assert key == ("bob", Position.of(3, 7, 1))
     span.end()
     (ended,) = traces.ended
