@@ -71,7 +71,9 @@ class Services:
             endless("statistics", self.statistics.publish(self.publisher.publish_statistics))
         )
         publishing.add_done_callback(_stop_if_failed)
-        self._tasks = [running, publishing]
+        renewing = asyncio.create_task(endless("fetching the keys for tokens", self.authenticator.run()))
+        renewing.add_done_callback(_stop_if_failed)
+        self._tasks = [running, publishing, renewing]
 
     async def stop(self) -> None:
         """Write what was taken so far, release the slot and disconnect."""
@@ -93,6 +95,8 @@ class Services:
             missing.append("no slot")
         if not self.publisher.healthy:
             missing.append("kafka")
+        if not self.authenticator.has_keys:
+            missing.append("keys for tokens")
         try:
             await self._cluster.ping()
         except RedisUnavailable:

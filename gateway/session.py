@@ -118,7 +118,7 @@ class Session:
     async def run(self) -> None:
         """Serve the connection until it ends."""
         try:
-            greeting = await shake_hands(self.services, self._ws, self.id)
+            greeting = await self._shake_hands()
         except InvalidFrame as invalid:
             self.writer.put(invalid.frame)
             await self._refuse(CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello"))
@@ -147,6 +147,18 @@ class Session:
             await self.writer.finish()
         if self._end is not None:
             await self._close(self._end)
+
+    async def _shake_hands(self) -> Greeting:
+        """Shake hands, unless ``end`` comes first: who says nothing, or waits for a key, must not hold up a stop."""
+        self._reader = asyncio.current_task()
+        try:
+            return await shake_hands(self.services, self._ws, self.id)
+        except asyncio.CancelledError:
+            if not self._was_stopped():
+                raise
+            raise self._end or CloseConnection(Close.GOING_AWAY, "the connection is lost") from None
+        finally:
+            self._reader = None
 
     def _begin(self, greeting: Greeting) -> None:
         self.user, self.device, self.number = greeting.user, greeting.device, greeting.number
@@ -204,8 +216,9 @@ class Session:
             self._stop_reading()
 
     def goodbye(self, reconnect_in_ms: int) -> None:
-        """Tell the client that the gateway stops, and close."""
-        self.writer.put(protocol.goodbye("the gateway is stopping", reconnect_in_ms))
+        """Tell the client that the gateway stops, and close; before its welcome, the close code tells it."""
+        if self.user:
+            self.writer.put(protocol.goodbye("the gateway is stopping", reconnect_in_ms))
         self.end(Close.GOING_AWAY, "the gateway is stopping")
 
     # What the publisher brings
@@ -282,8 +295,7 @@ class Session:
         except CloseConnection as end:
             self._end = self._end or end
         except asyncio.CancelledError:
-            # An end that was wanted cancelled this task, and that is taken back.
-            if not self._stopped or self._reader is None or self._reader.uncancel():
+            if not self._was_stopped():
                 raise
         finally:
             self._reader = None
@@ -329,6 +341,10 @@ class Session:
         if self._reader is not None and not self._stopped:
             self._stopped = True
             self._reader.cancel()
+
+    def _was_stopped(self) -> bool:
+        """Return whether it was ``_stop_reading`` that cancelled this task; that is taken back, and it goes on."""
+        return self._stopped and self._reader is not None and not self._reader.uncancel()
 
     # Forwarding
 

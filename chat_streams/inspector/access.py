@@ -38,6 +38,10 @@ class Access:
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
 
+    async def run(self) -> None:
+        """Keep the keys that tokens are checked with up to date, until this task is cancelled."""
+        await self._authenticator.run()
+
     async def viewer(self, request: web.Request) -> Viewer:
         """Return the viewer of a request, by its ``Authorization`` header or cookie; raises ``AccessDenied``."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

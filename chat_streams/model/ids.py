@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeGuard
 
 from msgspec import Meta
 
@@ -16,6 +16,6 @@ Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID, pattern=rf"\A{_CHARACT
 """The type of an id, with the constraints that msgspec checks."""
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[str]:
     """Return whether a value is a user, device or message id: 1-128 characters of ``A-Z a-z 0-9 . _ ~ @ : -``."""
     return isinstance(value, str) and 1 <= len(value) <= MAX_ID and _matches(value) is not None

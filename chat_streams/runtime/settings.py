@@ -17,10 +17,12 @@ from chat_streams.model.errors import SettingsError
 from chat_streams.runtime import values
 from chat_streams.runtime.logs import Format
 from chat_streams.runtime.values import (
+    AudienceList,
     Certificates,
     Collector,
     Endpoint,
     Host,
+    Issuer,
     KeySet,
     LoginName,
     RedisNodes,
@@ -104,6 +106,13 @@ class Settings(BaseSettings):
     """The HS256 key of tokens, at least 32 bytes; alternatives are ``jwt_secret_file`` and ``jwks_url``."""
     jwt_secret_file: SecretFile | None = None
     jwks_url: KeySet | None = None
+    """The URL of an identity provider's public keys (RS256, ES256, EdDSA); with it there is no shared key."""
+    jwt_audience: AudienceList | None = None
+    """Names of this service in tokens (``aud``), separated by commas; None refuses tokens that name any."""
+    jwt_issuer: Issuer | None = None
+    """The issuer that tokens are to name (``iss``); None for any."""
+    jwt_leeway: float = Field(30.0, ge=0, le=300, allow_inf_nan=False)
+    """The largest difference between the clocks of the issuer and of this machine."""
     heartbeat: Seconds = 30.0
     hello_timeout: Seconds = 10.0
     max_connections: Count = 20_000
@@ -224,6 +233,10 @@ class Settings(BaseSettings):
         if self.redis_user and not password:
             raise SettingsError("CHAT_REDIS_USER is set, and neither CHAT_REDIS_PASSWORD nor CHAT_REDIS_PASSWORD_FILE")
         return (self.redis_user or None, password) if password else None
+
+    def audiences(self) -> frozenset[str]:
+        """Return the names of this service in tokens."""
+        return frozenset(self.jwt_audience.split(",")) if self.jwt_audience is not None else frozenset()
 
     def jwt_key(self) -> str:
         """Return the HS256 key; raises ``SettingsError`` when it is missing or too short to be safe (RFC 7518, 3.2)."""

@@ -127,6 +127,21 @@ def login_name(value: str) -> str:
     return value
 
 
+def audience_list(value: str) -> str:
+    """Check names of a service in tokens, separated by commas."""
+    names = [name.strip() for name in value.split(",")]
+    if not all(name and name.isprintable() for name in names):
+        raise ValueError("names are wanted, with commas between, and none of them empty")
+    return ",".join(names)
+
+
+def issuer(value: str) -> str:
+    """Check the text of a token's ``iss``."""
+    if not value.isprintable():
+        raise ValueError("the text of the claim iss is wanted, without control characters")
+    return value
+
+
 def certificates(value: Path) -> Path:
     """Check a file of certificates in PEM."""
     try:
@@ -182,6 +197,8 @@ KeySet = Annotated[
 ]
 Host = Annotated[str, AfterValidator(listening_host)]
 TableName = Annotated[str, AfterValidator(table_name)]
+AudienceList = Annotated[str, AfterValidator(audience_list)]
+Issuer = Annotated[str, AfterValidator(issuer)]
 LoginName = Annotated[str, AfterValidator(login_name)]
 Certificates = Annotated[Path, AfterValidator(certificates)]
 SecretFile = Annotated[Path, AfterValidator(secret_file)]

@@ -1,4 +1,4 @@
-"""The log of a handshake names whose connection it is, and holds no token."""
+"""The close codes of a handshake; its log names whose connection it is, and holds no token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp import WSMessage, WSMsgType
 from structlog.testing import capture_logs
 
 from chat_streams.model.codes import Close
-from chat_streams.model.errors import RedisUnavailable
+from chat_streams.model.errors import ExpiredToken, InvalidToken, KeysUnavailable, RedisUnavailable
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import Identity
 from gateway import handshake
@@ -76,3 +76,22 @@ async def test_blank_frames_before_a_hello_are_ignored() -> None:
     with pytest.raises(CloseConnection) as closed:
         await shake_hands(services, Socket("[]"), b"\x01")  # type: ignore[arg-type]
     assert closed.value.code == Close.BAD_SEQUENCE
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidToken("its audience is none of CHAT_JWT_AUDIENCE (aud)"), Close.BAD_TOKEN),
+        (ExpiredToken("it has expired"), Close.TOKEN_EXPIRED),
+        (KeysUnavailable("it answers 500"), Close.KEYS_AWAY),
+    ],
+)
+async def test_a_client_stops_for_good_only_where_its_token_is_at_fault(error: Exception, code: Close) -> None:
+    async def identify(_: str) -> Identity:
+        raise error
+
+    services: Any = SimpleNamespace(settings=Settings(), authenticator=SimpleNamespace(identify=identify))
+    with pytest.raises(CloseConnection) as closed:
+        await shake_hands(services, Socket(), b"")  # type: ignore[arg-type]
+    assert closed.value.code == code
+    assert code.reconnect == (code is not Close.BAD_TOKEN)

@@ -29,6 +29,8 @@ _TEXTS: Final[dict[Any, tuple[str, ...]]] = {
     ),
     values.listening_host: ("x:1", "http://x", "a b", "[x]", "::1::", "/", "*", "alice:sesame@x"),
     values.table_name: ("x", "a b", "arn:aws:dynamodb", "t\u00e4ble", "x" * 256),
+    values.audience_list: ("chat,,web", ",", "chat,", "a\nb"),
+    values.issuer: ("a\nb", "a\x1b[2J"),
     values.login_name: ("a\nb", "a\x1b[2J"),
 }
 _ABSOLUTE: Final = ("http://host", "http://host/")
