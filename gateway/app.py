@@ -47,10 +47,15 @@ class Endpoints:
         CONNECTIONS.set_function(lambda: len(self._sessions))
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """Start before the socket listens, stop after (``web.Application.cleanup_ctx``)."""
+        """Start before the socket listens, stop after (``web.Application.cleanup_ctx``).
+
+        Raises ``TopicsError`` where the topics are not as they have to be, at the start or later.
+        """
         await self._services.start()
         yield
         await self._services.stop()
+        if self._services.failure is not None:
+            raise self._services.failure
 
     async def leave(self, app: web.Application) -> None:
         """Say goodbye to all clients, each with another delay until it reconnects, and let their last frames out."""

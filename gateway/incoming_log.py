@@ -7,10 +7,10 @@ from typing import Final
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.structs import TopicPartition
 
-from chat_streams.kafka.client import client_options
+from chat_streams.kafka.client import REQUEST_SECONDS, client_options
 from chat_streams.kafka.names import HISTORY, INCOMING_MESSAGES, partition_of
 from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable
 from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
@@ -37,6 +37,16 @@ class IncomingLog:
         """Disconnect."""
         if self._consumer is not None:
             await self._consumer.stop()
+
+    async def ends(self) -> dict[int, int]:
+        """Return the offset of the next record of each partition; raises ``KafkaError``."""
+        assert self._consumer is not None
+        tps = [TopicPartition(INCOMING_MESSAGES, partition) for partition in range(self._settings.partitions)]
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                return {tp.partition: end for tp, end in (await self._consumer.end_offsets(tps)).items()}
+        except TimeoutError as error:
+            raise KafkaTimeoutError(f"the end of {INCOMING_MESSAGES} is not known") from error
 
     async def end(self, partition: int) -> Position:
         """A position above all in a partition of the log and below all to come; raises ``KafkaUnavailable``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -38,6 +38,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
 from gateway.batcher import PartitionBatcher
 from gateway.state.flush_schedule import FlushSchedule
+from gateway.state.log_ends import LogEnds
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -115,6 +116,9 @@ class Publisher:
         self._closed_until = 0.0
         self.on_logged: dict[str, Callable[[list[Any], bool], None]] = {}
         """By topic, what is told of its items: whether Kafka has them for sure. Messages have owners instead."""
+        self._ends = LogEnds()
+        self._suspect: Callable[[str], None] = log.error
+        self._is_void = False
         self.healthy = False
         PRODUCE_BUFFER_BYTES.set_function(lambda: self.held)
 
@@ -122,6 +126,20 @@ class Publisher:
         """Connect; raises ``KafkaError``."""
         await self._kafka.start()
         self.healthy = True
+
+    def watch_ends(self, ends: Mapping[int, int], suspect: Callable[[str], None]) -> None:
+        """Take a record below the log's ``ends``, by partition, for a sign that the topic was made anew.
+
+        ``suspect`` is told of it, once; from then on nothing is written.
+        """
+        for partition, end in ends.items():
+            self._ends.advance(INCOMING_MESSAGES, partition, end - 1)
+        self._suspect = suspect
+
+    def refuse(self) -> None:
+        """Write nothing any more: what Kafka would take is not in the log that this gateway knows."""
+        self._is_void = True
+        self.healthy = False
 
     async def stop(self) -> None:
         """Write what was taken so far and disconnect; what Kafka has not after ``produce_timeout`` is refused."""
@@ -279,7 +297,8 @@ class Publisher:
 
         At once ``None`` while there is no connection to it.
         """
-        if not self._kafka.connected or (topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until):
+        is_closed = topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until
+        if self._is_void or is_closed or not self._kafka.connected:
             return None
         began = time.monotonic()
         try:
@@ -292,8 +311,21 @@ class Publisher:
                 self._closed_until = time.monotonic() + CLOSED_SECONDS
             return None
         _SECONDS[topic].observe(time.monotonic() - began)
+        self._check_end(topic, partition, written.offset)
+        if self._is_void:
+            return None
         self.healthy = True
         return written.at
+
+    def _check_end(self, topic: str, partition: int, offset: int) -> None:
+        """Write nothing any more, and tell of it, where a log has gone back: the record counts for an old one."""
+        if offset < 0 or self._is_void or (last := self._ends.advance(topic, partition, offset)) is None:
+            return
+        self.refuse()
+        self._suspect(
+            f"partition {partition} of topic {topic} ended at offset {last}, and took a record at {offset}: records"
+            " were lost from it"
+        )
 
 
 def _encode_messages(items: list[Accepted]) -> bytes:

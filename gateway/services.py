@@ -9,7 +9,8 @@ import structlog
 from aiohttp import web
 
 from chat_streams.kafka import topics
-from chat_streams.model.errors import RedisUnavailable, SettingsError
+from chat_streams.kafka.topic_watch import TopicWatch
+from chat_streams.model.errors import RedisUnavailable, SettingsError, TopicsError
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Traces
@@ -55,6 +56,8 @@ class Services:
         self.publisher = Publisher(settings, self.traces)
         self.hub = Hub(settings, self.publisher, Slots(self._cluster, settings))
         self.log = IncomingLog(settings)
+        self.failure: TopicsError | None = None
+        """Why the gateway stops, and does not start again before somebody has done something."""
         self._metrics: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -65,15 +68,19 @@ class Services:
         self._metrics = await self._serve_metrics()
         await self.publisher.start()
         await self.log.start(current.generation)
+        watch = TopicWatch(self.settings, "gateway", current.topics)
+        self.publisher.watch_ends(await self.log.ends(), watch.suspect)
         running = asyncio.create_task(self.hub.run())
-        running.add_done_callback(_stop_if_failed)
+        running.add_done_callback(self._stop_if_failed)
         publishing = asyncio.create_task(
             endless("statistics", self.statistics.publish(self.publisher.publish_statistics))
         )
-        publishing.add_done_callback(_stop_if_failed)
+        publishing.add_done_callback(self._stop_if_failed)
         renewing = asyncio.create_task(endless("fetching the keys for tokens", self.authenticator.run()))
-        renewing.add_done_callback(_stop_if_failed)
-        self._tasks = [running, publishing, renewing]
+        renewing.add_done_callback(self._stop_if_failed)
+        watching = asyncio.create_task(endless("the watch on topics", watch.run()))
+        watching.add_done_callback(self._stop_if_failed)
+        self._tasks = [running, publishing, renewing, watching]
 
     async def stop(self) -> None:
         """Write what was taken so far, release the slot and disconnect."""
@@ -103,6 +110,15 @@ class Services:
             missing.append("redis")
         return missing
 
+    def _stop_if_failed(self, running: asyncio.Task[None]) -> None:
+        """Stop the process: a gateway that no longer reads its slot would keep its clients waiting for nothing."""
+        if not running.cancelled() and (error := running.exception()) is not None:
+            if isinstance(error, TopicsError):
+                self.failure = error
+                self.publisher.refuse()
+            log.critical("the gateway stops", error=repr(error))
+            signal.raise_signal(signal.SIGTERM)
+
     def _lease(self) -> dict[str, float]:
         lease = self.hub.lease
         return {} if lease is None else {"slot": float(lease.slot), "epoch": float(lease.epoch)}
@@ -119,10 +135,3 @@ class Services:
         except OSError as error:
             raise SettingsError(f"cannot listen on {host}:{port} (CHAT_METRICS_PORT): {error.strerror}") from error
         return runner
-
-
-def _stop_if_failed(running: asyncio.Task[None]) -> None:
-    """Stop the process: a gateway that no longer reads its slot would keep its clients waiting for nothing."""
-    if not running.cancelled() and (error := running.exception()) is not None:
-        log.critical("the gateway stops", error=repr(error))
-        signal.raise_signal(signal.SIGTERM)

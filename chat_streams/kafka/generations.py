@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import aiokafka
@@ -18,10 +19,11 @@ from chat_streams.runtime.settings import Settings
 
 
 class Log(NamedTuple):
-    """The current log: its generation, and the number of partitions of ``incoming_messages``."""
+    """The current log: its generation, the number of partitions of ``incoming_messages``, all topics' ids by name."""
 
     generation: int
     partitions: int
+    topics: Mapping[str, str]
 
 
 class Generation(msgspec.Struct, frozen=True):

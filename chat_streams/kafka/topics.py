@@ -291,7 +291,7 @@ async def check(settings: Settings, service: str = "") -> Log:
             f" {newest.generation} by now: set CHAT_TOPICS_VERSION={newest.version} and"
             f" CHAT_PARTITIONS={newest.partitions}"
         )
-    return Log(current.generation, settings.partitions)
+    return Log(current.generation, settings.partitions, {name: topic.id for name, topic in described.items()})
 
 
 async def retentions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, float]:

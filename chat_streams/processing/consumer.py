@@ -45,6 +45,7 @@ MEMBER_WITHIN: Final = 2.0
 DONE_LOOK_SECONDS: Final = 0.05
 """Seconds between two looks whether all before a lost range is done."""
 LOST: Final = "records are gone from the log before they were applied"
+ANEW: Final = "the committed offset is of a topic that was deleted, the one made anew is applied from its beginning"
 
 
 class Consumer(UnusedConsumer):
@@ -271,8 +272,11 @@ class Consumer(UnusedConsumer):
     async def _begin(self) -> None:
         """Begin each partition where its committed offset says, or at the beginning of the log."""
         rebalances = self._rebalances
+        await self.app.check_topics()
         tps = [tp for tp in self.assignment() if not self._is_changelog(tp)]
-        committed = await self._client.committed(tps)
+        committed = {tp: (c.offset, _checkpoint(tp, c)) for tp, c in (await self._client.committed(tps)).items()}
+        for tp in [tp for tp, (_, found) in committed.items() if not found.is_of(self._topic_id(tp))]:
+            log_at(tp, committed.pop(tp)[0]).error(ANEW)
         earliest = await self._client.beginnings(tps) if tps else {}
         # A group that has committed nothing may be new, or have been away for so long that Kafka has forgotten it.
         unknown = {tp: await self.app.first_unapplied(tp) for tp in tps if tp not in committed and earliest[tp]}
@@ -284,7 +288,7 @@ class Consumer(UnusedConsumer):
         for tp in tps:
             offset, checkpoint = min(unknown.get(tp, 0), earliest[tp]), Checkpoint()
             if tp in committed:
-                offset, checkpoint = committed[tp].offset, _checkpoint(tp, committed[tp])
+                offset, checkpoint = committed[tp]
             self.progress.start(tp, Start(offset, checkpoint), time.monotonic())
             self._go_to(tp, LostRange(offset, offset, earliest[tp]))
         self._is_to_begin = False
@@ -381,13 +385,21 @@ class Consumer(UnusedConsumer):
             done = {tp: found for tp in self.assignment() if (found := self.progress.to_commit(tp)) is not None}
             done = {tp: found for tp, found in done.items() if wanted(tp, found)}
             rebalances = self._rebalances
-            values = {tp: OffsetAndMetadata(o, msgspec.json.encode(c).decode()) for tp, (o, c) in done.items()}
+            values = {tp: self._to_write(tp, *found) for tp, found in done.items()}
             if not values or not await self._client.commit(values, within_s):
                 return False
             COMMIT_SECONDS.observe(time.monotonic() - began)
             if rebalances == self._rebalances:
                 self._committed.update(done)
             return True
+
+    def _to_write(self, tp: TP, offset: int, checkpoint: Checkpoint) -> OffsetAndMetadata:
+        of_topic = msgspec.structs.replace(checkpoint, topic_id=self._topic_id(tp))
+        return OffsetAndMetadata(offset, msgspec.json.encode(of_topic).decode())
+
+    def _topic_id(self, tp: TP) -> str:
+        topic_id: str = self.app.topic_ids.get(tp.topic, "")
+        return topic_id
 
 
 class Listener(ConsumerRebalanceListener):

@@ -23,10 +23,19 @@ class Admission(enum.Enum):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """The metadata committed with an offset: the fencing token of its writes, and the start of the loss window."""
+    """The metadata committed with an offset: the fencing token of its writes, and the start of the loss window.
+
+    ``topic_id`` is Kafka's id of the topic that the offset is of. Kafka forgets the offsets of a topic that is deleted,
+    but a worker that has not noticed yet commits it again, by name: in the topic made anew it would skip records.
+    """
 
     token: str = ""
     rewind: int | None = None
+    topic_id: str = ""
+
+    def is_of(self, topic_id: str) -> bool:
+        """Return whether the offset is of the topic with this id, as far as both are known."""
+        return not (self.topic_id and topic_id) or self.topic_id == topic_id
 
 
 class Start(NamedTuple):

@@ -64,6 +64,8 @@ class OrderedApp(faust.App):
     ) -> None:
         self.client_options = client_options
         self.progress: Progress[TP] = Progress(loss_window)
+        self.topic_ids: Mapping[str, str] = {}
+        """Kafka's ids of the topics at the start of the process, by name; what is committed says of which it is."""
         self._dead_letters = dead_letters
         self.statistics = Statistics(args[0], REGISTRY, WORKER)
         # Since when the agent of each topic has nothing to do; None while it works.
@@ -77,6 +79,9 @@ class OrderedApp(faust.App):
         """Count it."""
         REBALANCES.inc()
         super().on_rebalance_start()
+
+    async def check_topics(self) -> None:
+        """Raise where a topic is another one than at the start; called before partitions begin."""
 
     def partitions(self) -> dict[str, list[int]]:
         """The partitions whose records this worker applies, by topic."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp.web
 import click
 import faust
+import structlog
 from faust.types import TP
 
 from chat_streams.compat import uvloop_streams
@@ -18,6 +19,7 @@ from chat_streams.kafka.client import client_options
 from chat_streams.kafka.generations import Log
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.log_reader import Span as Offsets
+from chat_streams.kafka.topic_watch import TopicWatch
 from chat_streams.model import errors
 from chat_streams.model.errors import LaneDropped, RedisRefused, SettingsError
 from chat_streams.model.losses import Loss
@@ -38,6 +40,8 @@ from tables.redis_cluster import Cluster
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+
+log = structlog.get_logger()
 
 DAY: Final = 24 * 3600.0
 LOOPBACK: Final = "127.0.0.1"
@@ -78,6 +82,7 @@ class Service(OrderedApp):
         )
         self._redis = redis
         self.log_generation: Log | None = None
+        self._topic_watch: TopicWatch | None = None
         self.traces: Traces | None = None
         self.exposition = Exposition(REGISTRY, WORKER)
         self.on_loss: dict[str, Callable[[int, LostRange], Awaitable[None]]] = {}
@@ -87,6 +92,7 @@ class Service(OrderedApp):
         self._add_pages()
         self.statistics.partitions = self.partitions
         self.task(self.watch)
+        self.task(self.watch_topics)
         self.task(self.publish_statistics)
 
     @property
@@ -103,20 +109,22 @@ class Service(OrderedApp):
             return
         try:
             self.log_generation = asyncio.run(self._check())
+            self.topic_ids = self.log_generation.topics
+            self._topic_watch = TopicWatch(self.settings, self.conf.id, self.topic_ids)
         except (errors.TopicsError, RedisRefused) as error:
             raise click.ClickException(str(error)) from error
         self.traces = Traces.of(self.settings, self.conf.id)
         tame_garbage_collector()
 
     async def _check(self) -> Log:
-        log = await topics.check(self.settings, self.conf.id)
+        current = await topics.check(self.settings, self.conf.id)
         if self._redis:
             cluster = Cluster(self.settings)
             try:
                 await cluster.check()
             finally:
                 await cluster.close()
-        return log
+        return current
 
     def begin_spans(self, name: str, records: list[Record[Messages]]) -> dict[tuple[str, Position], Span]:
         """Begin a span for each sampled message of some records; returns them by recipient and position.
@@ -140,6 +148,27 @@ class Service(OrderedApp):
             await retry_forever(
                 "note a loss", LaneDropped, lambda: self.produce(names.LOSSES, 0, loss.key, loss.encode)
             )
+
+    async def watch_topics(self) -> None:
+        """End the worker when one of its topics was deleted and made anew, for as long as it runs."""
+        if self._topic_watch is not None:
+            await self._or_end(self._topic_watch.run())
+
+    async def check_topics(self) -> None:
+        """Raise ``TopicsError``, and end the worker, where one of its topics was deleted and made anew.
+
+        Raises ``KafkaError`` and ``TimeoutError``, too.
+        """
+        if self._topic_watch is not None:
+            await self._or_end(self._topic_watch.look())
+
+    async def _or_end(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except errors.TopicsError as error:
+            log.critical("stopping", error=repr(error))
+            await self.crash(error)
+            raise
 
     async def publish_statistics(self) -> None:
         """Publish the statistics of this worker every few seconds, for as long as it runs."""

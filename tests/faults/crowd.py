@@ -207,6 +207,9 @@ class Crowd:
         self.confirmed_to: dict[str, set[tuple[str, int]]] = {}
         self._numbers: Counter[tuple[str, str]] = Counter()
         """The highest number sent, by sender and recipient; each pair begins with 1."""
+        self._may_send = asyncio.Event()
+        self._may_send.set()
+        self._arrays_under_way = 0
         self._seed = seed
         self._problems: list[str] = []
         self._problem_count = 0
@@ -247,6 +250,15 @@ class Crowd:
         """Start the devices."""
         for device in self.devices:
             self._start(device.wander(_STAYS[self.phase]))
+
+    async def pause(self) -> None:
+        """Have the senders wait; returns once all that was sent is confirmed."""
+        self._may_send.clear()
+        await eventually(lambda: not self._arrays_under_way, "all that was sent is confirmed", self._confirm_s)
+
+    def resume(self) -> None:
+        """Have the senders go on."""
+        self._may_send.set()
 
     async def until_confirmed(self, count: int) -> None:
         """Wait until ``count`` messages are confirmed."""
@@ -319,6 +331,7 @@ class Crowd:
     async def _send_arrays(self, client: Client, name: str, rng: random.Random, arrays: int) -> None:
         pending: set[asyncio.Task[None]] = set()
         for _ in range(arrays):
+            await self._may_send.wait()
             array = []
             for to in rng.choices(self.users, k=rng.randint(1, ARRAY)):
                 self._numbers[name, to] += 1
@@ -337,12 +350,16 @@ class Crowd:
     async def _send_array(
         self, client: Client, name: str, array: list[tuple[str, int]], again: tuple[str, int] | None
     ) -> None:
+        self._arrays_under_way += 1
         sends = [asyncio.create_task(self._send_one(client, name, to, number)) for to, number in array]
-        if all(await asyncio.gather(*sends)) and again is not None:
-            # As if the first answer had not arrived.
-            self.sent_again += 1
-            with contextlib.suppress(ValueError):
-                await self._send_one(client, name, *again)
+        try:
+            if all(await asyncio.gather(*sends)) and again is not None:
+                # As if the first answer had not arrived.
+                self.sent_again += 1
+                with contextlib.suppress(ValueError):
+                    await self._send_one(client, name, *again)
+        finally:
+            self._arrays_under_way -= 1
 
     async def _send_one(self, client: Client, name: str, to: str, number: int) -> bool:
         try:

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from chat_streams.kafka.names import INCOMING_MESSAGES
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
+from tests.faults.recreated import TopicRecreated
 from tests.faults.report import COLUMNS, print_table, table_of
 from tests.faults.runner import add_options, options_of, show
 from tests.faults.trial import Fault, Result, Trial
@@ -39,6 +41,7 @@ class Cell(NamedTuple):
 
 
 CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PARTS, KINDS, Phase)]
+CELLS += [Cell("recreated", "topic", phase) for phase in Phase]
 
 
 # The faults
@@ -87,6 +90,8 @@ class CellFault(Fault):
 
 def trial_of(cell: Cell, seed: int, pause_s: float, stack: CuttableStack) -> Trial:
     """Return the trial of a cell; the victim comes from the seed."""
+    if cell.kind == "recreated":
+        return Trial(str(cell), seed, cell.phase, TopicRecreated(stack, INCOMING_MESSAGES), with_history=True)
     fault = CellFault(stack, cell, random.Random(f"{seed} {cell} victim"), pause_s)
     return Trial(str(cell), seed, cell.phase, fault, with_history=cell.part in ("history", "dynamodb"))
 

@@ -274,6 +274,47 @@ async def test_a_closed_log_refuses_messages_and_nothing_else() -> None:
         await come(lambda: sender.confirmed == ["1"])
 
 
+async def test_a_record_in_a_log_that_was_made_anew_is_not_confirmed_and_nothing_is_written_after_it() -> None:
+    async with gateway() as (sender, broker):
+        reasons: list[str] = []
+        partition = partition_of("bob", PARTITIONS)
+        sender.publisher.watch_ends({partition: 0}, reasons.append)
+        for id_ in ("1", "2", "3"):
+            sender.send(id_)
+            await come(lambda: len(sender.confirmed) == int(id_))  # noqa: B023
+        broker.log.clear()
+        sender.send("4")
+        await come(lambda: sender.failed == ["4"])
+        assert reasons == [
+            f"partition {partition} of topic {INCOMING_MESSAGES} ended at offset 2, and took a record at 0: records"
+            " were lost from it"
+        ]
+        assert not sender.publisher.healthy
+        sender.send("5")
+        await come(lambda: sender.failed == ["4", "5"])
+        assert written(broker) == ["4"]
+
+
+async def test_a_record_below_the_end_of_before_the_start_is_not_confirmed() -> None:
+    async with gateway() as (sender, _):
+        reasons: list[str] = []
+        sender.publisher.watch_ends({partition_of("bob", PARTITIONS): 100}, reasons.append)
+        sender.send("1")
+        await come(lambda: sender.failed == ["1"])
+        assert len(reasons) == 1
+
+
+async def test_what_was_under_way_when_a_topic_was_made_anew_is_not_confirmed() -> None:
+    async with gateway() as (sender, broker):
+        broker.appends.clear()
+        sender.send("1")
+        await come(lambda: len(broker.received) and sender.publisher._kafka.connected)
+        sender.publisher.refuse()
+        broker.appends.set()
+        await come(lambda: sender.failed == ["1"])
+        assert not sender.publisher.healthy
+
+
 async def test_what_was_refused_is_not_written_later() -> None:
     async with gateway(0.3) as (sender, broker):
         sender.send("0")

@@ -15,7 +15,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 from structlog.testing import capture_logs
 
-from chat_streams.model.errors import Rewound
+from chat_streams.model.errors import Rewound, TopicsError
 from chat_streams.processing import consumer as module
 from chat_streams.processing.consumer import DONE_LOOK_SECONDS, HELD_BYTES, HELD_RECORDS, Consumer, Listener
 from chat_streams.processing.offsets import Admission, Checkpoint, LostRange, Progress, Start
@@ -99,6 +99,8 @@ class App(SimpleNamespace):
             ended=[],
             meanwhile=nothing,
             applied_elsewhere=0,
+            topic_ids={PARTITION.topic: "id"},
+            check_topics=nothing,
         )
 
     async def first_unapplied(self, tp: TP) -> int:
@@ -183,18 +185,18 @@ async def test_what_is_applied_is_committed_with_its_token(
     progress.fence(PARTITION, "new")
     apply(progress, 10, 19)
     assert await consumer.commit()
-    assert kafka.commits == [{PARTITION: (20, Checkpoint("new", 10))}]
+    assert kafka.commits == [{PARTITION: (20, Checkpoint("new", 10, "id"))}]
     assert not await consumer.commit(), "nothing is new"
     progress.fence(PARTITION, "newer")
     assert await consumer.commit(), "without the newest token, the loss window would be applied again"
-    assert kafka.commits[1] == {PARTITION: (20, Checkpoint("newer", 10))}
+    assert kafka.commits[1] == {PARTITION: (20, Checkpoint("newer", 10, "id"))}
 
 
 async def test_before_a_token_is_taken_the_one_of_the_run_before_stays_committed(
     consumer: Consumer, kafka: Kafka, progress: Progress[TP]
 ) -> None:
     assert await consumer.is_member()
-    assert kafka.commits == [{PARTITION: (10, Checkpoint("old", 10))}]
+    assert kafka.commits == [{PARTITION: (10, Checkpoint("old", 10, "id"))}]
 
 
 async def test_a_rewind_takes_the_committed_offset_back(
@@ -205,7 +207,7 @@ async def test_a_rewind_takes_the_committed_offset_back(
     consumer.rewind(PARTITION, 12, earliest=0)
     assert kafka.sought == {PARTITION: 12}
     await consumer.commit()
-    assert kafka.commits[-1] == {PARTITION: (12, Checkpoint("old", 12))}
+    assert kafka.commits[-1] == {PARTITION: (12, Checkpoint("old", 12, "id"))}
 
 
 async def test_a_partition_that_went_away_is_not_committed(
@@ -230,7 +232,7 @@ async def test_what_is_done_is_committed_before_it_is_given_away(
 ) -> None:
     apply(progress, 10, 19)
     await consumer.on_revoked({PARTITION})
-    assert kafka.commits == [{PARTITION: (20, Checkpoint("old", 10))}]
+    assert kafka.commits == [{PARTITION: (20, Checkpoint("old", 10, "id"))}]
     assert PARTITION not in progress
 
 
@@ -266,6 +268,37 @@ async def test_a_partition_begins_at_its_committed_offset(consumer: Consumer, ka
     assert consumer.progress.to_commit(PARTITION) == (881, Checkpoint("t", 800))
     assert kafka.paused == set()
     handing.cancel()
+
+
+async def test_an_offset_of_a_deleted_topic_is_not_where_the_one_made_anew_begins(
+    consumer: Consumer, kafka: Kafka
+) -> None:
+    kafka.metadata = '{"token":"t","rewind":800,"topic_id":"another"}'
+    with capture_logs() as lines:
+        handing = await begin(consumer)
+    assert kafka.sought == {PARTITION: 0}
+    assert consumer.progress.to_commit(PARTITION) == (0, Checkpoint("", 0))
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [module.ANEW]
+    handing.cancel()
+
+
+async def test_an_offset_of_the_same_topic_is_where_it_begins(consumer: Consumer, kafka: Kafka) -> None:
+    kafka.metadata = '{"token":"t","rewind":800,"topic_id":"id"}'
+    handing = await begin(consumer)
+    assert kafka.sought == {PARTITION: 881}
+    handing.cancel()
+
+
+async def test_nothing_begins_where_a_topic_was_made_anew(consumer: Consumer, kafka: Kafka) -> None:
+    async def check_topics() -> None:
+        raise TopicsError("made anew")
+
+    consumer.app.check_topics = check_topics
+    handing = await begin(consumer)
+    with pytest.raises(TopicsError, match="made anew"):
+        await handing
+    assert kafka.sought == {}
+    assert PARTITION not in consumer.progress
 
 
 @pytest.mark.parametrize("metadata", ['{"token":1}', '{"token":"t"}\x00', "{"])
