@@ -5,12 +5,8 @@ faust -A chat_streams.notification worker
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
-
-from prometheus_client import Histogram
+from collections.abc import Awaitable, Sequence
+from typing import Any
 
 from chat_streams.kafka.names import INBOX_REQUESTS, SESSION_EVENTS
 from chat_streams.model.position import Position
@@ -24,45 +20,20 @@ from chat_streams.model.records import (
     SessionEvents,
     UserDisconnected,
 )
-from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.page_requests import Asked, NewestTimes, worth_answering
+from chat_streams.processing.page_sender import PageSender, Wanted
 from chat_streams.processing.service import Service
-from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from tables.acknowledged import REMOVED
 from tables.inbox import Inbox
 from tables.redis_cluster import Cluster
-
-READ_AT_ONCE: Final = 8 * 1024 * 1024
-"""The largest number of bytes requested from Redis in one round."""
-
-READ_SECONDS: Final = Histogram(
-    "connect_chat_inbox_read_seconds",
-    "A round of pages, waiting for Redis included.",
-    buckets=BUCKETS,
-    registry=REGISTRY,
-)
 
 app = Service("notification")
 session_events = app.topic(SESSION_EVENTS)
 inbox_requests = app.topic(INBOX_REQUESTS)
 inbox = Inbox(Cluster(app.settings), app.settings)
+pages = PageSender(app, inbox)
 newest_events = app.newest_times(SESSION_EVENTS)
 newest_requests = app.newest_times(INBOX_REQUESTS)
-
-
-class Wanted(NamedTuple):
-    """A requested page of an inbox, the connection to send it to, and when it was asked for (ms, by the log)."""
-
-    user: str
-    device: str
-    connection: bytes
-    slot: int
-    epoch: int
-    request: int
-    after: Position
-    limit: int
-    limit_bytes: int
-    at: int
 
 
 @app.agent(session_events)
@@ -118,40 +89,4 @@ async def _answer(asked: Sequence[Asked[Wanted]], newest: NewestTimes) -> Awaita
     if not asked:
         return None
     times = await newest.of(a.partition for a in asked)
-    return await _send_pages(a.wanted for a in worth_answering(asked, times))
-
-
-async def _send_pages(wanted: Iterable[Wanted]) -> Awaitable[Any] | None:
-    sent: list[Awaitable[Any]] = []
-    for requests in _rounds(wanted):
-        began = time.monotonic()
-        pages = await inbox.read([(w.user, w.device, w.after, w.limit, w.limit_bytes, w.at) for w in requests])
-        READ_SECONDS.observe(time.monotonic() - began)
-        parents: Sequence[Sequence[str]] = [()] * len(pages)
-        if app.traces is not None:
-            parents = await inbox.parents([(w.user, page) for w, page in zip(requests, pages, strict=True)])
-        buffer = DeliveryBuffer(app)
-        for w, page, page_parents in zip(requests, pages, parents, strict=True):
-            buffer.page(w.slot, w.user, w.connection, w.epoch, w.request, page, page_parents)
-        if (effect := buffer.send()) is not None:
-            sent.append(effect)
-    return asyncio.gather(*sent) if sent else None
-
-
-def _rounds(wanted: Iterable[Wanted]) -> Iterable[list[Wanted]]:
-    """Split into rounds that read at most ``READ_AT_ONCE`` bytes each, and bound each page by the settings."""
-    settings = app.settings
-    current: list[Wanted] = []
-    size = 0
-    for w in wanted:
-        limited = w._replace(
-            limit=max(1, min(w.limit, settings.read_messages)),
-            limit_bytes=max(1, min(w.limit_bytes, settings.read_bytes)),
-        )
-        if current and size + limited.limit_bytes > READ_AT_ONCE:
-            yield current
-            current, size = [], 0
-        current.append(limited)
-        size += limited.limit_bytes
-    if current:
-        yield current
+    return await pages.send(a.wanted for a in worth_answering(asked, times))

@@ -38,6 +38,8 @@ def main() -> None:
             host=s.gateway_host,
             port=s.gateway_port,
             backlog=BACKLOG,
+            # Also until the first request is whole: a socket on which none comes is not counted as a connection.
+            keepalive_timeout=s.hello_timeout,
             access_log=None,
             print=None,
             shutdown_timeout=SHUTDOWN_SECONDS,

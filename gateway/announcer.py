@@ -66,8 +66,8 @@ class Announcer:
             group.create_task(self._sweep())
 
     def on_connected(self, connection: Announced) -> None:
-        """Announce a new connection, which gets the first page of its inbox by that."""
-        self._announce(connection, drain=True)
+        """Announce a new connection, which gets the first page of its inbox by that, if it waits for it."""
+        self._announce(connection, drain=connection.state.outstanding)
 
     def on_disconnected(self, connection: Announced) -> None:
         """Say that a connection is gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -44,8 +45,13 @@ async def shake_hands(services: Services, ws: web.WebSocketResponse, connection:
     """Receive the hello and find out who is there; raises ``CloseConnection``, or ``InvalidFrame``."""
     settings = services.settings
     try:
-        async with asyncio.timeout(settings.hello_timeout):
-            hello = await _receive_hello(ws, settings.max_frame_objects)
+        async with asyncio.timeout(settings.hello_timeout) as limit:
+            give_up = partial(_give_up, limit)
+            services.hellos.add(give_up)
+            try:
+                hello = await _receive_hello(ws, settings.max_frame_objects)
+            finally:
+                services.hellos.remove(give_up)
             identity = await _identify(services, hello)
             limiter = services.rate_limiters.of(identity.user, time.monotonic())
             if wait := limiter.connect(time.monotonic()):
@@ -69,6 +75,11 @@ def welcome(services: Services, greeting: Greeting, connection: bytes) -> bytes:
         window=settings.window,
         max_body_bytes=settings.max_body,
     )
+
+
+def _give_up(limit: asyncio.Timeout) -> None:
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 async def _receive_hello(ws: web.WebSocketResponse, max_objects: int) -> Hello:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Final
 
 import structlog
 from aiohttp import web
@@ -21,6 +22,7 @@ from gateway.hub import Hub
 from gateway.incoming_log import IncomingLog
 from gateway.publisher import Publisher
 from gateway.state.delivery_state import Limits
+from gateway.state.hello_queue import HelloQueue
 from gateway.state.rate_limit import RateLimiters, Rates
 from tables.chat_history import ChatHistory
 from tables.inbox import Inbox
@@ -28,6 +30,9 @@ from tables.redis_cluster import Cluster
 from tables.slots import Slots
 
 log = structlog.get_logger()
+
+HELLOS_AT_ONCE: Final = 2_000
+"""Connections that have not said hello. A client does so within a round trip, so that few are silent at a time."""
 
 
 class Services:
@@ -46,6 +51,7 @@ class Services:
                 connect_burst=settings.connect_burst,
             )
         )
+        self.hellos = HelloQueue(HELLOS_AT_ONCE)
         self.authenticator = Authenticator(settings)
         self._cluster = Cluster(settings)
         self.inbox = Inbox(self._cluster, settings)

@@ -82,7 +82,8 @@ class Session:
     """
 
     __slots__ = (
-        *("_end", "_expected", "_hold", "_live", "_reader", "_reserved", "_since", "_stalls", "_stopped", "_tasks"),
+        *("_end", "_expected", "_hold", "_live", "_reader", "_reserved", "_reserved_until", "_since", "_stalls"),
+        *("_stopped", "_tasks"),
         *("_timer", "_waits", "_ws", "announce_timeout", "barrier", "device", "history_requests", "id", "number"),
         *("rate_limiter", "services", "state", "unconfirmed", "user", "writer"),
     )
@@ -107,6 +108,7 @@ class Session:
         self._end: CloseConnection | None = None
         self._stopped = False
         self._reserved = 0
+        self._reserved_until = 0.0
         self._since = 0.0
         self._live: deque[_Live] | None = None
         self._expected: Expected | None = None
@@ -166,6 +168,10 @@ class Session:
         now = self._since = _now()
         self.state = DeliveryState(greeting.cursor, self.services.limits, now, _jitter)
         self.announce_timeout = (self.state.next_due() or 0) - now
+        limits = self.services.limits
+        # The first page, which its announcement asks for. Without room it is asked for later, as any other.
+        if not self._reserve(min(limits.page_bytes, limits.window_bytes), now + self.announce_timeout):
+            self.state.postpone_request()
         self.writer.put(welcome(self.services, greeting, self.id))
 
     # What the hub brings
@@ -354,6 +360,8 @@ class Session:
             self._timer.cancel()
             self._timer = None
         now = _now()
+        if self._reserved and now >= self._reserved_until:
+            self._release_reserved()
         while (due := self.state.due(now)) is not None:
             if isinstance(due, RegistrationDue):
                 self.services.hub.announce(self)
@@ -363,17 +371,25 @@ class Session:
             STALLS.inc(self.state.stalls - self._stalls)
             self._stalls = self.state.stalls
         at = self.state.next_due()
+        if self._reserved:
+            at = self._reserved_until if at is None else min(at, self._reserved_until)
         if at is not None and self._end is None:
             self._timer = asyncio.get_running_loop().call_at(max(at, now + 0.001), self.progress)
 
     def _request_page(self, request: PageRequest) -> None:
         self._release_reserved()
         # Without room the hub says when there is some again.
-        if self.services.hub.reserve(self, request.limit_bytes):
-            self._reserved = request.limit_bytes
+        if self._reserve(request.limit_bytes, _now() + request.timeout):
             self.services.hub.request_page(self, request)
         else:
             self.state.postpone_request()
+
+    def _reserve(self, size: int, until: float) -> bool:
+        """Take bytes of the budget for a page, for as long as its answer is waited for."""
+        if not self.services.hub.reserve(self, size):
+            return False
+        self._reserved, self._reserved_until = size, until
+        return True
 
     def _release_reserved(self) -> None:
         if self._reserved:

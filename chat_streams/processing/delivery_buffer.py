@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Final
 from chat_streams.kafka.names import OUTGOING_MESSAGES
 from chat_streams.model.records import OUTGOING, Announce, Delivery, Displaced, InboxAdvanced, Missed, Registered
 from chat_streams.processing.ordered import OrderedApp
+from chat_streams.processing.room import Room
 from chat_streams.runtime.spans import Header, Mark
 from tables.inbox import InboxPage
 
@@ -18,6 +20,10 @@ RECORD_BYTES: Final = 512 * 1024
 ITEM_BYTES: Final = 128
 
 Item = Delivery | Missed | Registered | InboxAdvanced | Displaced | Announce
+
+
+def _size(item: Item) -> int:
+    return ITEM_BYTES + (len(item.messages) if isinstance(item, Delivery) else 0)
 
 
 class DeliveryBuffer:
@@ -35,7 +41,7 @@ class DeliveryBuffer:
 
         ``parents`` are the traceparents of the sampled messages in the item.
         """
-        size = ITEM_BYTES + (len(item.messages) if isinstance(item, Delivery) else 0)
+        size = _size(item)
         if self._sizes[slot] and self._sizes[slot] + size > RECORD_BYTES:
             self._records[slot].append([])
             self._sizes[slot] = 0
@@ -75,8 +81,11 @@ class DeliveryBuffer:
                 parents,
             )
 
-    def send(self) -> Awaitable[Any] | None:
-        """Start to send all items; returns an awaitable of Kafka's acknowledgement, or ``None`` without items."""
+    def send(self, room: Room | None = None) -> Awaitable[Any] | None:
+        """Start to send all items; returns an awaitable of Kafka's acknowledgement, or ``None`` without items.
+
+        In ``room``, each record takes its bytes until Kafka has acknowledged it, or it was given up.
+        """
         if not self._records:
             return None
         # All records are sent at once. If each waited for the one before, the second record of this batch would come
@@ -89,4 +98,7 @@ class DeliveryBuffer:
             for slot, records in self._records.items()
             for n, record in enumerate(records)
         ]
+        if room is not None:
+            for future, items in zip(written, itertools.chain.from_iterable(self._records.values()), strict=True):
+                future.add_done_callback(room.take(sum(map(_size, items))))
         return written[0] if len(written) == 1 else asyncio.gather(*written)

@@ -26,6 +26,35 @@ AT_ONCE = 100
 ESTABLISHED = "01"
 
 
+UPGRADE = (
+    f"GET {protocol.PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    f"Sec-WebSocket-Protocol: {protocol.SUBPROTOCOL}\r\n\r\n"
+).encode()
+
+
+def port_of(url: str) -> int:
+    """Return the port that a URL names."""
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def hello(token: str, device: str) -> bytes:
+    """Return the frame with which a client begins."""
+    return json.dumps({"type": "hello", "token": token, "device": device}).encode()
+
+
+def text_frame(text: bytes) -> bytes:
+    """Return a client's WebSocket frame; it is masked (RFC 6455, 5.3), and a mask of zeros changes nothing."""
+    size = (
+        bytes([0x80 | 126]) + len(text).to_bytes(2)
+        if len(text) < 1 << 16
+        else bytes([0x80 | 127]) + len(text).to_bytes(8)
+    )
+    return bytes([0x81]) + size + bytes(4) + text
+
+
 class Bystander:
     """A client that sends itself a message every 20 ms, through the gateway that others attack."""
 
@@ -78,20 +107,12 @@ async def store(stack: Stack, to: str, mebibytes: int) -> None:
 @contextlib.asynccontextmanager
 async def one_byte_a_second(stack: Stack, name: str, url: str | None = None) -> AsyncIterator[int]:
     """Say hello and read the answers one byte a second; yields the client's port."""
-    port = urlsplit(url or stack.url).port
-    assert port is not None
+    port = port_of(url or stack.url)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
     client_port = writer.get_extra_info("sockname")[1]
     # Wait for this first: after the hello, the gateway may close the connection at any time.
     await eventually(lambda: is_held(port, client_port), "the kernel knows the connection")
-    hello = json.dumps({"type": "hello", "token": stack.token(name), "device": "slow"}).encode()
-    request = (
-        f"GET {protocol.PATH} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-        f"Sec-WebSocket-Protocol: {protocol.SUBPROTOCOL}\r\n\r\n"
-    ).encode()
-    # A client's frames are masked (RFC 6455, 5.3); a mask of zeros changes nothing.
-    writer.write(request + bytes([0x81, 0x80 | 126]) + len(hello).to_bytes(2) + bytes(4) + hello)
+    writer.write(UPGRADE + text_frame(hello(stack.token(name), "slow")))
     await writer.drain()
 
     async def read() -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from chat_streams.model.position import MAX_INDEX, Position
 from clients.python.errors import ConnectionClosed, RequestRefused
-from docker.local.probes import Frame, Received, eventually, user
+from docker.local.layout import HOST
+from docker.local.probes import WITHIN_S, Frame, Received, eventually, user
 from docker.local.temporary_stack import Stack
+from gateway.protocol import PATH
 from tests import frames
 
 LONG = "x" * 129
@@ -203,6 +205,13 @@ async def test_a_missing_hello_ends_the_connection(stack: Stack) -> None:
         closed = await raw.closed()
         assert closed.code == 4008
         assert "hello" in closed.reason
+    # Nor may a socket on which no request comes, or half of one, stay: it is counted as no connection.
+    for sent in (b"", f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nUpgr".encode()):
+        reader, writer = await asyncio.open_connection(HOST, gateway.part.port)
+        writer.write(sent)
+        async with asyncio.timeout(WITHIN_S):
+            assert await reader.read() == b""
+        writer.close()
     stack.forget(gateway)
 
 

@@ -80,6 +80,14 @@ def slot(monkeypatch: pytest.MonkeyPatch) -> Slot:
     return Slot()
 
 
+def test_a_connection_asks_for_its_first_page_if_it_waits_for_one(slot: Slot) -> None:
+    bob, carla = slot.add("bob"), slot.add("carla")
+    carla.state.postpone_request()
+    for connection in (bob, carla):
+        slot.announcer.on_connected(connection)
+    assert [(e.user, e.drain) for e in slot.events if isinstance(e, UserConnected)] == [("bob", True), ("carla", False)]
+
+
 def missed(connection: bytes, epoch: int) -> Missed:
     return Missed("bob", connection, epoch, 1, ORIGIN, ORIGIN)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from chat_streams.runtime.tokens import Identity
 from gateway import handshake
 from gateway.handshake import shake_hands
 from gateway.protocol import CloseConnection
+from gateway.state.hello_queue import HelloQueue
 from gateway.state.rate_limit import RateLimiters, Rates
 
 TOKEN = "a token"
@@ -49,7 +51,11 @@ async def test_a_hello_that_redis_does_not_answer_is_logged_with_the_ids_of_its_
     # Of the configuration there is now: a logger keeps that of its first use.
     monkeypatch.setattr(handshake, "log", structlog.get_logger())
     services: Any = SimpleNamespace(
-        settings=Settings(), authenticator=Authenticator(), inbox=Inbox(), rate_limiters=RateLimiters(RATES)
+        hellos=HelloQueue(1),
+        settings=Settings(),
+        authenticator=Authenticator(),
+        inbox=Inbox(),
+        rate_limiters=RateLimiters(RATES),
     )
     with capture_logs() as lines, pytest.raises(CloseConnection) as closed:
         await shake_hands(services, Socket(), b"\x01\xab")  # type: ignore[arg-type]
@@ -68,7 +74,11 @@ async def test_a_hello_that_redis_does_not_answer_is_logged_with_the_ids_of_its_
 
 async def test_blank_frames_before_a_hello_are_ignored() -> None:
     services: Any = SimpleNamespace(
-        settings=Settings(), authenticator=Authenticator(), inbox=Inbox(), rate_limiters=RateLimiters(RATES)
+        hellos=HelloQueue(1),
+        settings=Settings(),
+        authenticator=Authenticator(),
+        inbox=Inbox(),
+        rate_limiters=RateLimiters(RATES),
     )
     with pytest.raises(CloseConnection) as closed:
         await shake_hands(services, Socket("", "\n", "\ufeff"), b"\x01")  # type: ignore[arg-type]
@@ -90,8 +100,29 @@ async def test_a_client_stops_for_good_only_where_its_token_is_at_fault(error: E
     async def identify(_: str) -> Identity:
         raise error
 
-    services: Any = SimpleNamespace(settings=Settings(), authenticator=SimpleNamespace(identify=identify))
+    services: Any = SimpleNamespace(
+        settings=Settings(), hellos=HelloQueue(1), authenticator=SimpleNamespace(identify=identify)
+    )
     with pytest.raises(CloseConnection) as closed:
         await shake_hands(services, Socket(), b"")  # type: ignore[arg-type]
     assert closed.value.code == code
     assert code.reconnect == (code is not Close.BAD_TOKEN)
+
+
+class Silent:
+    async def receive(self) -> WSMessage:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_of_too_many_that_are_silent_the_first_is_given_up() -> None:
+    services: Any = SimpleNamespace(settings=Settings(), hellos=HelloQueue(2))
+    waits = [asyncio.create_task(shake_hands(services, Silent(), b"\x01")) for _ in range(3)]  # type: ignore[arg-type]
+    with pytest.raises(CloseConnection) as closed:
+        await waits[0]
+    assert closed.value.code == Close.HELLO_TIMEOUT
+    assert [wait.done() for wait in waits] == [True, False, False]
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    assert len(services.hellos) == 0
