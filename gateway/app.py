@@ -12,9 +12,12 @@ from aiohttp import web
 from prometheus_client import Counter, Gauge
 
 from chat_streams.model import codes
+from chat_streams.model.codes import Close
+from chat_streams.model.origins import AllowedOrigins
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from gateway import protocol
+from gateway.protocol import CloseConnection
 from gateway.services import Services
 from gateway.session import Session
 from gateway.writer import CLOSE_SECONDS
@@ -41,7 +44,8 @@ class Endpoints:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._origins = {name.strip() for name in (services.settings.origins or "").split(",")}
+        origins = services.settings.origins
+        self._origins = AllowedOrigins([]) if origins is None else AllowedOrigins.parse(origins)
         self._sessions: set[Session] = set()
         self._stopping = False
         CONNECTIONS.set_function(lambda: len(self._sessions))
@@ -74,9 +78,6 @@ class Endpoints:
         settings = self._services.settings
         if self._stopping or not self._services.hub.ready or len(self._sessions) >= settings.max_connections:
             return web.Response(status=503, text="no room for another connection now", headers={"Retry-After": "2"})
-        if not self._is_welcome(request):
-            text = f"pages of {request.headers['Origin'][:100]} may not connect: see CHAT_ORIGINS\n"
-            return web.Response(status=403, text=text)
         ws = web.WebSocketResponse(
             protocols=(protocol.SUBPROTOCOL,),
             heartbeat=settings.heartbeat,
@@ -90,20 +91,20 @@ class Endpoints:
         await ws.prepare(request)
         session = Session(self._services, ws)
         self._sessions.add(session)
+        origin = request.headers.get("Origin")
         try:
-            await session.run()
+            # RFC 6455, 10.2. A page sees no HTTP status: refused by a 403, it would try again for ever.
+            if self._origins.allows(origin, request.host):
+                await session.run()
+            else:
+                text = f"origin_refused: pages of {origin!a:.60} may not connect"
+                await session.refuse(CloseConnection(Close.ORIGIN_REFUSED, text))
         finally:
             self._sessions.discard(session)
             code = ws.close_code or 1006
             # A client may close with any of 4,000 codes.
             CLOSED.labels(str(int(code)) if code in COUNTED else "0").inc()
         return ws
-
-    def _is_welcome(self, request: web.Request) -> bool:
-        """Return whether this is no browser, or its page is from where pages may come (RFC 6455, 10.2)."""
-        origin = request.headers.get("Origin")
-        allowed = self._origins
-        return origin is None or "*" in allowed or origin in allowed or origin.partition("://")[2] == request.host
 
     async def healthz(self, request: web.Request) -> web.Response:
         """``GET /healthz``: the process lives."""

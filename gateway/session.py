@@ -123,10 +123,10 @@ class Session:
             greeting = await self._shake_hands()
         except InvalidFrame as invalid:
             self.writer.put(invalid.frame)
-            await self._refuse(CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello"))
+            await self.refuse(CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello"))
             return
         except CloseConnection as end:
-            await self._refuse(end)
+            await self.refuse(end)
             return
         self._begin(greeting)
         expiry = asyncio.get_running_loop().call_later(
@@ -423,7 +423,8 @@ class Session:
 
     # Closing
 
-    async def _refuse(self, end: CloseConnection) -> None:
+    async def refuse(self, end: CloseConnection) -> None:
+        """Close the connection, whose hello was not good or is not waited for."""
         await self.writer.finish()
         await self._close(end)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from chat_streams.model.errors import ConnectChatError, InvalidToken, KeysUnavailable
+from chat_streams.model.origins import Origin
 from chat_streams.runtime.tokens import Authenticator
 
 COOKIE: Final = "inspector_token"
@@ -70,7 +70,10 @@ def same_origin(request: web.Request) -> bool:
     if origin is None:
         # A program that sends its token in a header is no browser that another site could misuse.
         return "Authorization" in request.headers
-    return urlsplit(origin).netloc == request.host
+    try:
+        return Origin.parse(origin).is_of(request.host)
+    except ValueError:
+        return False
 
 
 def remember(response: web.StreamResponse, token: str, viewer: Viewer, secure: bool) -> None:

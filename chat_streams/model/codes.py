@@ -58,6 +58,7 @@ class Close(enum.IntEnum):
     BAD_TOKEN = 4501, "the token is refused"
     BAD_SEQUENCE = 4502, "the first frame was no hello, or a second hello came"
     NOT_JSON = 4503, "a frame is no JSON, or binary"
+    ORIGIN_REFUSED = 4504, "pages of this origin may not connect"
     TAKEN_OVER = 4510, "a newer connection of this device has taken over"
 
 

@@ -25,6 +25,7 @@ from chat_streams.runtime.values import (
     Issuer,
     KeySet,
     LoginName,
+    Origins,
     RedisNodes,
     SecretFile,
     Servers,
@@ -122,7 +123,7 @@ class Settings(BaseSettings):
     window: Count = 8_000
     """The largest number of messages of one connection that are forwarded and not acknowledged."""
     window_bytes: int = Field(2 * 1024 * 1024, ge=1024, le=_MOST_BYTES)
-    origins: str | None = None
+    origins: Origins | None = None
     """Origins of web pages that may connect besides the gateway's own, separated by commas; ``*`` for any."""
     send_rate: Rate = 500.0
     """Messages a second that one user may send through one gateway in the long run."""

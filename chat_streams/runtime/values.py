@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 
 from chat_streams.model.addresses import is_host, join_address, split_address
+from chat_streams.model.origins import checked_origins
 
 SECRET_BYTES: Final = 64 * 1024
 CERTIFICATES_BYTES: Final = 4 * 1024 * 1024
@@ -196,6 +197,7 @@ KeySet = Annotated[
     str, AfterValidator(partial(web_url, example="https://login.example/.well-known/jwks.json", path=True))
 ]
 Host = Annotated[str, AfterValidator(listening_host)]
+Origins = Annotated[str, AfterValidator(checked_origins)]
 TableName = Annotated[str, AfterValidator(table_name)]
 AudienceList = Annotated[str, AfterValidator(audience_list)]
 Issuer = Annotated[str, AfterValidator(issuer)]

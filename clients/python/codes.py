@@ -29,6 +29,7 @@ CLOSES: Final = {
     4501: "the token is refused",
     4502: "the first frame was no hello, or a second hello came",
     4503: "a frame is no JSON, or binary",
+    4504: "pages of this origin may not connect",
     4510: "a newer connection of this device has taken over",
 }
 """The close codes that are specific to this server, and their meanings."""

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from docker.local.probes import Closed, Received, eventually, user
+from docker.local.probes import Closed, Raw, Received, eventually, user
 from docker.local.temporary_stack import Stack
 from gateway.protocol import SUBPROTOCOL
 
@@ -31,7 +31,7 @@ async def strict(stack: Stack) -> AsyncIterator[str]:
             connect_rate=CONNECT_RATE,
             connect_burst=3,
             max_connections=CONNECTIONS,
-            origins="https://chat.test",
+            origins="https://chat.test,capacitor://localhost",
         )
     )
     yield running.part.url
@@ -111,27 +111,29 @@ async def test_a_full_gateway_says_when_to_come_again(stack: Stack, strict: str)
 
 
 @pytest.mark.parametrize(
-    ("origin", "status"),
+    ("origin", "welcome"),
     [
-        (None, 101),
-        ("https://chat.test", 101),
-        ("http://{host}", 101),
-        ("https://evil.test", 403),
-        ("https://chat.test.evil.test", 403),
-        ("null", 403),
+        (None, True),
+        ("https://chat.test:443", True),
+        ("http://{host}", True),
+        ("capacitor://localhost", True),
+        ("https://evil.test", False),
+        ("https://chat.test.evil.test", False),
+        ("null", False),
     ],
 )
-async def test_a_page_from_elsewhere_may_not_connect(
-    stack: Stack, strict: str, origin: str | None, status: int
+async def test_a_page_from_elsewhere_is_told_by_a_close_code(
+    stack: Stack, strict: str, origin: str | None, welcome: bool
 ) -> None:
     headers = {} if origin is None else {"Origin": origin.format(host=strict.split("/")[2])}
-    async with aiohttp.ClientSession() as session:
-        upgrade = {
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-            "Sec-WebSocket-Protocol": SUBPROTOCOL,
-        }
-        async with session.get(strict.replace("ws:", "http:"), headers=headers | upgrade) as response:
-            assert response.status == status
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(strict, protocols=[SUBPROTOCOL], headers=headers) as ws,
+    ):
+        raw = Raw(ws)
+        if welcome:
+            await raw.hello(stack.token(user()))
+            return
+        closed = await raw.closed()
+        assert closed.code == 4504
+        assert "origin_refused" in closed.reason

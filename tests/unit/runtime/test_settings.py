@@ -65,13 +65,13 @@ def test_each_wrong_value_of_each_setting_is_one_line(
         check_line(str(caught.value), f"CHAT_{name.upper()}", value, is_secret(Settings.model_fields[name]))
 
 
-def test_each_text_setting_but_passwords_and_origins_has_a_check_of_its_own() -> None:
+def test_each_text_setting_but_passwords_has_a_check_of_its_own() -> None:
     unchecked = {
         name
         for name, field in Settings.model_fields.items()
         if unwrap(field)[0] is str and not any(isinstance(each, AfterValidator) for each in unwrap(field)[1])
     }
-    assert unchecked <= {"origins"}
+    assert unchecked == set()
 
 
 def test_all_numbers_are_bounded_on_both_sides() -> None:

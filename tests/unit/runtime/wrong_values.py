@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from chat_streams.model.origins import checked_origins
 from chat_streams.runtime import values
 from chat_streams.runtime.values import unwrap
 
@@ -31,6 +32,14 @@ _TEXTS: Final[dict[Any, tuple[str, ...]]] = {
     values.table_name: ("x", "a b", "arn:aws:dynamodb", "t\u00e4ble", "x" * 256),
     values.audience_list: ("chat,,web", ",", "chat,", "a\nb"),
     values.issuer: ("a\nb", "a\x1b[2J"),
+    checked_origins: (
+        "chat.test",
+        "https://chat.test/",
+        "https://*.chat.test",
+        "https://a.test,",
+        "Null",
+        "https://x:70000",
+    ),
     values.login_name: ("a\nb", "a\x1b[2J"),
 }
 _ABSOLUTE: Final = ("http://host", "http://host/")
