@@ -81,7 +81,8 @@ class Endpoints:
         ws = web.WebSocketResponse(
             protocols=(protocol.SUBPROTOCOL,),
             heartbeat=settings.heartbeat,
-            max_msg_size=settings.max_frame,
+            # aiohttp refuses what has as many bytes as this.
+            max_msg_size=settings.max_frame + 1,
             compress=False,
             timeout=CLOSE_SECONDS,
         )

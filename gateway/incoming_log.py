@@ -12,7 +12,7 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import REQUEST_SECONDS, client_options
 from chat_streams.kafka.names import HISTORY, INCOMING_MESSAGES, partition_of
-from chat_streams.model.errors import HistoryUnavailable, KafkaUnavailable
+from chat_streams.model.errors import BeyondLog, HistoryUnavailable, KafkaUnavailable
 from chat_streams.model.position import MAX_INDEX, ORIGIN, Position
 from chat_streams.runtime.settings import Settings
 
@@ -63,17 +63,18 @@ class IncomingLog:
     async def wait_for_history(self, user: str, until: Position) -> None:
         """Return once the chat database has all up to ``until`` of a user's inbox that is in the log by now.
 
-        Raises ``HistoryUnavailable`` when it has not after ``engine_timeout``.
+        Raises ``HistoryUnavailable`` when it has not after ``engine_timeout``, and ``BeyondLog``.
         """
         if until.generation < self._generation:
             return  # All of an earlier log was written before this one began.
         tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self._settings.partitions))
         admin = AIOKafkaAdminClient(**client_options(self._settings))
         try:
-            last = min(until, await self.end(tp.partition))
+            if until > await self.end(tp.partition):
+                raise BeyondLog(f"{until} is above all that the log holds")
             async with asyncio.timeout(self._settings.engine_timeout):
                 await admin.start()
-                while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= last.offset:
+                while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= until.offset:
                     await asyncio.sleep(HISTORY_LOOK_SECONDS)
         except (KafkaUnavailable, KafkaError, TimeoutError, OSError) as error:
             raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error

@@ -21,7 +21,7 @@ from aiokafka.structs import TopicPartition
 from chat_streams.compat.aiokafka import fetch_metadata
 from chat_streams.kafka.client import client_options, explain_failure
 from chat_streams.kafka.names import SERVICE_STATS
-from chat_streams.model.errors import KafkaUnavailable
+from chat_streams.model.errors import KafkaUnavailable, NoSuchPartition
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.settings import Settings
 
@@ -101,7 +101,7 @@ class LogReader:
     ) -> list[Span]:
         """Return the ranges of offsets that a topic's partitions have now, in the order of ``partitions``.
 
-        Raises ``KafkaUnavailable``, also when the topic or a partition does not exist.
+        Raises ``KafkaUnavailable``, and ``NoSuchPartition`` when the topic or a partition does not exist.
 
         Args:
             topic: Name of the topic.
@@ -112,13 +112,13 @@ class LogReader:
         cluster = await self._answer(fetch_metadata(self._consumer))
         existing = cluster.partitions_for_topic(topic)
         if not existing:
-            raise KafkaUnavailable(
+            raise NoSuchPartition(
                 f"there is no topic {topic} at {self._settings.kafka}: 'faust -A chat_streams topics create'"
             )
         if partitions is None:
             partitions = sorted(existing)
         elif missing := set(partitions) - existing:
-            raise KafkaUnavailable(f"topic {topic} at {self._settings.kafka} has no partition {min(missing)}")
+            raise NoSuchPartition(f"topic {topic} at {self._settings.kafka} has no partition {min(missing)}")
         tps = [TopicPartition(topic, partition) for partition in partitions]
         if not tps:
             return []

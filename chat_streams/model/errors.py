@@ -4,6 +4,8 @@
     ├── SettingsError                   a setting is wrong
     ├── TopicsError                     the topics are missing, wrong or not accessible
     ├── KafkaUnavailable                Kafka did not answer, or lacks the topic
+    │   └── NoSuchPartition             it did: there is no such topic or partition
+    ├── BeyondLog                       a position is above all that the log holds
     ├── RedisUnavailable                Redis could not carry out a command: try again
     ├── RedisRefused                    Redis rejects this process: trying again is useless
     ├── HistoryUnavailable              the chat database did not answer: try again
@@ -41,6 +43,14 @@ class TopicsError(ConnectChatError):
 
 class KafkaUnavailable(ConnectChatError):
     """Kafka did not answer, or does not have the topic; the text says which of the two."""
+
+
+class NoSuchPartition(KafkaUnavailable):
+    """Kafka has no such topic or partition; the text says which of the two."""
+
+
+class BeyondLog(ConnectChatError):
+    """A position is above all that the log holds: nobody was ever told of it."""
 
 
 class RedisUnavailable(ConnectChatError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from chat_streams.model.codes import ErrorCode
-from chat_streams.model.errors import HistoryUnavailable
+from chat_streams.model.errors import BeyondLog, HistoryUnavailable
 from chat_streams.model.position import Position
 from gateway import protocol
 from gateway.handlers.context import SessionContext
@@ -45,6 +45,8 @@ async def _answer(session: SessionContext, frame: History) -> None:
             page = await services.history.range(session.user, after, until, before, frame.page_size)
     except ValueError as error:
         session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{error} - at `$.before`", ref=frame.ref))
+    except BeyondLog as error:
+        session.writer.put(protocol.error(ErrorCode.BAD_FRAME, f"{error} - at `$.until`", ref=frame.ref))
     except HistoryUnavailable as error:
         session.log.warning("history cannot be read", error=repr(error))
         text = "the chat database is away, try again"

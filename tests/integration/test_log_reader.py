@@ -13,7 +13,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.log_reader import LogReader, Span
-from chat_streams.model.errors import KafkaUnavailable
+from chat_streams.model.errors import NoSuchPartition
 from docker.local.probes import user
 from docker.local.temporary_stack import Stack
 
@@ -111,5 +111,5 @@ async def test_what_the_log_forgets_meanwhile_is_left_out_and_nothing_else(stack
 @pytest.mark.parametrize(("name", "partitions"), [("no-such-topic", None), ("dead_letters", [0, 7])])
 async def test_what_is_not_there_is_said_at_once(stack: Stack, name: str, partitions: list[int] | None) -> None:
     async with LogReader(stack.settings) as reader:
-        with pytest.raises(KafkaUnavailable, match=f"topic {name}"):
+        with pytest.raises(NoSuchPartition, match=f"topic {name}"):
             await reader.spans(name, partitions)

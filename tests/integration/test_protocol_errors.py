@@ -228,6 +228,12 @@ async def test_a_body_that_is_too_large_is_refused_and_the_next_one_is_not(stack
 
 
 async def test_a_frame_that_is_too_large_ends_the_connection(stack: Stack) -> None:
+    frame, most = json.dumps({"type": "ping", "ref": "p"}), 512 * 1024
+    async with stack.raw(user()) as raw:
+        await raw.send_text(frame.ljust(most))
+        assert (await raw.next_of("pong"))["ref"] == "p"
+        await raw.send_text(frame.ljust(most + 1))
+        assert (await raw.closed()).code == 1009
     async with stack.raw(user()) as raw:
         await raw.send_text(json.dumps({"type": "ping", "ref": "x" * 600_000}))
         assert (await raw.closed()).code == 1009

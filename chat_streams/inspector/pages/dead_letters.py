@@ -8,6 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from chat_streams.inspector.access import Viewer
+from chat_streams.inspector.numbers import number_of
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.model import errors
 from chat_streams.operations import redrive_service
@@ -61,7 +62,8 @@ def register(site: Site) -> None:
         if not viewer.operator:
             raise web.HTTPForbidden(text=NO_OPERATOR)
         form = await request.post()
-        numbers = sorted({int(str(n)) for n in form.getall("number", []) if str(n).isdigit()})[:NEWEST]
+        chosen = {number_of(str(text)) for text in form.getall("number", [])}
+        numbers = sorted(number for number in chosen if number is not None)[:NEWEST]
         dry_run, lines, warnings = form.get("go") != "yes", list[str](), list[str]()
         if not numbers:
             warnings.append("none was chosen")

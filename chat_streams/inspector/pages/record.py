@@ -10,6 +10,7 @@ from chat_streams.inspector.access import Viewer
 from chat_streams.inspector.decoding import decoded
 from chat_streams.inspector.site import Answer, NotFound, Site
 from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
+from chat_streams.model.errors import NoSuchPartition
 from chat_streams.model.times import utc
 from chat_streams.operations.redrive_service import HEX_BYTES
 
@@ -24,7 +25,10 @@ def register(site: Site) -> None:
         topic = request.match_info["topic"]
         partition, offset = int(request.match_info["partition"]), int(request.match_info["offset"])
         async with LogReader(site.settings) as reader:
-            (span,) = await reader.spans(topic, [partition])
+            try:
+                (span,) = await reader.spans(topic, [partition])
+            except NoSuchPartition as error:
+                raise NotFound(f"There is no record {topic}/{partition}/{offset}: {error}.") from error
             where = f"{topic}/{partition} holds offsets {span.first} to {span.end - 1}"
             if not span.first <= offset < span.end:
                 raise NotFound(f"There is no record {offset}: {where}.")

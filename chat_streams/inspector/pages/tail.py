@@ -22,6 +22,7 @@ from chat_streams.inspector.collector import OTHER_TOPICS, TOPICS
 from chat_streams.inspector.decoding import field_of, shown
 from chat_streams.inspector.feed import Feeds, Follower, Read
 from chat_streams.inspector.live import HEARTBEAT_S, Event
+from chat_streams.inspector.numbers import number_of
 from chat_streams.inspector.site import Answer, Site
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.times import now_ms, utc
@@ -151,15 +152,16 @@ def positions(text: str) -> dict[int, int]:
     found = {}
     for part in text[:4000].split(","):
         partition, _, offset = part.partition(":")
-        if partition.isdigit() and offset.isdigit():
-            found[int(partition)] = int(offset)
+        number, at = number_of(partition), number_of(offset)
+        if number is not None and at is not None:
+            found[number] = at
     return found
 
 
 async def _tail(site: Site, feeds: Feeds, request: web.Request) -> AsyncIterator[Event]:
     filters, kafka = Filters.of(request), site.collector.engines["Kafka"]
-    minutes = request.query.get("minutes", "")
-    ends_at = time.monotonic() + (60 * min(int(minutes), MAX_MINUTES) if minutes.isdigit() else math.inf)
+    minutes = number_of(request.query.get("minutes", ""))
+    ends_at = time.monotonic() + (math.inf if minutes is None else 60 * min(minutes, MAX_MINUTES))
     # If both are there, the header is newer: a browser that reconnects by itself asks for the same address again.
     before = positions(request.headers.get("Last-Event-ID") or request.query.get("last_event_id", ""))
     view = View(filters, request["viewer"].bodies, time.monotonic())
