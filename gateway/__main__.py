@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 from chat_streams.compat import uvloop_streams
 from chat_streams.model.errors import RedisRefused, SettingsError, TopicsError
 from chat_streams.runtime import logs
+from chat_streams.runtime.memory import return_large_buffers
 from chat_streams.runtime.process import tame_garbage_collector
 from chat_streams.runtime.settings import settings, warn_of_unknown_settings
 from gateway.app import create_app
@@ -33,6 +34,7 @@ def main() -> None:
         logs.configure(s.log_format)
         warn_of_unknown_settings()
         tame_garbage_collector()
+        return_large_buffers()
         web.run_app(
             create_app(s),
             host=s.gateway_host,

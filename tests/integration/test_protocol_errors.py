@@ -101,10 +101,10 @@ async def answers(stack: Stack, case: frames.Case) -> frames.Case:
         await raw.send_text(case.frame)
         if case.close is not None:
             return case._replace(close=(await raw.closed()).code)
-        # Messages are confirmed, and pages read, behind the answer to what is sent later.
+        # Messages are confirmed, and pages read or refused, behind the answer to what is sent later.
         await raw.send({"type": "ping", "ref": "last"})
         last = False
-        while not last or any(len(found[name]) < len(getattr(case, name)) for name in ("sent", "refused", "pages")):
+        while not last or any(len(found[name]) < len(getattr(case, name)) for name in ANSWERS):
             answer = await raw.next()
             name, about = answer["type"], str(answer.get("id", answer.get("ref", "")))
             if name == "error":
