@@ -25,7 +25,14 @@ import msgspec
 from aiohttp import WSMsgType
 
 from clients.python.codes import CLOSES, RETRY, is_final
-from clients.python.errors import ChainBroken, ConnectionClosed, ProtocolError, RequestRefused, SendTimeout
+from clients.python.errors import (
+    ChainBroken,
+    ConnectionClosed,
+    ProtocolError,
+    RequestRefused,
+    RequestTimeout,
+    SendTimeout,
+)
 
 SUBPROTOCOL = "chat.v1"
 MAX_FRAME_BYTES = 8 * 1024 * 1024  # the largest frame accepted from the server, whose frames stay below 4 MiB
@@ -141,26 +148,29 @@ def backoff_s(attempt: int) -> float:
     return random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2 ** min(attempt, 16)))
 
 
+def all_sent(results: Iterable[Sent | Exception]) -> list[Sent]:
+    """Return the results of ``send_many`` if every message was sent; raises the first error otherwise."""
+    sent = []
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        sent.append(result)
+    return sent
+
+
 class _Call:
-    """The sends of one call. Its future is done when each has a result; it raises the first error."""
+    """The sends of one call. Its future is done when each has a result: a confirmation, or an error."""
 
     def __init__(self, size: int) -> None:
-        self.future: asyncio.Future[list[Sent]] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[list[Sent | Exception]] = asyncio.get_running_loop().create_future()
         self.results: list[Any] = [None] * size
         self.left = size
-        self.error: Exception | None = None
 
     def settle(self, index: int, result: Sent | Exception) -> None:
         self.results[index] = result
         self.left -= 1
-        if self.error is None and isinstance(result, Exception):
-            self.error = result
-        if self.left or self.future.done():
-            return
-        if self.error is None:
+        if not self.left and not self.future.done():
             self.future.set_result(self.results)
-        else:
-            self.future.set_exception(self.error)
 
 
 class _Send(msgspec.Struct, gc=False, eq=False):
@@ -275,7 +285,7 @@ class Client:
         device: Id of this device.
         after: Position kept elsewhere, to which the device's cursor is raised.
         on_messages: Callback for batches of messages, in order, each message once. When it returns, the batch is
-            acknowledged. Without it, messages are neither handled nor acknowledged.
+            acknowledged. Without it, nothing is handled or acknowledged.
         on_missed: Callback for a range ``(after, until]`` that left the inbox unread (see ``history_range``).
         ack: False to acknowledge by the method ``ack`` only; unacknowledged messages come again after a reconnect.
         timeout_s: Seconds to wait for the answer to a send or request.
@@ -360,7 +370,8 @@ class Client:
     async def send(self, to: str, body: Any, id: str | None = None) -> Sent:  # noqa: A002 - the protocol's word
         """Send a message; returns when the server has it in its log.
 
-        Messages to one recipient arrive in the order of the calls. Raises ``RequestRefused`` when it is refused,
+        Messages to one recipient arrive in the order of the calls. Raises ``RequestRefused`` when it is refused (by the
+        server, or here, where it is too large or no JSON),
         ``SendTimeout`` when there was no answer (send it again under the same id to find out whether it was accepted),
         and ``ValueError`` when a message with this id is being sent already.
 
@@ -369,12 +380,14 @@ class Client:
             body: Any value that JSON can represent.
             id: Id of the message; ``None`` for a new one.
         """
-        return (await self._send([(to, body)], id))[0]
+        return all_sent(await self._send([(to, body)], id))[0]
 
-    async def send_many(self, messages: Iterable[tuple[str, Any]]) -> list[Sent]:
-        """Send messages (to, body) in order, and wait until all are answered; raises the first error, as ``send`` does.
+    async def send_many(self, messages: Iterable[tuple[str, Any]]) -> list[Sent | Exception]:
+        """Send messages (to, body) in order, and wait until all are answered; returns a result for each.
 
-        A body above the server's limit is refused at once; the messages before it are sent, those after it are not.
+        A result is the confirmation, or the error that ``send`` would raise; ``all_sent`` raises the first. An error of
+        one message keeps no other from being sent. Those that are sent behind it to the same recipient come before it,
+        where it is sent once more.
         """
         return await self._send(list(messages), None)
 
@@ -389,7 +402,7 @@ class Client:
     async def history(self, with_: str, before: str | None = None, limit: int = 50) -> HistoryPage:
         """Get a page of the messages exchanged with a user, the newest page by default.
 
-        Raises ``RequestRefused`` when the server refuses, and ``TimeoutError`` without an answer.
+        Raises ``RequestRefused`` when the server refuses, and ``RequestTimeout`` without an answer.
 
         Args:
             with_: Id of the other user.
@@ -402,7 +415,7 @@ class Client:
     async def history_range(self, after: str, until: str, before: str | None = None, limit: int = 50) -> HistoryPage:
         """Get a page of the messages in the range ``(after, until]`` of the user's inbox, the newest page by default.
 
-        Raises ``RequestRefused`` when the server refuses, and ``TimeoutError`` without an answer.
+        Raises ``RequestRefused`` when the server refuses, and ``RequestTimeout`` without an answer.
 
         Args:
             after: Position, lower end of the range, exclusive.
@@ -415,34 +428,49 @@ class Client:
         return page
 
     async def ping(self) -> float:
-        """Return the seconds that a round trip to the gateway takes; raises ``TimeoutError`` without an answer."""
+        """Return the seconds that a round trip to the gateway takes; raises ``RequestTimeout`` without an answer."""
         start = time.perf_counter()
         await self._request({"type": "ping"})
         return time.perf_counter() - start
 
     # Sends and requests
 
-    async def _send(self, messages: list[tuple[str, Any]], id_: str | None) -> list[Sent]:
+    async def _send(self, messages: list[tuple[str, Any]], id_: str | None) -> list[Sent | Exception]:
         if not messages:
             return []
         loop = asyncio.get_running_loop()
         call = _Call(len(messages))
         for index, (to, body) in enumerate(messages):
             name = id_ or f"{self._id_prefix}-{next(self._numbers)}"
-            frame = _encode(_SendFrame(name, to, body))
-            if self.welcome is not None and len(frame) > self.welcome.max_body_bytes + FRAME_OVERHEAD:
-                # The gateway might close the connection over it, and again at each further attempt.
-                raise RequestRefused("too_large", f"message {name} has {len(frame)} bytes", RETRY["too_large"])
+            try:
+                frame = self._frame(name, to, body)
+            except RequestRefused as error:
+                call.settle(index, error)
+                continue
             await self._slots.acquire()
-            if self._end is not None or name in self._queues.sends:
+            if self._end is not None:
                 self._slots.release()
-                self._check()
+                call.settle(index, self._end)
+                continue
+            if name in self._queues.sends:
+                self._slots.release()
                 raise ValueError(f"message {name} is already being sent")
             self._queues.add(_Send(name, to, frame, loop.time() + self._timeout_s, call, index))
             if self._timer is None:
                 self._timer = loop.call_later(self._timeout_s, self._expire)
             self._wake.set()
         return await call.future
+
+    def _frame(self, name: str, to: str, body: Any) -> bytes:
+        try:
+            frame = _encode(_SendFrame(name, to, body))
+        except (TypeError, ValueError, RecursionError) as error:
+            # Half an emoji is a ValueError, too.
+            raise RequestRefused("bad_body", f"message {name} is no JSON: {error}", RETRY["bad_body"]) from error
+        if self.welcome is not None and len(frame) > self.welcome.max_body_bytes + FRAME_OVERHEAD:
+            # The gateway might close the connection over it, and again at each further attempt.
+            raise RequestRefused("too_large", f"message {name} has {len(frame)} bytes", RETRY["too_large"])
+        return frame
 
     def _settle(self, id_: str, result: Sent | Exception | None, delay_s: float = 0.0) -> None:
         done, queue = self._queues.answer(id_, result)
@@ -475,6 +503,8 @@ class Client:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await future
+        except TimeoutError as error:
+            raise RequestTimeout(f"no answer to a {request['type']} in {self._timeout_s:g} s") from error
         finally:
             del self._requests[ref]
 
@@ -686,7 +716,8 @@ class Client:
             self._handled.difference_update(message.pos for message in frame.messages)
 
     def _acknowledge(self, number: int, frame: _Missed) -> bool:
-        if not self._auto_ack or number != self._connection_number:
+        # It is cumulative: without a callback for messages, that of ``missed`` would acknowledge them, too.
+        if not self._auto_ack or self._on_messages is None or number != self._connection_number:
             return False
         self._acked, self._ack_due = frame.until, True
         self._wake.set()

@@ -4,7 +4,8 @@ ChatError
 ├── ConnectionClosed        the client has ended, or could not connect
 │   └── ProtocolError       the server violated the protocol
 │       └── ChainBroken     the server left out or repeated a part of the inbox
-├── RequestRefused          the server refused one message or request
+├── RequestRefused          one message or request was refused
+├── RequestTimeout          one request was not answered in time
 └── SendTimeout             one message was not answered in time
 """
 
@@ -41,11 +42,15 @@ class ChainBroken(ProtocolError):
 
 
 class RequestRefused(ChatError):
-    """The server refused one message or request; ``retry`` tells whether the same may work later."""
+    """One message or request was refused, by the server or here; ``retry`` tells whether the same may work later."""
 
     def __init__(self, code: str, message: str, retry: bool) -> None:
         super().__init__(f"{message} ({code})")
         self.code, self.message, self.retry = code, message, retry
+
+
+class RequestTimeout(ChatError, TimeoutError):
+    """One request, for history or a ping, was not answered in time."""
 
 
 class SendTimeout(ChatError, TimeoutError):

@@ -27,7 +27,7 @@ from chat_streams.model.addresses import join_address
 from chat_streams.model.errors import SettingsError
 from chat_streams.runtime.settings import Settings, settings
 from chat_streams.runtime.tokens import mint
-from clients.python.client import Client, Message, Sent
+from clients.python.client import Client, Message, Sent, all_sent
 from clients.python.errors import ConnectionClosed, RequestRefused
 from docker.local.layout import Layout, StackError, base_environment, service_environment
 from tables.redis_cluster import connect
@@ -241,7 +241,7 @@ class Demo:
                 bar = bars.add_task(user, total=len(numbers))
                 for first in range(0, len(numbers), CHUNK):
                     bodies = [body(number) for number in numbers[first : first + CHUNK]]
-                    answers = await clients[user].send_many((self._bob, content) for content in bodies)
+                    answers = all_sent(await clients[user].send_many((self._bob, content) for content in bodies))
                     self._sent[user] += zip((answer.id for answer in answers), bodies, strict=True)
                     bars.advance(bar, len(bodies))
 

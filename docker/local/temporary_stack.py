@@ -16,7 +16,7 @@ from redis.asyncio.cluster import RedisCluster
 from chat_streams.model.position import Position
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import mint
-from clients.python.client import SUBPROTOCOL, Client
+from clients.python.client import SUBPROTOCOL, Client, all_sent
 from docker.local.engines import DynamoDB
 from docker.local.layout import HOST, ROOT, Layout, StackError, base_environment, create_secret, service_environment
 from docker.local.part import Part, Running
@@ -209,7 +209,7 @@ class Stack:
     async def send(self, sender: str, to: str, bodies: Iterable[Any]) -> list[str]:
         """Send messages on a connection of their own; returns their ids once all are confirmed."""
         async with self.connect(sender, device="sender") as client:
-            return [sent.id for sent in await client.send_many((to, body) for body in bodies)]
+            return [sent.id for sent in all_sent(await client.send_many((to, body) for body in bodies))]
 
     async def get(self, path: str, part: Part) -> tuple[int, Any]:
         """Return the status of a service's page with its JSON, or its text."""

@@ -16,6 +16,7 @@ from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.statistics import ServiceStats, encode
 from chat_streams.runtime.tokens import mint
+from clients.python.client import all_sent
 from docker.local.part import Running
 from docker.local.probes import WITHIN_S, Received, eventually, user
 from docker.local.temporary_stack import Stack
@@ -205,7 +206,7 @@ async def test_the_tail_filters_pauses_and_goes_on_where_it_was(stack: Stack, in
         await expect(rows).to_have_count(3)
         await shoot(page, "tail")
         # A flood of messages is counted in full and shown in part; the page stays responsive.
-        await sender.send_many((bob, n) for n in range(3_000))
+        all_sent(await sender.send_many((bob, n) for n in range(3_000)))
         await expect(counts).to_contain_text(re.compile(r"3,00\d match"))
         assert 0 < await rows.count() <= 200
     dropped = re.search(r"([\d,]+) not shown for speed", await counts.inner_text())
@@ -257,7 +258,7 @@ async def test_streams_workers_gateways_and_charts_show_the_running_system(
     async def talk() -> None:
         async with stack.connect(alice) as sender, stack.connect(bob, received):
             while running:
-                await sender.send_many((bob, n) for n in range(20))
+                all_sent(await sender.send_many((bob, n) for n in range(20)))
                 await asyncio.sleep(0.1)
 
     talking = asyncio.create_task(talk())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from clients.python.client import all_sent
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 
@@ -32,7 +33,7 @@ class Load:
         async with self._stack.connect(user("alice"), device="sender") as client:
             n = 0
             while not self._stop.is_set():
-                await client.send_many([(to, n + i) for to in self.recipients for i in range(self._array)])
+                all_sent(await client.send_many([(to, n + i) for to in self.recipients for i in range(self._array)]))
                 n += self._array
                 for to in self.recipients:
                     self.confirmed[to] += self._array

@@ -9,6 +9,7 @@ from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, partition_of
 from chat_streams.model.records import MAGIC, VERSION
+from clients.python.client import all_sent
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 from tests.integration.test_dead_letters import produce
@@ -33,7 +34,7 @@ async def test_a_record_of_a_newer_version_ends_the_worker_and_nothing_behind_it
     partition = partition_of(bob, stack.settings.partitions)
     received = Received()
     async with stack.connect(alice) as sender, stack.connect(bob, received):
-        await sender.send_many((bob, n) for n in range(100))
+        all_sent(await sender.send_many((bob, n) for n in range(100)))
         await received.wait(100)
         reads = {"messaging": INCOMING_MESSAGES, "history": INCOMING_MESSAGES, "notification": INBOX_REQUESTS}
         for name, topic in reads.items():
@@ -47,7 +48,7 @@ async def test_a_record_of_a_newer_version_ends_the_worker_and_nothing_behind_it
         for worker in workers.values():
             worker.pause()
         newer = {topic: await produce(stack, topic, partition, NEWER) for topic in (INCOMING_MESSAGES, INBOX_REQUESTS)}
-        await sender.send_many((bob, n) for n in range(100, 200))
+        all_sent(await sender.send_many((bob, n) for n in range(100, 200)))
         await produce(stack, INBOX_REQUESTS, partition, b"behind it")
         for _ in ("the first time", "started again"):
             for name, worker in workers.items():

@@ -13,6 +13,7 @@ import pytest
 
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.position import Position
+from clients.python.client import all_sent
 from docker.local.probes import Received, abort_client, eventually, user
 from docker.local.temporary_stack import Stack, stop
 from tables.inbox import keys
@@ -285,7 +286,7 @@ async def test_a_system_under_load_audits_clean(stack: Stack) -> None:
         async with stack.connect(alice) as client:
             while not enough.is_set():
                 batch = [(bob, n) for bob in bobs for n in range(20)]
-                await client.send_many(batch)
+                all_sent(await client.send_many(batch))
                 for bob in bobs:
                     sent[bob] += 20
                 # A load that DynamoDB Local keeps up with.

@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition
 from chat_streams.kafka import names
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
 from chat_streams.model.records import DEAD_LETTERS, MAGIC, VERSION, DeadLetter
+from clients.python.client import all_sent
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 
@@ -110,7 +111,7 @@ async def test_garbage_between_messages_loses_none_of_them(stack: Stack, letters
 
         async def write() -> None:
             for start in range(0, 500, 10):
-                await sender.send_many((bob, n) for n in range(start, start + 10))
+                all_sent(await sender.send_many((bob, n) for n in range(start, start + 10)))
 
         async def disturb() -> None:
             offsets.extend(

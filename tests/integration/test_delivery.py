@@ -12,7 +12,7 @@ from typing import Any
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES, partition_of
 from chat_streams.model.records import OUTGOING, PUSH, Delivery, InboxAdvanced
-from clients.python.client import Message
+from clients.python.client import Message, all_sent
 from docker.local.probes import Received, abort_client, eventually, user
 from docker.local.temporary_stack import Stack
 
@@ -124,7 +124,7 @@ async def test_each_sender_keeps_its_order_while_the_recipient_comes_and_goes(st
             for start in itertools.count(0, 8):
                 if start >= count and turns > 10:
                     break
-                await client.send_many((bob, n) for n in range(start, start + 8))
+                all_sent(await client.send_many((bob, n) for n in range(start, start + 8)))
                 sent[sender] = start + 8
                 await asyncio.sleep(random.uniform(0, 0.1))
 
@@ -159,7 +159,7 @@ async def test_a_client_that_loses_its_connection_gets_each_message_once(stack: 
     received = Received()
     async with stack.connect(alice) as sender, stack.connect(bob, received) as client:
         for start in range(0, count, 75):
-            await sender.send_many((bob, n) for n in range(start, start + 75))
+            all_sent(await sender.send_many((bob, n) for n in range(start, start + 75)))
             abort_client(client)
             abort_client(sender)
         await received.wait(count)
@@ -251,6 +251,6 @@ async def test_a_user_may_write_to_himself(stack: Stack) -> None:
     bob = user("bob")
     received = Received()
     async with stack.connect(bob, received) as client:
-        await client.send_many((bob, n) for n in range(10))
+        all_sent(await client.send_many((bob, n) for n in range(10)))
         await received.wait(10)
     assert received.bodies() == list(range(10))

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from clients.python.client import all_sent
 from clients.python.errors import ConnectionClosed
 from docker.local.probes import WITHIN_S, Received, user
 from docker.local.temporary_stack import Stack
@@ -124,7 +125,7 @@ async def test_takeovers_under_load_lose_nothing(stack: Stack, small: str) -> No
     async def write() -> None:
         async with stack.connect(alice) as sender:
             for start in range(0, count, 4):
-                await sender.send_many((bob, n) for n in range(start, start + 4))
+                all_sent(await sender.send_many((bob, n) for n in range(start, start + 4)))
                 await asyncio.sleep(0.01)
         done.set()
 

@@ -13,7 +13,7 @@ from chat_streams.model.position import Position
 from chat_streams.model.records import Message
 from chat_streams.model.times import now_ms
 from clients.python import client as sdk
-from clients.python.client import Client
+from clients.python.client import Client, all_sent
 from clients.python.errors import RequestRefused
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
@@ -70,7 +70,7 @@ async def test_messages_of_one_millisecond_are_in_the_order_of_the_log(stack: St
     alice, bob, received = user("alice"), user("bob"), Received()
     count = 600
     async with stack.connect(alice) as client, stack.connect(bob, received):
-        await client.send_many((bob, n) for n in range(count))
+        all_sent(await client.send_many((bob, n) for n in range(count)))
         await received.wait(count)
         await eventually_last(client, bob, count - 1)
         times = {m.at for m in received.messages}
@@ -114,7 +114,7 @@ async def test_a_cursor_that_no_page_returned_is_refused(stack: Stack) -> None:
     alice, bob, carol = user("alice"), user("bob"), user("carol")
     async with stack.connect(alice) as client:
         for to in (bob, carol):
-            await client.send_many((to, n) for n in range(3))
+            all_sent(await client.send_many((to, n) for n in range(3)))
             await wait_kept(client, to, 3)
         given = (await client.history(bob, None, 1)).before
         assert given is not None
@@ -212,7 +212,7 @@ async def test_what_an_expired_inbox_held_is_announced_and_in_history(stack: Sta
         async with stack.connect(bob, received) as client:
             await received.wait(1)
             await stack.wait_stored(bob, 0)
-        await sender.send_many((bob, n) for n in range(1, 6))
+        all_sent(await sender.send_many((bob, n) for n in range(1, 6)))
         await stack.wait_stored(bob, 5)
         await wait_kept(sender, bob, 6)
         await expire(stack, bob)

@@ -7,6 +7,7 @@ from typing import Any
 from chat_streams.kafka.names import partition_of
 from chat_streams.model.times import now_ms
 from chat_streams.operations.lag_sampling import NEWEST
+from clients.python.client import all_sent
 from docker.local.probes import eventually, user
 from docker.local.temporary_stack import Stack
 from tests.integration.commands import call, run
@@ -32,7 +33,7 @@ async def test_lag_names_the_service_its_messages_and_seconds(stack: Stack) -> N
     async with stack.connect(alice) as client:
         # One after the other: messages sent at once to a partition may be one record.
         for n in range(NEWEST):
-            await client.send_many((carol, n) for carol in carols.values())
+            all_sent(await client.send_many((carol, n) for carol in carols.values()))
     await eventually(caught_up)
     paused = stack.instance("history")
     paused.pause()

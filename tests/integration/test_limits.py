@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from clients.python.client import all_sent
 from docker.local.probes import Closed, Raw, Received, eventually, user
 from docker.local.temporary_stack import Stack
 from gateway.protocol import SUBPROTOCOL
@@ -58,7 +59,7 @@ async def test_the_client_sends_at_the_pace_it_is_told(stack: Stack, strict: str
     alice, bob = user("alice"), user("bob")
     received = Received()
     async with stack.connect(bob, received, url=strict), stack.connect(alice, url=strict) as client:
-        await client.send_many((bob, n) for n in range(BURST + 5))
+        all_sent(await client.send_many((bob, n) for n in range(BURST + 5)))
         await received.wait(BURST + 5)
     assert received.bodies() == list(range(BURST + 5))
 

@@ -12,6 +12,7 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import OUTGOING_MESSAGES, REGISTRY_CHANGELOG
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import OUTGOING, Delivery
+from clients.python.client import all_sent
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 
@@ -31,7 +32,7 @@ async def test_messages_go_on_after_a_sigkill_of_messaging(stack: Stack) -> None
 
         async def send_to_all() -> None:
             nonlocal sent
-            await sender.send_many((name, sent) for name in [*bobs, offline])
+            all_sent(await sender.send_many((name, sent) for name in [*bobs, offline]))
             sent += 1
 
         async def write() -> None:
@@ -95,7 +96,7 @@ async def test_a_new_worker_restores_the_sessions_from_the_changelog(stack: Stac
             del stack.running[old.part.name]
             await stack.start(another)
             async with stack.connect(alice) as sender:
-                await sender.send_many((bob, "hello") for bob in bobs)
+                all_sent(await sender.send_many((bob, "hello") for bob in bobs))
             await eventually(all_pushed, "pushes for all connections of the paused gateway")
         finally:
             gateway.resume()

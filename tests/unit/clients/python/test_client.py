@@ -14,9 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.python import client as client_module
-from clients.python.client import Client, Message, RecipientQueues, Sent, _Call, _Send, decode
+from clients.python.client import Client, Message, RecipientQueues, Sent, _Call, _Send, all_sent, decode
 from clients.python.codes import is_final
-from clients.python.errors import ChainBroken, ConnectionClosed, RequestRefused
+from clients.python.errors import (
+    ChainBroken,
+    ChatError,
+    ConnectionClosed,
+    RequestRefused,
+    RequestTimeout,
+    SendTimeout,
+)
 from docker.local.probes import WITHIN_S
 
 AT = "2026-01-02T03:04:05.678Z"
@@ -163,7 +170,7 @@ async def test_a_client_says_hello_and_sends_one_message_or_many() -> None:
             assert client.welcome is not None
             assert client.welcome.user == "bob"
             assert await client.send("carol", {"text": "ciao"}, id="mine") == Sent("mine", AT)
-            sent = await client.send_many([("a", 1), ("b", 2), ("a", 3)])
+            sent = all_sent(await client.send_many([("a", 1), ("b", 2), ("a", 3)]))
             assert len({one.id for one in sent}) == 3
             assert await client.send_many([]) == []
         assert server.hellos == [{"type": "hello", "token": "jwt", "device": "d", "after": "p7"}]
@@ -248,6 +255,41 @@ async def test_a_refusal_is_raised_and_leaves_the_others_alone() -> None:
             await client.history("carol", before="nonsense")
 
 
+async def test_many_messages_have_a_result_each() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        sends = {send["body"]: send["id"] for send in await peer.take(4)}
+        await peer.refuse(sends["refused"], retry=False)
+        await peer.confirm(sends["first"], sends["last"])
+        await peer.until_closed()
+
+    async with serving(script) as server, Client(server.url, "jwt", "d") as client:
+        timeout_s, client._timeout_s = client._timeout_s, 1.0
+        bodies = ["first", "half \ud83d", object(), "x" * 100_000, "refused", "lost", "last"]
+        results = await client.send_many(("a", body) for body in bodies)
+        client._timeout_s = timeout_s
+        codes = [result.code for result in results if isinstance(result, RequestRefused)]
+        assert codes == ["bad_body", "bad_body", "too_large", "c"]
+        kinds = [type(result) for result in results]
+        assert kinds == [Sent, RequestRefused, RequestRefused, RequestRefused, RequestRefused, SendTimeout, Sent]
+        with pytest.raises(RequestRefused, match="bad_body"):
+            all_sent(results)
+
+
+async def test_what_is_sent_when_the_client_has_ended_has_the_error_as_its_result() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.confirm((await peer.next())["id"])
+        await peer.ws.close(code=4510)
+
+    async with serving(script) as server:
+        client = Client(server.url, "jwt", "d", in_flight=1)
+        await client.__aenter__()
+        results = await client.send_many(("a", n) for n in range(3))
+        assert [type(result) for result in results] == [Sent, ConnectionClosed, ConnectionClosed]
+        await client.close()
+
+
 async def test_unconfirmed_messages_are_sent_again_on_the_next_connection() -> None:
     seen: list[dict[str, Any]] = []
 
@@ -269,7 +311,7 @@ async def test_unconfirmed_messages_are_sent_again_on_the_next_connection() -> N
         await peer.until_closed()
 
     async with serving(dies, lives) as server, Client(server.url, "jwt", "d") as client:
-        sent = await client.send_many([("a", n) for n in range(4)])
+        sent = all_sent(await client.send_many([("a", n) for n in range(4)]))
         assert [one.id for one in sent] == [send["id"] for send in seen]
 
 
@@ -573,6 +615,42 @@ async def test_history_and_ping_survive_a_reconnect() -> None:
         assert (page.messages, page.before) == ([Message("m", "carol", AT, None, to="bob")], "cursor")
         assert (await client.history_range("p1", "p2", before="cursor")).messages == []
         assert await client.ping() > 0
+
+
+async def test_a_request_without_an_answer_is_an_error_of_the_client() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.until_closed()
+
+    async with serving(script) as server, Client(server.url, "jwt", "d") as client:
+        client._timeout_s = 0.05
+        for request in (client.ping(), client.history("carol"), client.history_range("0-0", "1-0")):
+            with pytest.raises(ChatError, match=r"no answer to a (ping|history)") as caught:
+                await request
+            assert isinstance(caught.value, RequestTimeout)
+
+
+async def test_a_client_without_a_callback_acknowledges_nothing() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.say(messages("p0", "p1", "p1"))
+        await peer.say({"type": "missed", "after": "p1", "until": "p2"})
+        await peer.say({"type": "caught_up", "pos": "p2"})
+        # An acknowledgement of p2 would be one of p1, which nobody has seen.
+        assert (await peer.next())["type"] == "ping"
+        await peer.until_closed()
+
+    async def note(after: str, until: str) -> None:
+        noted.append((after, until))
+
+    for on_missed in (None, note):
+        noted: list[tuple[str, str]] = []
+        async with serving(script) as server, Client(server.url, "jwt", "d", on_missed=on_missed) as client:
+            await client.wait_caught_up()
+            pinging = asyncio.create_task(client.ping())
+            await asyncio.sleep(0.05)
+            pinging.cancel()
+        assert noted == ([] if on_missed is None else [("p1", "p2")])
 
 
 async def test_a_frame_of_four_mebibytes_is_taken() -> None:
