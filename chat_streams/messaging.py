@@ -36,6 +36,7 @@ from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.grouping import by_recipient
 from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.service import Service
+from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.recovery.fencing import Fencing
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.retry import retry_forever
@@ -70,7 +71,9 @@ TABLE_ROWS.labels(names.REGISTRY).set_function(lambda: len(registry))
 sessions = Sessions(registry, most=app.settings.max_devices)
 cluster = Cluster(app.settings)
 inbox, index = Inbox(cluster, app.settings), InboxIndex(cluster)
-fencing = Fencing(app, inbox, app.settings)
+evictions = EvictionWatch(cluster)
+app.hindrances = lambda: evictions.warnings
+fencing = Fencing(app, inbox, evictions, app.settings)
 app.task(fencing.watch)
 partitions_held: set[int] = set()
 

@@ -164,7 +164,7 @@ class Inbox:
 
         Returns ``None`` if all primaries had the expected token, so that none has lost writes since that was set. Else
         returns the lowest mark of the primaries that had not: the offset below which each of them has everything, 0
-        if one was never marked. Raises ``RedisUnavailable``.
+        if one was never marked, was flushed or has evicted keys. Raises ``RedisUnavailable``.
 
         Args:
             partition: Partition of ``incoming_messages``.
@@ -173,14 +173,17 @@ class Inbox:
         """
         name = self._name(partition)
         answers = await self._cluster.on_primaries(
-            lambda tag: ("FCALL", function("fence"), 1, _watermark(tag, name), name, expected, token)
+            lambda tag: (
+                *("FCALL", function("fence"), 2, _watermark(tag, name), f"{_watermark(tag, name)}:token"),
+                *(name, expected, token, 2 * self._ttl_ms),
+            )
         )
         return min((int(applied) for kept, applied in answers if not kept), default=None)
 
     async def mark(self, partition: int, token: str, applied: int) -> bool:
-        """Set the mark of a partition on every primary that knows the token.
+        """Set the mark of a partition on every primary that knows the token and has lost nothing since it was set.
 
-        Returns whether all of them know it. Raises ``RedisUnavailable``.
+        Returns whether this is true of all of them. Raises ``RedisUnavailable``.
 
         Args:
             partition: Partition of ``incoming_messages``.

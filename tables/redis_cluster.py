@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hiredis
 import structlog
@@ -46,7 +47,28 @@ _NOT_NOW: Final = (
 _STATES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "OOM ")
 """Beginnings of error answers that concern the server, not the command: it succeeds later, or on another server."""
 
+NOEVICTION: Final = "noeviction"
+"""The only ``maxmemory-policy`` that deletes nothing when memory is full."""
+
 Command = tuple[Any, ...]
+
+
+class Eviction(NamedTuple):
+    """The policy of a server for when its memory is full (``maxmemory-policy``), and the keys it has evicted so far."""
+
+    server: str
+    policy: str
+    evicted: int
+
+    @property
+    def warning(self) -> str:
+        """The fault of the policy, and what to do about it; "" for none."""
+        if self.policy == NOEVICTION:
+            return ""
+        return (
+            f"Redis at {self.server}: maxmemory-policy is {self.policy}, which deletes inboxes when memory is full;"
+            f" it must be {NOEVICTION} (CONFIG SET, redis.conf, or the parameter group of ElastiCache)"
+        )
 
 
 def connect(settings: Settings, **options: Any) -> RedisCluster:
@@ -82,11 +104,15 @@ class Cluster:
         await self._redis.aclose()
 
     async def check(self) -> None:
-        """Raise ``RedisRefused`` if Redis rejects our login or rights, or we its certificate; log if it is down."""
+        """Raise ``RedisRefused`` if Redis rejects our login or rights, or we its certificate or policy.
+
+        A Redis that is down is logged.
+        """
         redis, login = f"Redis at {self._settings.redis} (CHAT_REDIS)", self._settings.redis_login()
         try:
             await self.ping()
             await self.time()
+            evictions = await self.evictions()
         except RedisUnavailable as error:
             for cause in _causes(error):
                 if isinstance(cause, ssl.SSLCertVerificationError):
@@ -104,6 +130,9 @@ class Cluster:
                 if _forbidden(cause):
                     raise RedisRefused(f"{redis}: {cause}; the rights it needs are in docs/security.md") from error
             log.warning("redis is away", error=repr(error))
+        else:
+            for warning in filter(None, (eviction.warning for eviction in evictions)):
+                raise RedisRefused(warning)
 
     async def ping(self) -> None:
         """Raise ``RedisUnavailable`` when the cluster cannot carry out a command."""
@@ -167,6 +196,26 @@ class Cluster:
                 yield keys
                 if cursor == b"0":
                     break
+
+    async def evictions(self) -> list[Eviction]:
+        """Return what each primary does when its memory is full; raises ``RedisUnavailable``.
+
+        It is read by INFO, since managed Redis forbids CONFIG.
+        """
+        servers: list[str] = []
+
+        async def once() -> list[Any]:
+            nodes = [node for node, _ in self._tagged_primaries()]
+            servers[:] = [node.name for node in nodes]
+            return [
+                answer for node in nodes for answer in await self._send(node, [("INFO", "memory"), ("INFO", "stats")])
+            ]
+
+        answers = await self._carry_out(once)
+        return [
+            parse_eviction(server, memory, stats)
+            for server, memory, stats in zip(servers, answers[::2], answers[1::2], strict=True)
+        ]
 
     async def _carry_out(self, once: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         """Run ``once`` with a known topology, and again after loading the library where a primary lacks it."""
@@ -260,6 +309,18 @@ class Cluster:
             (answer,) = await self._send(node, [("FUNCTION", "LOAD", LIBRARY)])
             if isinstance(answer, ResponseError) and "already exists" not in str(answer):
                 raise answer
+
+
+def parse_eviction(server: str, memory: object, stats: object) -> Eviction:
+    """Return what a server's sections ``memory`` and ``stats`` of INFO say; raises ``RedisUnavailable`` if nothing."""
+    texts = [b"" if isinstance(answer, Exception) else bytes(answer) for answer in (memory, stats)]  # type: ignore[call-overload]
+    policy = re.search(rb"^maxmemory_policy:([\w-]+)", texts[0], re.MULTILINE)
+    evicted = re.search(rb"^evicted_keys:(\d+)", texts[1], re.MULTILINE)
+    if policy is None or evicted is None:
+        raise RedisUnavailable(
+            f"Redis at {server}: INFO does not say maxmemory_policy and evicted_keys: {memory!r:.200}"
+        )
+    return Eviction(server, policy[1].decode(), int(evicted[1]))
 
 
 @lru_cache(maxsize=SLOTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp.web
@@ -89,6 +89,8 @@ class Service(OrderedApp):
         """By topic, what to do about records of a partition that are gone, before anything behind them is applied."""
         self.applied_elsewhere: dict[str, Callable[[int], Awaitable[int]]] = {}
         """By topic, how to find out up to where a partition is applied when Kafka does not know."""
+        self.hindrances: Callable[[], Sequence[str]] = list
+        """Returns what an operator has to mend before this worker counts as ready."""
         self._add_pages()
         self.statistics.partitions = self.partitions
         self.task(self.watch)
@@ -193,7 +195,8 @@ class Service(OrderedApp):
     @property
     def is_ready(self) -> bool:
         """True while this worker has partitions and is neither in a rebalance nor in recovery; shown by ``/readyz``."""
-        return bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
+        is_working = bool(self.consumer.assignment()) and not self.rebalancing and not self.in_recovery
+        return is_working and not self.hindrances()
 
     def _add_pages(self) -> None:
         # These are functions because Faust turns each one into a method of a view class.

@@ -31,6 +31,7 @@ from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, UserConnected
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery import previous_logs
+from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox, LoggedDevice
@@ -56,14 +57,16 @@ class Fencing:
     """Fences the partitions of ``incoming_messages`` that a messaging worker is assigned, on all Redis primaries.
 
     To fence a partition is to set a new random token for it on every primary; an append for the partition needs that
-    token. A server that does not have the token expected from before may have lost writes. Then the partition is
-    applied again from the start of the loss window; or, when a server lost more than that, from the server's mark (0
-    without one), after the cursors of devices were restored from the log.
+    token. A server that does not have the token expected from before may have lost writes; one that was flushed, or has
+    evicted keys, has lost more. Then the partition is applied again from the start of the loss window; or, when a
+    server lost more than that, from the server's mark (0 without one), after the cursors of devices were restored from
+    the log.
     """
 
-    def __init__(self, app: OrderedApp, inbox: Inbox, settings: Settings) -> None:
+    def __init__(self, app: OrderedApp, inbox: Inbox, evictions: EvictionWatch, settings: Settings) -> None:
         self._app = app
         self._inbox = inbox
+        self._evictions = evictions
         self._settings = settings
         self._lock = asyncio.Lock()
 
@@ -94,6 +97,8 @@ class Fencing:
 
     async def _fence_all(self) -> None:
         progress = self._app.progress
+        # What is restored into a server that evicts would be evicted again.
+        await retry_forever("fence", RedisUnavailable, self._evictions.demand)
         tokens = {tp: secrets.token_hex(8) for tp in self._held()}
         epochs = {tp: progress.epoch(tp) for tp in tokens}
         # Looked up before the first await, since a partition may be revoked during it.
@@ -140,13 +145,18 @@ class Fencing:
         return [tp for tp in assigned if tp.topic == INCOMING_MESSAGES and tp in self._app.progress]
 
     async def watch(self) -> None:
-        """Check every second that the servers still know the tokens, for as long as the app runs.
+        """Check every second that the servers still know the tokens and evict nothing, for as long as the app runs.
 
         Without this check, the lost inboxes of a partition that gets no messages would stay lost.
         """
         while not self._app.should_stop:
             await self._app.sleep(MARK_SECONDS)
             if self._app.rebalancing or self._app.in_recovery:
+                continue
+            try:
+                await self._evictions.look()
+            except RedisUnavailable as error:
+                log.warning("redis is away", doing="watch", error=repr(error))
                 continue
             for tp in self._held():
                 try:
@@ -165,7 +175,9 @@ class Fencing:
         if not token or applied is None:
             await self.fence(tp.partition, refused="")
         elif not await self._inbox.mark(tp.partition, token, applied) and progress.token(tp) == token:
-            log.warning("a redis server does not know this worker", topic=tp.topic, partition=tp.partition)
+            log.warning(
+                "a redis server does not know this worker, or has lost keys", topic=tp.topic, partition=tp.partition
+            )
             await self.fence(tp.partition, refused=token)
 
     async def _has_previous_logs(self) -> bool:

@@ -32,6 +32,7 @@ local ORIGIN = '0-0'
 local CHUNK = 250
 local SHARES = 100
 local TOUCHES = 32
+local STALE_WINDOWS = 8
 
 local function less(a, b)
   local a_dash, b_dash = string.find(a, '-', 1, true), string.find(b, '-', 1, true)
@@ -76,23 +77,97 @@ local function removed_bytes(inbox, bytes)
   return tonumber(value[4]) - (value[5] == 'm' and #value[6] or 0)
 end
 
--- The fencing token of each partition of the log, without which nothing is appended. Tokens are kept in the memory of
--- this server process only, not in its data: a server that was restarted or promoted may have lost its newest writes,
--- and knows no token.
-local tokens = {}
+-- The fence of each partition of the log, without which nothing is appended: {token, evicted, sentinel, value}. It is in
+-- the memory of this server process only, not in its data: a server that was restarted or promoted may have lost its
+-- newest writes, and has no fence. The data has the key `sentinel` with `value`, "<token> <evicted>": a server that was
+-- flushed has the fence, and no sentinel. `evicted` is the number of keys that the server had evicted by then.
+local fences = {}
+
+-- Return the value of a sentinel, false where it is gone, nil where another server has its slot by now.
+local function sentinel_of(fence)
+  local value = redis.pcall('GET', fence.sentinel)
+  if type(value) == 'table' then
+    return nil
+  end
+  return value
+end
+
+local function evicted_keys()
+  return tonumber(string.match(redis.call('INFO', 'stats'), 'evicted_keys:(%d+)'))
+end
+
+local function is_current(partition, token)
+  local fence = fences[partition]
+  return fence ~= nil and fence.token == token and sentinel_of(fence) == fence.value
+end
+
+local function stale_token(partition)
+  return redis.error_reply('STALETOKEN ' .. (fences[partition] and fences[partition].token or ''))
+end
 
 -- Set the fencing token of a partition.
--- keys: the watermark of the partition on this server; args: partition, the token expected, the new token
--- Returns whether the token was the expected one, and the watermark: the offset below which this server has everything.
+-- keys: the watermark of the partition on this server, its sentinel; args: partition, the token expected, the new token,
+-- TTL in ms
+-- Returns whether the token was the expected one and nothing was lost since it was set, and the watermark: the offset
+-- below which this server has everything, 0 after it was flushed or evicted keys.
 local function fence(keys, args)
-  local kept = tokens[args[1]] == args[2]
-  tokens[args[1]] = args[3]
-  return {kept and 1 or 0, tonumber(redis.call('GET', keys[1]) or '0')}
+  local former, evicted, watermark = fences[args[1]], evicted_keys(), redis.call('GET', keys[1]) or '0'
+  local kept, lost = false, false
+  if former then
+    local value = sentinel_of(former)
+    lost = value == false or former.evicted ~= evicted
+    kept = former.token == args[2] and not lost and (value == former.value or value == nil)
+  elseif evicted > 0 then
+    -- The count begins again with each process, and an older version has left no sentinel.
+    local before = string.match(redis.call('GET', keys[2]) or '', ' (%d+)$')
+    lost = tonumber(before) ~= evicted
+  end
+  if lost then
+    -- Kept until the partition is applied again, also if this answer gets lost.
+    watermark = '0'
+    redis.call('SET', keys[1], watermark, 'PX', args[4])
+  end
+  local value = args[3] .. ' ' .. digits(evicted)
+  fences[args[1]] = {token = args[3], evicted = evicted, sentinel = keys[2], value = value}
+  redis.call('SET', keys[2], value, 'PX', args[4])
+  return {kept and 1 or 0, tonumber(watermark)}
 end
 
 local function sender_of(json)
   -- The first quotes of a message are around what holds none.
   return string.match(json, ',"from":"([^"]*)"') or ''
+end
+
+-- Return the highest position in a stream whose devices were evicted and not it, and note it as the top.
+local function recovered_top(inbox, devices)
+  local last = redis.call('XREVRANGE', inbox, '+', '-', 'COUNT', 1)[1]
+  if not last then
+    redis.call('DEL', inbox)  -- an empty stream refuses what is below its last entry
+    return ORIGIN
+  end
+  redis.call('HSET', devices, 'top', last[1])
+  return last[1]
+end
+
+-- Raise the floor to the top: what was in the stream is gone without acknowledgement, and is missed. Returns the floor.
+local function raised_floor(devices, floor, top)
+  if floor and not less(floor, top) then
+    return floor
+  end
+  redis.call('HSET', devices, 'floor', top)
+  return top
+end
+
+-- Delete the digests of an inbox that was evicted and not they: what is applied again would be taken for retries.
+-- seen: their key in one window
+local function forget_digests(seen, window_ms)
+  local prefix, window = string.match(seen, '^(.*:)(%d+)$')
+  local stale = {seen, prefix .. digits(tonumber(window) - 1)}
+  local current = math.floor(1000 * clock() / window_ms)
+  for n = current - STALE_WINDOWS, current + STALE_WINDOWS do
+    stale[#stale + 1] = prefix .. digits(n)
+  end
+  redis.call('DEL', unpack(stale))
 end
 
 -- Append the messages of a batch to an inbox.
@@ -102,14 +177,24 @@ end
 --       call of the same pipeline may have failed), then for each message: position, time in s, digest, JSON
 -- Returns the top before, and a text with one character for each message: "1" added, "0" not new, "2" above the quota.
 local function append(keys, args)
-  if tokens[args[1]] ~= args[2] then
-    return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
+  if not is_current(args[1], args[2]) then
+    return stale_token(args[1])
   end
   local inbox, devices = keys[1], keys[2]
   local head = redis.call('HMGET', devices, 'top', 'bytes', 'gap', 'removed', 'floor', 'crowded', 'touched')
   local top, bytes, gap, floor = head[1] or ORIGIN, tonumber(head[2] or '0'), head[3], head[5]
   if args[9] ~= ORIGIN and less(top, args[9]) then
     return redis.error_reply('OUTOFORDER ' .. top .. ' is below ' .. args[9])
+  end
+  if not head[1] then
+    -- A new inbox, or one that was evicted: then it is restored from the log before anything is appended.
+    if fences[args[1]].evicted ~= evicted_keys() then
+      return stale_token(args[1])
+    end
+    top = recovered_top(inbox, devices)
+    if top == ORIGIN then
+      forget_digests(keys[3], tonumber(args[7]))
+    end
   end
   local former = top
   local n = (#args - 9) / 4
@@ -133,6 +218,14 @@ local function append(keys, args)
   -- A copy may be in the log's next window: the clock of its broker was set back, or a dead letter is redriven.
   local after_seen = redis.call('SMISMEMBER', keys[6], unpack(fresh))
   local length = redis.call('XLEN', inbox)
+  local is_absent = length == 0 and redis.call('EXISTS', inbox) == 0
+  if is_absent and head[1] then
+    -- What was in the stream has expired, if it was not evicted.
+    if fences[args[1]].evicted ~= evicted_keys() then
+      return stale_token(args[1])
+    end
+    floor = raised_floor(devices, floor, top)
+  end
   -- The first write, after each key was read once: what fails leaves no digest behind, or it would be lost as a retry.
   local unseen = redis.call('SADD', keys[3], unpack(fresh))
   now_seen = now_seen or {1 - unseen}
@@ -203,6 +296,11 @@ local function append(keys, args)
     twice[digest] = true
     top = args[at]
   end
+  if is_absent and length == 0 and not gap then
+    -- An empty stream tells that nothing was removed from it; an absent one that all of it was.
+    redis.call('XADD', inbox, top, 't', '0')
+    redis.call('XDEL', inbox, top)
+  end
   -- Setting an expiry costs as much as adding an entry: it is done seldom, and where a key is new.
   local ttl_ms, window_ms, now = tonumber(args[3]), tonumber(args[7]), tonumber(args[8])
   local due = not head[7] or 1000 * (now - tonumber(head[7])) >= math.min(ttl_ms, window_ms) / TOUCHES
@@ -238,12 +336,15 @@ end
 -- keys: inbox, devices; args: partition, fencing token, the messages in (after, until] are lost, TTL in ms
 -- Returns 1 if the user is to be told of the range, 0 if the inbox is above it, or there is no such user any more.
 local function miss(keys, args)
-  if tokens[args[1]] ~= args[2] then
-    return redis.error_reply('STALETOKEN ' .. (tokens[args[1]] or ''))
+  if not is_current(args[1], args[2]) or fences[args[1]].evicted ~= evicted_keys() then
+    return stale_token(args[1])
   end
   local inbox, devices, until_ = keys[1], keys[2], args[4]
   local head = redis.call('HMGET', devices, 'top', 'floor', 'bytes')
-  local top, after = head[1] or ORIGIN, args[3]
+  local top, after = head[1], args[3]
+  if not top then
+    top = redis.call('EXISTS', devices) == 1 and recovered_top(inbox, devices) or ORIGIN
+  end
   if top == until_ then
     return 1
   end
@@ -252,6 +353,9 @@ local function miss(keys, args)
   end
   if less(after, top) then
     after = top
+  end
+  if head[1] and redis.call('EXISTS', inbox) == 0 then
+    raised_floor(devices, head[2], top)
   end
   redis.call('XADD', inbox, until_, 't', digits((clock())), 'c', head[3] or '0', 'g', after)
   redis.call('HSET', devices, 'top', until_, 'gap', until_)
@@ -458,7 +562,7 @@ end
 -- keys: inbox, devices; args: TTL in ms, then for each device: device, cursor, for how long it was not seen (s),
 -- connection number
 local function restore(keys, args)
-  local devices, now = keys[2], clock()
+  local inbox, devices, now = keys[1], keys[2], clock()
   local lowest = false
   for i = 2, #args, 4 do
     local field, cursor, seen, number = 'd:' .. args[i], args[i + 1], now - tonumber(args[i + 2]), tonumber(args[i + 3])
@@ -475,28 +579,36 @@ local function restore(keys, args)
       lowest = cursor
     end
   end
-  if lowest and lowest ~= ORIGIN and not redis.call('HGET', devices, 'top') then
-    redis.call('HSET', devices, 'floor', lowest)
+  if redis.call('EXISTS', inbox) == 0 then
+    -- Of a stream that was evicted alone, all is applied again.
+    redis.call('HDEL', devices, 'top', 'bytes', 'removed', 'gap')
+  end
+  if not redis.call('HGET', devices, 'top') then
+    recovered_top(inbox, devices)
+    if lowest and lowest ~= ORIGIN then
+      redis.call('HSET', devices, 'floor', lowest)
+    end
   end
   touch(keys, args[1])
   return lowest or ORIGIN
 end
 
--- Set the watermark of a partition, if the fencing token is current.
+-- Set the watermark of a partition, if the fencing token is current and no key was evicted since it was set.
 -- keys: the watermark of the partition on this server; args: partition, token, the offset below which all is applied,
--- TTL in ms. Returns 1 if the token is current, else 0.
+-- TTL in ms. Returns 1 if so, else 0.
 local function mark(keys, args)
-  if tokens[args[1]] ~= args[2] then
+  if not is_current(args[1], args[2]) or fences[args[1]].evicted ~= evicted_keys() then
     return 0
   end
   redis.call('SET', keys[1], args[3], 'PX', args[4])
+  redis.call('PEXPIRE', fences[args[1]].sentinel, args[4])
   return 1
 end
 
 -- Drop the fencing token of a partition and reset its watermark, as if this server had lost everything.
 -- keys: the watermark of the partition on this server; args: partition
 local function invalidate(keys, args)
-  tokens[args[1]] = nil
+  fences[args[1]] = nil
   redis.call('SET', keys[1], '0')
   return 1
 end
@@ -537,9 +649,10 @@ local function register(name, callback, ...)
   redis.register_function{function_name = name, callback = callback, flags = {...}}
 end
 
-register('cc_fence', fence, 'allow-oom')
-register('cc_append', append)
-register('cc_miss', miss)
+register('cc_fence', fence, 'allow-oom', 'allow-cross-slot-keys')
+-- The sentinel that an append reads is in a hash slot of its own, on the same server.
+register('cc_append', append, 'allow-cross-slot-keys')
+register('cc_miss', miss, 'allow-cross-slot-keys')
 register('cc_read', read, 'no-writes')
 register('cc_keep_parents', keep_parents)
 register('cc_parents', parents_of, 'no-writes')
@@ -548,7 +661,7 @@ register('cc_top', top_of, 'no-writes')
 register('cc_hello', hello, 'allow-oom')
 register('cc_acknowledge', acknowledge, 'allow-oom')
 register('cc_restore', restore)
-register('cc_mark', mark, 'allow-oom')
+register('cc_mark', mark, 'allow-oom', 'allow-cross-slot-keys')
 register('cc_invalidate', invalidate, 'allow-oom')
 register('cc_lease', lease, 'allow-oom')
 register('cc_release', release, 'allow-oom')

@@ -11,7 +11,7 @@ import random
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from tests.faults.crowd import Crowd, Phase
@@ -24,6 +24,7 @@ from tests.faults.trial import Fault, Result, Trial
 KINDS = ("kill", "pause", "cut")
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
 PAUSE_S = 30.0
+EVICT_S = 3.0
 CUT_S = 8.0
 """Seconds of a cut: longer than a worker's session with Kafka lasts."""
 DOCUMENT_MARKS = "<!-- table -->", "<!-- end of table -->"
@@ -42,6 +43,7 @@ class Cell(NamedTuple):
 
 CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PARTS, KINDS, Phase)]
 CELLS += [Cell("recreated", "topic", phase) for phase in Phase]
+CELLS += [Cell(kind, "redis", phase) for kind, phase in itertools.product(("flushall", "evict"), Phase)]
 
 
 # The faults
@@ -59,13 +61,18 @@ class CellFault(Fault):
         self._pause_s = pause_s
 
     async def happen(self, crowd: Crowd) -> None:
-        """Kill, pause or cut; returns when the part is back."""
-        if self._cell.kind == "kill":
-            await self.kill(self.victim)
-        elif self._cell.kind == "pause":
-            await self.pause(self.victim, self._pause_s)
-        else:
-            await self._cut()
+        """Cause the cell's kind of fault; returns when the part is back."""
+        match self._cell.kind:
+            case "kill":
+                await self.kill(self.victim)
+            case "pause":
+                await self.pause(self.victim, self._pause_s)
+            case "flushall":
+                await self.stack.redis.flushall(target_nodes=self.stack.redis.get_primaries())
+            case "evict":
+                await self._evict()
+            case _:
+                await self._cut()
 
     async def _cut(self) -> None:
         proxies = self._proxies()
@@ -76,6 +83,21 @@ class CellFault(Fault):
         finally:
             for proxy in proxies:
                 await proxy.restore()
+
+    async def _evict(self) -> None:
+        """Have Redis delete any keys, until half of the memory that the data takes is free."""
+        redis = self.stack.redis
+        memory: dict[str, Any] = await redis.info("memory", target_nodes=redis.get_default_node())
+        half = memory["used_memory_startup"] + memory["used_memory_dataset"] // 2
+        await redis.config_set("maxmemory-policy", "allkeys-random")
+        await redis.config_set("maxmemory", half)
+        try:
+            await asyncio.sleep(EVICT_S)
+            stats: dict[str, Any] = await redis.info("stats", target_nodes=redis.get_default_node())
+            assert stats["evicted_keys"] > 0
+        finally:
+            await redis.config_set("maxmemory", 0)
+            await redis.config_set("maxmemory-policy", "noeviction")
 
     def _proxies(self) -> list[Proxy]:
         stack, victim = self._cuttable, self.victim

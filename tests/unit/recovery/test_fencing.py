@@ -11,9 +11,10 @@ from faust.types import TP
 
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.names import INCOMING_MESSAGES
-from chat_streams.model.errors import Rewound
+from chat_streams.model.errors import RedisUnavailable, Rewound
 from chat_streams.processing.offsets import Checkpoint, Progress, Start
 from chat_streams.processing.ordered import OrderedApp
+from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.recovery.fencing import Fencing
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
@@ -80,9 +81,26 @@ def store() -> Store:
     return Store()
 
 
+class Servers:
+    """A stand-in for the look at the servers' policy: how often it is still one that evicts."""
+
+    def __init__(self) -> None:
+        self.evicting = 0
+
+    async def demand(self) -> None:
+        if self.evicting:
+            self.evicting -= 1
+            raise RedisUnavailable("maxmemory-policy is allkeys-lru")
+
+
 @pytest.fixture
-def fencing(worker: Worker, store: Store) -> Fencing:
-    return Fencing(cast(OrderedApp, worker), cast(Inbox, store), cast(Settings, None))
+def servers() -> Servers:
+    return Servers()
+
+
+@pytest.fixture
+def fencing(worker: Worker, store: Store, servers: Servers) -> Fencing:
+    return Fencing(cast(OrderedApp, worker), cast(Inbox, store), cast(EvictionWatch, servers), cast(Settings, None))
 
 
 async def test_a_server_that_knows_the_token_costs_no_rewind(fencing: Fencing, worker: Worker, store: Store) -> None:
@@ -135,6 +153,17 @@ async def test_a_rewind_reaches_below_the_log_only_for_what_the_server_lost(
     with pytest.raises(Rewound):
         await fencing.token(0)
     assert worker.rewound == {FIRST: begins}
+
+
+async def test_nothing_is_fenced_while_a_server_evicts(
+    fencing: Fencing, worker: Worker, store: Store, servers: Servers
+) -> None:
+    worker.start(100)
+    servers.evicting = 2
+    store.meanwhile = lambda: found.append(servers.evicting)
+    found: list[int] = []
+    assert await fencing.token(0) == store.tokens[0]
+    assert found == [0, 0]
 
 
 async def test_partitions_taken_away_meanwhile_are_left_alone(fencing: Fencing, worker: Worker, store: Store) -> None:
