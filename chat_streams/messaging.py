@@ -34,6 +34,7 @@ from chat_streams.model.records import (
 )
 from chat_streams.processing.delivery_buffer import DeliveryBuffer
 from chat_streams.processing.grouping import by_recipient
+from chat_streams.processing.lasting import run_lasting
 from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.service import Service
 from chat_streams.recovery.eviction import EvictionWatch
@@ -74,7 +75,7 @@ inbox, index = Inbox(cluster, app.settings), InboxIndex(cluster)
 evictions = EvictionWatch(cluster)
 app.hindrances = lambda: evictions.warnings
 fencing = Fencing(app, inbox, evictions, app.settings)
-app.task(fencing.watch)
+run_lasting(app, fencing.watch)
 partitions_held: set[int] = set()
 
 
@@ -223,7 +224,8 @@ async def ask_for_announcements(_: Any, assigned: set[TP], **__: Any) -> None:
     partitions_held.clear()
     partitions_held.update(held)
     if new:
-        app.add_future(_announce(tuple(sorted(new))))
+        partitions = tuple(sorted(new))
+        app.add_future(retry_forever("ask for announcements", LaneDropped, lambda: _announce(partitions)))
 
 
 async def _announce(partitions: tuple[int, ...]) -> None:

@@ -13,11 +13,13 @@ from chat_streams.compat import uvloop_streams
 from chat_streams.model.errors import RedisRefused, SettingsError, TopicsError
 from chat_streams.runtime import logs
 from chat_streams.runtime.memory import return_large_buffers
-from chat_streams.runtime.process import tame_garbage_collector
+from chat_streams.runtime.process import failed, tame_garbage_collector
 from chat_streams.runtime.settings import settings, warn_of_unknown_settings
+from chat_streams.runtime.tasks import log_loop_error
 from gateway.app import create_app
 
-SHUTDOWN_SECONDS = 15.0
+SHUTDOWN_SECONDS = 1.0
+"""For aiohttp to end the sockets that have not gone when asked (``app.DRAIN_SECONDS``)."""
 BACKLOG = 4_096
 """Connections that wait to be accepted. Past it the kernel drops them, and their clients try again after 1, 3, 7 s:
 with aiohttp's 128, of 1,000 users who came at once some did. The kernel's own limit (somaxconn) is 4,096."""
@@ -35,6 +37,8 @@ def main() -> None:
         warn_of_unknown_settings()
         tame_garbage_collector()
         return_large_buffers()
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(log_loop_error)
         web.run_app(
             create_app(s),
             host=s.gateway_host,
@@ -45,13 +49,16 @@ def main() -> None:
             access_log=None,
             print=None,
             shutdown_timeout=SHUTDOWN_SECONDS,
-            loop=asyncio.new_event_loop(),
+            loop=loop,
             handler_cancellation=False,
         )
     except (SettingsError, TopicsError, RedisRefused, KafkaError) as error:
         sys.exit(f"gateway: {error}")
     except OSError as error:
         sys.exit(f"gateway: cannot listen on {s.gateway_host}:{s.gateway_port} (CHAT_GATEWAY_PORT): {error.strerror}")
+
+    if failed():
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from chat_streams.kafka.names import SESSION_EVENTS, partition_of
 from chat_streams.model.records import Delivery, InboxAdvanced, Missed, Registered, UserConnected, UserDisconnected
 from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.tasks import run_endless
 from gateway.publisher import Publisher
 from gateway.slot_holder import SlotHolder
 from gateway.state.delivery_state import DeliveryState
@@ -37,6 +38,9 @@ class Announced(Protocol):
     def on_unregistered(self) -> None:
         """Note that the registry must be told of this connection again."""
 
+    def fail(self, error: BaseException) -> None:
+        """End the connection because of a fault of this program."""
+
 
 class Announcer:
     """Writes the session events of a gateway's ``connections``, which are by their id.
@@ -61,9 +65,7 @@ class Announcer:
 
     async def run(self) -> None:
         """Announce what is queued, and all connections every now and then, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._announce_queued())
-            group.create_task(self._sweep())
+        await run_endless({"announcing what is queued": self._announce_queued(), "announcing all": self._sweep()})
 
     def on_connected(self, connection: Announced) -> None:
         """Announce a new connection, which gets the first page of its inbox by that, if it waits for it."""
@@ -154,7 +156,10 @@ class Announcer:
                 for _ in range(min(ANNOUNCE_AT_ONCE, len(self._queued))):
                     connection = self._connections.get(self._queued.popitem(last=False)[0])
                     if connection is not None:
-                        self.announce(connection)
+                        try:
+                            self.announce(connection)
+                        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this connection
+                            connection.fail(error)
             await asyncio.sleep(ANNOUNCE_EVERY)
 
     async def _sweep(self) -> None:

@@ -15,6 +15,7 @@ from chat_streams.model import codes
 from chat_streams.model.codes import Close
 from chat_streams.model.origins import AllowedOrigins
 from chat_streams.runtime.metrics import REGISTRY
+from chat_streams.runtime.process import limit_stop
 from chat_streams.runtime.settings import Settings
 from gateway import protocol
 from gateway.protocol import CloseConnection
@@ -25,7 +26,10 @@ from gateway.writer import CLOSE_SECONDS
 log = structlog.get_logger()
 
 GOODBYE_SECONDS: Final = 3.0
-DRAIN_SECONDS: Final = 10.0
+MESSAGES_SECONDS: Final = 3.0
+"""For Kafka, at a stop, to confirm the messages that were taken; the others are refused."""
+DRAIN_SECONDS: Final = 3.0
+"""For the clients to go, at a stop; one that has not read all by then gets the rest on another gateway."""
 COUNTED: Final = frozenset({*codes.Close, *codes.STANDARD_CLOSES})
 """Close codes that are counted each by itself."""
 
@@ -55,15 +59,24 @@ class Endpoints:
 
         Raises ``TopicsError`` where the topics are not as they have to be, at the start or later.
         """
-        await self._services.start()
-        yield
-        await self._services.stop()
+        try:
+            await self._services.start()
+            yield
+        finally:
+            # Also what had been started when the rest failed.
+            await self._services.stop()
         if self._services.failure is not None:
             raise self._services.failure
 
     async def leave(self, app: web.Application) -> None:
-        """Say goodbye to all clients, each with another delay until it reconnects, and let their last frames out."""
+        """Say goodbye to all clients, each with another delay until it reconnects, and let their last frames out.
+
+        Before that, what they have sent is confirmed or refused: on another gateway they would have to send it again
+        without knowing.
+        """
         self._stopping = True
+        limit_stop(asyncio.get_running_loop())
+        await self._services.publisher.finish_messages(MESSAGES_SECONDS)
         for session in list(self._sessions):
             session.goodbye(int(random.uniform(0, GOODBYE_SECONDS) * 1000))
         try:

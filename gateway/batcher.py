@@ -78,6 +78,11 @@ class PartitionBatcher(Generic[T]):
         if not self._under_way:
             self._send_when_due()
 
+    @property
+    def is_idle(self) -> bool:
+        """True while no item waits or is under way."""
+        return not (self._waiting or self._under_way)
+
     def flush(self) -> None:
         """Send what waits as soon as nothing is under way."""
         if not self._waiting:

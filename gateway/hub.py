@@ -16,7 +16,7 @@ from chat_streams.model.records import Acknowledge, Announce, Delivery, Displace
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark
-from chat_streams.runtime.tasks import endless
+from chat_streams.runtime.tasks import run_endless
 from gateway.announcer import Announced, Announcer
 from gateway.publisher import Publisher
 from gateway.slot_consumer import SlotConsumer
@@ -89,10 +89,13 @@ class Hub:
 
     async def run(self) -> None:
         """Hold a slot, read it and announce, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(endless("reading the slot", self._consumer.run()))
-            group.create_task(endless("announcing", self._announcer.run()))
-            group.create_task(endless("holding a slot", self._slot.run()))
+        await run_endless(
+            {
+                "reading the slot": self._consumer.run(),
+                "announcing": self._announcer.run(),
+                "holding a slot": self._slot.run(),
+            }
+        )
 
     async def close(self) -> None:
         """Stop reading the slot and release it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -36,6 +36,7 @@ from chat_streams.model.records import (
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
+from chat_streams.runtime.tasks import spawn
 from gateway.batcher import PartitionBatcher
 from gateway.state.flush_schedule import FlushSchedule
 from gateway.state.log_ends import LogEnds
@@ -119,6 +120,7 @@ class Publisher:
         self._ends = LogEnds()
         self._suspect: Callable[[str], None] = log.error
         self._is_void = False
+        self._takes_messages = True
         self.healthy = False
         PRODUCE_BUFFER_BYTES.set_function(lambda: self.held)
 
@@ -141,21 +143,36 @@ class Publisher:
         self._is_void = True
         self.healthy = False
 
-    async def stop(self) -> None:
-        """Write what was taken so far and disconnect; what Kafka has not after ``produce_timeout`` is refused."""
+    async def finish_messages(self, within_s: float) -> None:
+        """Take no message any more, and wait until those that were taken are confirmed, ``within_s`` at most.
+
+        What Kafka has not confirmed by then is refused, and nothing at all is written any more.
+        """
+        self._takes_messages = False
+        if not await self._written(within_s, (INCOMING_MESSAGES,)):
+            await self.stop(0.0)
+
+    async def stop(self, within_s: float) -> None:
+        """Write what was taken so far, ``within_s`` at most, and disconnect; messages not confirmed are refused."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.settings.produce_timeout
-        while True:
-            # What waits for its interval would wait for a timer that nobody waits for.
-            for batcher in self._batchers.values():
-                batcher.flush()
-            left = max(0.0, deadline - loop.time())
-            if not (self._tasks and left):
-                break
-            await asyncio.wait(self._tasks, timeout=left)
-        await self._kafka.stop(left)
+        deadline = loop.time() + within_s
+        await self._written(within_s, tuple(_ENCODE))
+        await self._kafka.stop(max(0.0, deadline - loop.time()))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=REFUSE_SECONDS)
+
+    async def _written(self, within_s: float, topics: Sequence[str]) -> bool:
+        """Wait until nothing is left to be written to some topics; returns whether that was so in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while busy := [b for (topic, _), b in self._batchers.items() if topic in topics and not b.is_idle]:
+            # What waits for its interval would wait for a timer that nobody waits for.
+            for batcher in busy:
+                batcher.flush()
+            if (left := deadline - loop.time()) <= 0:
+                return False
+            await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        return True
 
     async def publish_statistics(self, key: bytes, value: bytes) -> None:
         """Write a record of ``service_stats``; raises what Kafka does not take it for. Its caller limits the time."""
@@ -163,7 +180,8 @@ class Publisher:
             raise ConnectionError("there is no connection to Kafka")
         if self._statistics is not None and not self._statistics.done():
             raise TimeoutError("the record before is not written yet")
-        self._statistics = asyncio.ensure_future(self._kafka.write(SERVICE_STATS, 0, [ProducerRecord(key, value)]))
+        writing = self._kafka.write(SERVICE_STATS, 0, [ProducerRecord(key, value)])
+        self._statistics = spawn("write statistics", writing, None)
         # A write that is cancelled takes all others along.
         await asyncio.shield(self._statistics)
 
@@ -188,6 +206,9 @@ class Publisher:
 
     def send(self, accepted: Accepted) -> None:
         """Write a message; its owner is told of its fate."""
+        if not self._takes_messages:
+            self._confirm([accepted], None)
+            return
         message = accepted.message
         size = len(message.json) + len(message.to) + len(message.sender) + len(message.id) + ITEM_BYTES
         self._add(INCOMING_MESSAGES, message.to, accepted, size)
@@ -236,14 +257,9 @@ class Publisher:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work which ``stop`` waits for."""
-        task = asyncio.create_task(work)
+        task = spawn("write a record", work, _log_fault)
         self._tasks.add(task)
-        task.add_done_callback(self._on_done)
-
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("writing a record failed by a fault of this program", error=repr(error), exc_info=error)
+        task.add_done_callback(self._tasks.discard)
 
     def release(self, size: int) -> None:
         """Free the room of items that no longer wait."""
@@ -326,6 +342,10 @@ class Publisher:
             f"partition {partition} of topic {topic} ended at offset {last}, and took a record at {offset}: records"
             " were lost from it"
         )
+
+
+def _log_fault(error: BaseException) -> None:
+    log.error("writing a record failed by a fault of this program", error=repr(error), exc_info=error)
 
 
 def _encode_messages(items: list[Accepted]) -> bytes:

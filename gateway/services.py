@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from typing import Final
+from collections.abc import Awaitable, Mapping
+from typing import Final, NoReturn
 
 import structlog
 from aiohttp import web
@@ -13,10 +13,11 @@ from chat_streams.kafka import topics
 from chat_streams.kafka.topic_watch import TopicWatch
 from chat_streams.model.errors import RedisUnavailable, SettingsError, TopicsError
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
+from chat_streams.runtime.process import crash, limit_stop
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
-from chat_streams.runtime.tasks import endless
+from chat_streams.runtime.tasks import raise_if_cancelled, run_endless, spawn
 from chat_streams.runtime.tokens import Authenticator
 from gateway.hub import Hub
 from gateway.incoming_log import IncomingLog
@@ -33,6 +34,11 @@ log = structlog.get_logger()
 
 HELLOS_AT_ONCE: Final = 2_000
 """Connections that have not said hello. A client does so within a round trip, so that few are silent at a time."""
+CANCEL_SECONDS: Final = 3.0
+"""For what runs to end at a stop: a consumer that is being opened while Kafka is away takes a moment."""
+LAST_WRITES_SECONDS: Final = 2.0
+"""For the news of connections that are gone, once all messages are confirmed or refused."""
+CLOSE_SECONDS: Final = 3.0
 
 
 class Services:
@@ -65,7 +71,7 @@ class Services:
         self.failure: TopicsError | None = None
         """Why the gateway stops, and does not start again before somebody has done something."""
         self._metrics: web.AppRunner | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running: asyncio.Task[NoReturn] | None = None
 
     async def start(self) -> None:
         """Connect to the engines and begin; raises ``TopicsError`` and ``RedisRefused``."""
@@ -76,30 +82,31 @@ class Services:
         await self.log.start(current.generation)
         watch = TopicWatch(self.settings, "gateway", current.topics)
         self.publisher.watch_ends(await self.log.ends(), watch.suspect)
-        running = asyncio.create_task(self.hub.run())
-        running.add_done_callback(self._stop_if_failed)
-        publishing = asyncio.create_task(
-            endless("statistics", self.statistics.publish(self.publisher.publish_statistics))
-        )
-        publishing.add_done_callback(self._stop_if_failed)
-        renewing = asyncio.create_task(endless("fetching the keys for tokens", self.authenticator.run()))
-        renewing.add_done_callback(self._stop_if_failed)
-        watching = asyncio.create_task(endless("the watch on topics", watch.run()))
-        watching.add_done_callback(self._stop_if_failed)
-        self._tasks = [running, publishing, renewing, watching]
+        works = {
+            "the hub": self.hub.run(),
+            "statistics": self.statistics.publish(self.publisher.publish_statistics),
+            "fetching the keys for tokens": self.authenticator.run(),
+            "the watch on topics": watch.run(),
+        }
+        self._running = spawn("the gateway", run_endless(works), self._on_failed)
 
     async def stop(self) -> None:
         """Write what was taken so far, release the slot and disconnect."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.publisher.stop()
-        await self.hub.close()
-        await self.log.stop()
-        await self.history.close()
-        await self._cluster.close()
-        if self._metrics is not None:
-            await self._metrics.cleanup()
+        limit_stop(asyncio.get_running_loop())
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running], timeout=CANCEL_SECONDS)
+        await _each_within(
+            CLOSE_SECONDS,
+            {
+                "the publisher": self.publisher.stop(LAST_WRITES_SECONDS),
+                "the slot": self.hub.close(),
+                "the reader of the log": self.log.stop(),
+                "the chat database": self.history.close(),
+            },
+        )
+        # The slot is given back by way of it.
+        await _each_within(CLOSE_SECONDS, {"redis": self._cluster.close(), "metrics": self._close_metrics()})
 
     async def missing(self) -> list[str]:
         """The names of what connections need and is not there."""
@@ -116,14 +123,12 @@ class Services:
             missing.append("redis")
         return missing
 
-    def _stop_if_failed(self, running: asyncio.Task[None]) -> None:
+    def _on_failed(self, error: BaseException) -> None:
         """Stop the process: a gateway that no longer reads its slot would keep its clients waiting for nothing."""
-        if not running.cancelled() and (error := running.exception()) is not None:
-            if isinstance(error, TopicsError):
-                self.failure = error
-                self.publisher.refuse()
-            log.critical("the gateway stops", error=repr(error))
-            signal.raise_signal(signal.SIGTERM)
+        if isinstance(error, TopicsError):
+            self.failure = error
+            self.publisher.refuse()
+        crash("the gateway", error)
 
     def _lease(self) -> dict[str, float]:
         lease = self.hub.lease
@@ -141,3 +146,21 @@ class Services:
         except OSError as error:
             raise SettingsError(f"cannot listen on {host}:{port} (CHAT_METRICS_PORT): {error.strerror}") from error
         return runner
+
+    async def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            await self._metrics.cleanup()
+
+
+async def _each_within(seconds: float, closing: Mapping[str, Awaitable[None]]) -> None:
+    """Close things side by side, each in so many seconds; what fails or takes longer is logged, and left."""
+
+    async def close(name: str, work: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await work
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - nothing may keep the others from closing
+            raise_if_cancelled(error)
+            log.warning("not closed in order", what=name, error=repr(error))
+
+    await asyncio.gather(*(close(name, work) for name, work in closing.items()))

@@ -6,12 +6,13 @@ The handlers answer the frames; ``state/delivery_state.py`` decides what is forw
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from aiohttp import WSMsgType, web
 from prometheus_client import Counter, Histogram
@@ -21,6 +22,7 @@ from chat_streams.model.position import Position
 from chat_streams.model.records import Delivery, Missed
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY, WeightedHistogram
 from chat_streams.runtime.spans import Expected
+from chat_streams.runtime.tasks import spawn
 from gateway import protocol
 from gateway.handlers import acknowledge, history, ping, send
 from gateway.handlers.context import SessionContext
@@ -63,6 +65,9 @@ CATCH_UP_SECONDS: Final = Histogram(
     registry=REGISTRY,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # The loop's clock; asking for the running loop costs a system call before Python 3.12.
 _now: Final = time.monotonic
 
@@ -75,8 +80,30 @@ class _Live(NamedTuple):
     at: int
 
 
+def _or_fails(
+    otherwise: R,
+) -> Callable[[Callable[Concatenate[Session, P], R]], Callable[Concatenate[Session, P], R]]:
+    """Decorate a method that is called for others, or by a timer: an exception in it ends this session alone.
+
+    The method returns ``otherwise`` then. Without this the exception would be the caller's, who has more sessions.
+    """
+
+    def decorate(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
+        @functools.wraps(method)
+        def guarded(self: Session, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return method(self, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this session
+                self.fail(error)
+                return otherwise
+
+        return guarded
+
+    return decorate
+
+
 class Session:
-    """A connection from its hello to its end.
+    """A connection from its hello to its end; a fault in anything that is done for it ends it, and nothing else.
 
     Most connections are idle: what only a busy one needs is made when it is needed.
     """
@@ -119,6 +146,13 @@ class Session:
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
+        try:
+            await self._run()
+        except Exception as error:  # noqa: BLE001 - likewise
+            self.fail(error)
+            await self._close(CloseConnection(Close.FAILED, Close.FAILED.meaning))
+
+    async def _run(self) -> None:
         try:
             greeting = await self._shake_hands()
         except InvalidFrame as invalid:
@@ -176,6 +210,7 @@ class Session:
 
     # What the hub brings
 
+    @_or_fails(0)
     def on_delivery(self, delivery: Delivery) -> int:
         """Forward a part of the inbox, if it is the next one; returns how many messages that are."""
         before = self.state.forwarded
@@ -186,29 +221,35 @@ class Session:
         self._advance(frames)
         return forwarded
 
+    @_or_fails(None)
     def on_missed(self, missed: Missed) -> None:
         """Tell the client that a part of the inbox left it without acknowledgement."""
         self._advance(self.state.on_missed(missed, _now()))
 
+    @_or_fails(None)
     def on_registered(self, top: Position) -> None:
         """Note that the registry knows this connection; the inbox's top was ``top`` after that."""
         self._advance(self.state.on_registered(top))
 
+    @_or_fails(None)
     def on_unregistered(self) -> None:
         """Note that the registry must be told of this connection again."""
         self.state.on_unregistered(_now())
         self.progress()
 
+    @_or_fails(None)
     def on_inbox_advanced(self, until: Position) -> None:
         """Note that there is something in the inbox up to ``until``."""
         self.state.on_inbox_advanced(until)
         self._advance([])
 
+    @_or_fails(None)
     def on_fetch_budget(self) -> None:
         """Go on requesting pages: there is room for one."""
         self.state.resume_requests(_now())
         self.progress()
 
+    @_or_fails(None)
     def expect_sampled(self, parent: str, until: Position) -> None:
         """Note that the delivery which ends at ``until``, and comes now, holds a sampled message."""
         if self.services.traces is not None:
@@ -221,6 +262,11 @@ class Session:
             self._end = CloseConnection(code, reason)
             self._stop_reading()
 
+    def fail(self, error: BaseException) -> None:
+        """Close the connection because of a fault of this program, which goes into the log."""
+        self.log.error("a connection ends by a fault of the gateway", error=repr(error), exc_info=error)
+        self.end(Close.FAILED, Close.FAILED.meaning)
+
     def goodbye(self, reconnect_in_ms: int) -> None:
         """Tell the client that the gateway stops, and close; before its welcome, the close code tells it."""
         if self.user:
@@ -229,6 +275,7 @@ class Session:
 
     # What the publisher brings
 
+    @_or_fails(None)
     def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         """Tell the client that messages are in the log, or are not for sure."""
         self.unconfirmed -= len(accepted)
@@ -268,7 +315,7 @@ class Session:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work that ends with the session."""
-        task = asyncio.create_task(work)
+        task = spawn("answer", work, self.fail)
         if self._tasks is None:
             self._tasks = []
         self._tasks.append(task)
@@ -334,6 +381,7 @@ class Session:
             self._hold.set()
             self._hold = None
 
+    @_or_fails(None)
     def on_drained(self) -> None:
         """Go on reading, if that waited for the writer."""
         if self._hold is not None:
@@ -354,6 +402,7 @@ class Session:
 
     # Forwarding
 
+    @_or_fails(None)
     def progress(self) -> None:
         """Do what the state machine wants, and come back when it wants more."""
         if self._timer is not None:

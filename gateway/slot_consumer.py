@@ -86,9 +86,14 @@ class SlotConsumer:
                     await asyncio.sleep(0)
 
     def _take(self, record: Any) -> None:
+        # What cannot be taken is not lost: whatever it was, the inbox has it, and the connections ask for it.
         try:
             self._receive(OUTGOING.decode(record.value), record.headers)
         except (UndecodableRecord, UnknownVersion) as error:
-            # Nothing is lost: whatever it was, the inbox has it, and the connections ask for it.
-            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            log.error("a delivery cannot be read", **place, error=repr(error))  # noqa: TRY400 - bodies are not logged
+            log.error("a delivery cannot be read", **_place(record), error=repr(error))  # noqa: TRY400 - no bodies
+        except Exception as error:
+            log.exception("a delivery failed by a fault of the gateway", **_place(record), error=repr(error))
+
+
+def _place(record: Any) -> dict[str, Any]:
+    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}

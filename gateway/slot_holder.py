@@ -13,6 +13,7 @@ from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.model.errors import NoFreeSlot, RedisUnavailable
 from chat_streams.runtime.metrics import REGISTRY
 from chat_streams.runtime.retry import retry_forever
+from chat_streams.runtime.tasks import raise_if_cancelled, spawn
 from tables.slots import Lease, Slots
 
 log = structlog.get_logger()
@@ -42,12 +43,10 @@ class SlotHolder:
         """Hold a slot until cancelled."""
         while True:
             self._leased = lease = await retry_forever("take a slot", _NO_SLOT_YET, self._slots.take)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # What it awaited has swallowed the cancellation.
-                raise asyncio.CancelledError
+            # What it awaited may have swallowed the cancellation.
+            raise_if_cancelled(asyncio.CancelledError())
             # Renewed from now on: a Kafka that is away can keep a slot from being read for longer than a lease lasts.
-            keeping = asyncio.create_task(self._slots.keep(lease))
+            keeping = spawn("keep a lease", self._slots.keep(lease), None)
             try:
                 await self._use(lease, keeping)
             finally:
@@ -56,8 +55,8 @@ class SlotHolder:
 
     async def _use(self, lease: Lease, keeping: asyncio.Task[None]) -> None:
         """Read a slot until its lease is lost."""
-        opening = asyncio.create_task(
-            retry_forever("open a slot", _NO_SLOT_YET, lambda: self._open_slot(lease.slot)), name="open a slot"
+        opening = spawn(
+            "open a slot", retry_forever("open a slot", _NO_SLOT_YET, lambda: self._open_slot(lease.slot)), None
         )
         try:
             await asyncio.wait([keeping, opening], return_when=asyncio.FIRST_COMPLETED)

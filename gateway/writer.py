@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 from aiohttp import WSMsgType, web
 
+from chat_streams.runtime.tasks import spawn
+
 WRITE_BUFFER: Final = 256 * 1024
 """Bytes of answers waiting for a slow client; past it, its frames are not read."""
 CLOSE_SECONDS: Final = 5.0
@@ -20,6 +22,9 @@ class Reader(Protocol):
 
     def on_connection_lost(self) -> None:
         """Note that the client is gone, which the writer met first."""
+
+    def fail(self, error: BaseException) -> None:
+        """End the connection because of a fault of this program."""
 
 
 class Writer:
@@ -44,7 +49,8 @@ class Writer:
         self._frames.append(frame)
         self._bytes += len(frame)
         if self._task is None:
-            self._task = asyncio.create_task(self._write())
+            # It fails with nothing: a callback for each would take a tenth of the time of a delivery.
+            self._task = spawn("write frames", self._write(), None)
 
     def is_full(self, unacknowledged: int) -> bool:
         """Return whether too many answers wait, beside bytes not acknowledged: those are bounded by the window."""
@@ -74,5 +80,9 @@ class Writer:
             self._frames.clear()
             if self._reader is not None:
                 self._reader.on_connection_lost()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this connection
+            self._frames.clear()
+            if self._reader is not None:
+                self._reader.fail(error)
         finally:
             self._task = None

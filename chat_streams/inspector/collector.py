@@ -39,8 +39,10 @@ from chat_streams.operations.lag_sampling import OLDEST_BYTES, Sample, sample
 from chat_streams.operations.leases import Slot, leases
 from chat_streams.runtime import statistics
 from chat_streams.runtime.metrics import REGISTRY
+from chat_streams.runtime.process import crash
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.statistics import ServiceStats, Statistics
+from chat_streams.runtime.tasks import spawn, uncancelled
 from tables import last_audit
 from tables.chat_history import ChatHistory
 from tables.redis_cluster import Cluster
@@ -118,7 +120,7 @@ class Collector:
             *(self._kafka, self._read_statistics, self._redis, self._dynamodb, self._publish, self._sample),
             self._read_losses,
         )
-        tasks = [asyncio.create_task(self._forever(look)) for look in looks]
+        tasks = [spawn(f"look {look.__name__}", self._forever(look), partial(crash, "the inspector")) for look in looks]
         yield
         for task in tasks:
             task.cancel()
@@ -139,7 +141,7 @@ class Collector:
     async def _forever(self, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await look()
+                await uncancelled(look())
             except RedisUnavailable as error:
                 self.engines["Redis"].see(error)
             except Exception as error:  # noqa: BLE001 - a look that failed is reported and tried again

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import structlog
@@ -23,6 +23,7 @@ from chat_streams.kafka.log_reader import LogReader, LogRecord, Span
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
 from chat_streams.operations.lag_sampling import count_of
 from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.tasks import spawn
 
 log = structlog.get_logger()
 
@@ -187,7 +188,7 @@ class Feeds:
         feed = self._feeds.get(topic)
         if feed is None or feed.task is None:
             feed = self._feeds[topic] = Feed(self._settings, topic, self._budget)
-            feed.task = asyncio.create_task(self._run(feed))
+            feed.task = spawn(f"tail of {topic}", self._run(feed), partial(_log_end, topic))
         feed.followers.add(follower)
         task = feed.task
         try:
@@ -201,11 +202,14 @@ class Feeds:
     async def _run(self, feed: Feed) -> None:
         try:
             await feed.run(lambda: 1 / max(1, len(self._feeds)))
-        except Exception as error:  # noqa: BLE001 - its followers reconnect and start it again
-            log.warning("a tail has ended", topic=feed.topic, error=repr(error))
         finally:
             self._forget(feed)
 
     def _forget(self, feed: Feed) -> None:
         if self._feeds.get(feed.topic) is feed:
             del self._feeds[feed.topic]
+
+
+def _log_end(topic: str, error: BaseException) -> None:
+    """Note that reading has ended: its followers reconnect, and start it again."""
+    log.warning("a tail has ended", topic=topic, error=repr(error))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
 from chat_streams.model.times import now_ms
+from chat_streams.runtime.tasks import spawn
 
 LIVE_S: Final = 2.0
 """Seconds between two updates of a panel."""
@@ -66,7 +67,7 @@ class Live:
             self._open -= 1
         return response
 
-    async def panel(self, request: web.Request, make: Callable[[], Awaitable[str]]) -> web.StreamResponse:
+    async def panel(self, request: web.Request, make: Callable[[], Coroutine[Any, Any, str]]) -> web.StreamResponse:
         """Send the text that ``make`` returns every ``LIVE_S``, if it has changed."""
 
         async def panels() -> AsyncIterator[Event]:
@@ -83,11 +84,11 @@ class Live:
 
         return await self.events(request, panels())
 
-    async def _shared(self, request: web.Request, make: Callable[[], Awaitable[str]]) -> str:
+    async def _shared(self, request: web.Request, make: Callable[[], Coroutine[Any, Any, str]]) -> str:
         key = request.path_qs, request["viewer"].operator, request["viewer"].bodies
         now = time.monotonic()
         self._panels = {k: p for k, p in self._panels.items() if now - p.at < SHARED_S or not p.text.done()}
         if key not in self._panels:
-            self._panels[key] = _Panel(now, asyncio.ensure_future(make()))
+            self._panels[key] = _Panel(now, spawn("render a panel", make(), None))
         # A viewer who disconnects must not cancel the rendering for the others.
         return await asyncio.shield(self._panels[key].text)

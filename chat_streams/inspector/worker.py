@@ -9,9 +9,9 @@ from chat_streams.inspector import pages
 from chat_streams.inspector.measured import System
 from chat_streams.inspector.site import Site
 from chat_streams.model.errors import SettingsError
+from chat_streams.processing.lasting import run_lasting
 from chat_streams.processing.service import Service
 from chat_streams.runtime.metrics import REGISTRY, Exposition
-from chat_streams.runtime.tasks import endless
 
 PORT = 8084
 
@@ -36,20 +36,18 @@ class Inspector(Service):
         self.exposition = Exposition(REGISTRY, System(self.site.collector))
         self.site.install(self.web.web_app)
         pages.register(self.site)
-        self.task(self.renew_keys)
+        run_lasting(self, self.renew_keys)
 
     def worker_init(self) -> None:
         """Check nothing: the pages say what is missing."""
 
     async def renew_keys(self) -> None:
         """Keep the keys for tokens up to date, for as long as this process runs."""
-        await endless("fetching the keys for tokens", self.site.access.run())
+        await self.site.access.run()
 
-    async def watch(self) -> None:
-        """Do nothing: no records are applied here."""
-
-    async def publish_statistics(self) -> None:
-        """Do nothing: the collector publishes the statistics, together with what it measures."""
+    def _add_tasks(self) -> None:
+        # No records are applied here, and the collector publishes the statistics, together with what it measures.
+        pass
 
     @property
     def is_ready(self) -> bool:

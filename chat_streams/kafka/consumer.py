@@ -17,7 +17,7 @@ from chat_streams.compat.aiokafka import disconnect, fetcher_has_ended
 from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.kafka.names import MAX_RECORD
 from chat_streams.model.errors import ConsumerEnded
-from chat_streams.runtime.tasks import raise_if_cancelled
+from chat_streams.runtime.tasks import raise_if_cancelled, spawn, uncancelled
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ for the other partitions only, and where those have no news it is answered after
 of the first. Faust's 1,500 ms made 50,000 messages for 10,000 users take 3 s, of which nobody did anything in one."""
 START_SECONDS: Final = 30.0
 REQUEST_SECONDS: Final = 10.0
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 3.0
 
 
 class Consumer:
@@ -71,22 +71,27 @@ class Consumer:
         )
         # Cancelled while it connects, aiokafka loses sight of the connection, which says so when it is collected: a
         # gateway that found its port taken ended with two lines.
-        starting = asyncio.ensure_future(self._client.start())
+        starting = spawn("start a consumer", self._client.start(), None)
         try:
             async with asyncio.timeout(START_SECONDS):
-                await asyncio.shield(starting)
+                await uncancelled(asyncio.shield(starting))
         except BaseException:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + STOP_SECONDS
             await asyncio.wait([starting], timeout=STOP_SECONDS)
             starting.cancel()
-            await self.stop()
+            await self._stop(deadline - loop.time())
             raise
 
     async def stop(self) -> None:
-        """Leave the group and disconnect; what Kafka has not answered within 5 s is not waited for."""
+        """Leave the group and disconnect; what Kafka has not answered within 3 s is not waited for."""
+        await self._stop(STOP_SECONDS)
+
+    async def _stop(self, within_s: float) -> None:
         if self._started is None:
             return
         try:
-            async with asyncio.timeout(STOP_SECONDS):
+            async with asyncio.timeout(within_s):
                 await self._started.stop()
         except (*KAFKA_AWAY, asyncio.CancelledError) as error:
             await disconnect(self._started)
@@ -102,8 +107,8 @@ class Consumer:
         tp = TopicPartition(topic, partition)
         async with asyncio.timeout(START_SECONDS):
             self._client.assign([tp])
-            await self._client.seek_to_end(tp)
-            await self._client.position(tp)
+            await uncancelled(self._client.seek_to_end(tp))
+            await uncancelled(self._client.position(tp))
 
     async def poll(self, wait_s: float, most: int, of: Iterable[tuple[str, int]] = ()) -> Records:
         """Return at most ``most`` records that have arrived, after at most ``wait_s`` s, by partition.
@@ -116,7 +121,8 @@ class Consumer:
         """
         tps = [TopicPartition(*tp) for tp in of]
         try:
-            records: Records = await self._client.getmany(*tps, timeout_ms=int(1000 * wait_s), max_records=most)
+            polling = self._client.getmany(*tps, timeout_ms=int(1000 * wait_s), max_records=most)
+            records: Records = await uncancelled(polling)
         except ConsumerStoppedError as error:
             raise ConsumerEnded("the consumer was stopped") from error
         except KafkaError as error:
@@ -161,13 +167,13 @@ class Consumer:
     async def beginnings(self, tps: Iterable[P]) -> dict[P, int]:
         """Return the first offset that the log still has, by partition; raises ``KafkaError``, ``TimeoutError``."""
         async with asyncio.timeout(REQUEST_SECONDS):
-            found = await self._client.beginning_offsets([TopicPartition(*tp) for tp in tps])
+            found = await uncancelled(self._client.beginning_offsets([TopicPartition(*tp) for tp in tps]))
         return {tp: found[tp] for tp in tps}
 
     async def ends(self, tps: Iterable[P]) -> dict[P, int]:
         """Return the offset of the next record, by partition; raises ``KafkaError``, ``TimeoutError``."""
         async with asyncio.timeout(REQUEST_SECONDS):
-            found = await self._client.end_offsets([TopicPartition(*tp) for tp in tps])
+            found = await uncancelled(self._client.end_offsets([TopicPartition(*tp) for tp in tps]))
         return {tp: found[tp] for tp in tps}
 
     async def committed(self, tps: Iterable[P]) -> dict[P, OffsetAndMetadata]:
@@ -194,7 +200,7 @@ class Consumer:
         """Commit; returns whether Kafka took it, which it does from the owner of the partitions only."""
         try:
             async with asyncio.timeout(within_s):
-                await self._client.commit({TopicPartition(*tp): value for tp, value in offsets.items()})
+                await uncancelled(self._client.commit({TopicPartition(*tp): o for tp, o in offsets.items()}))
         except (CommitFailedError, IllegalStateError) as error:
             log.info("not committed, the partitions moved on", error=repr(error))
             return False

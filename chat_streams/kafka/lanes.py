@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -18,6 +19,7 @@ from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.kafka.producer import ProducerRecord, Written
 from chat_streams.model.errors import LaneDropped
 from chat_streams.runtime.retry import ENGINE_RETRIES
+from chat_streams.runtime.tasks import spawn
 
 log = structlog.get_logger()
 
@@ -122,7 +124,12 @@ class Lanes:
         elif len(lane.waiting) > self._most_waiting:
             self.drop(topic, partition, RuntimeError(f"more than {self._most_waiting} records wait"))
         elif lane.task is None:
-            lane.task = asyncio.create_task(self._run(topic, partition, lane))
+            # However it ends, nothing may wait for it for ever.
+            lane.task = spawn(
+                f"write to {topic}/{partition}",
+                self._run(topic, partition, lane),
+                partial(self._on_failed, topic, partition),
+            )
             self._tasks.add(lane.task)
             lane.task.add_done_callback(self._tasks.discard)
         return written
@@ -146,6 +153,10 @@ class Lanes:
                 each.written.set_exception(failure)
                 # The log has said it: asyncio need not, where nobody looks.
                 each.written.exception()
+
+    def _on_failed(self, topic: str, partition: int, error: BaseException) -> None:
+        self._lanes[topic, partition].task = None
+        self.drop(topic, partition, error)
 
     async def flush(self, within_s: float) -> bool:
         """Return whether nothing waits any more, once that is so or after ``within_s``."""

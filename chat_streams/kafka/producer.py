@@ -24,6 +24,7 @@ from chat_streams.compat.aiokafka import cut_off, make_severable
 from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.kafka.log_clock import LogClock, SkewReport
 from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
+from chat_streams.runtime.tasks import OnFailure, raise_if_cancelled, spawn
 
 log = structlog.get_logger()
 
@@ -191,7 +192,10 @@ class KafkaProducer:
                     self._cut_off(client)
                 elif client is not None:
                     self._retire(client)
-                if is_sent and isinstance(error, TimeoutError):
+                raise_if_cancelled(error)
+                if isinstance(error, asyncio.CancelledError):
+                    raise KafkaConnectionError("the client was ended during the write") from error
+                if is_sent:
                     raise KafkaTimeoutError(f"Kafka did not answer within {self._timeout_s:g} s") from error
                 raise
             except KafkaError:
@@ -253,19 +257,29 @@ class KafkaProducer:
         if client is not self._client:
             return
         self._client = None
-        self._spawn(client.end(self._timeout_s)).add_done_callback(lambda _: self._clients.discard(client))
+        ending = self._spawn("end a producer", client.end(self._timeout_s), partial(_log_failure, "ending a producer"))
+        ending.add_done_callback(lambda _: self._clients.discard(client))
         if not self._stopped:
-            self._renewal = self._spawn(self._renew())
+            self._renewal = self._spawn("connect a producer", self._renew(), self._on_renewal_failed)
 
     async def _renew(self) -> None:
-        # Whatever it fails with: nothing else would connect again.
         self._use(await retry_forever("connect a producer", Exception, self._connect))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _on_renewal_failed(self, error: BaseException) -> None:
+        # Nothing else would connect again.
+        _log_failure("connecting a producer", error)
+        if not self._stopped:
+            self._renewal = self._spawn("connect a producer", self._renew(), self._on_renewal_failed)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None], on_failure: OnFailure) -> asyncio.Task[None]:
+        task = spawn(name, work, on_failure)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _log_failure(doing: str, error: BaseException) -> None:
+    log.error(f"{doing} failed", error=repr(error), exc_info=error)
 
 
 def _tell(outcome: asyncio.Future[Any], written: asyncio.Future[Any]) -> None:

@@ -50,6 +50,7 @@ class Close(enum.IntEnum):
         return self < 4500
 
     GOING_AWAY = 4000, "the gateway stops"
+    FAILED = 4001, "a fault of the gateway"
     HELLO_TIMEOUT = 4008, "no hello in time"
     STORE_AWAY = 4010, "the offline store is away"
     KEYS_AWAY = 4011, "the keys that tokens are checked with are away"

@@ -17,6 +17,7 @@
     ├── UndecodableRecord               the bytes are not a record of their topic
     ├── UnknownVersion                  a newer program wrote the record
     ├── ConsumerEnded                   a Kafka consumer can receive nothing any more
+    ├── Interrupted                     what was awaited was cancelled, and not by who awaited it
     ├── Rewound                         a partition was rewound: its records are read again
     ├── LaneDropped                     writes to a partition were given up together, from one on
     ├── UnknownUser                     no store knows the user
@@ -99,6 +100,10 @@ class UnknownVersion(ConnectChatError):
 
 class ConsumerEnded(ConnectChatError):
     """A consumer can receive nothing any more, by an error of the Kafka client: only a new process helps."""
+
+
+class Interrupted(ConnectChatError, ConnectionError):
+    """An awaited task was cancelled, and not by who awaited it: a library's client that ends does so."""
 
 
 class Rewound(ConnectChatError):

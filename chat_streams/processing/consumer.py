@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
-import mode
 import msgspec
 import structlog
 from aiokafka.abc import ConsumerRebalanceListener
@@ -25,6 +24,7 @@ from chat_streams.compat.faust import UnusedConsumer
 from chat_streams.kafka import consumer as kafka
 from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.model.errors import Rewound
+from chat_streams.processing.lasting import lasting
 from chat_streams.processing.offsets import Checkpoint, LostRange, Progress, Start
 from chat_streams.processing.page_requests import End
 from chat_streams.processing.worker_metrics import COMMIT_SECONDS
@@ -41,6 +41,7 @@ POLL_AGAIN_SECONDS: Final = 0.02
 AGAIN_SECONDS: Final = 0.5
 """The time until a request is made again that Kafka did not answer."""
 COMMIT_WITHIN: Final = 5.0
+LAST_COMMIT_WITHIN: Final = 2.0
 MEMBER_WITHIN: Final = 2.0
 DONE_LOOK_SECONDS: Final = 0.05
 """Seconds between two looks whether all before a lost range is done."""
@@ -103,10 +104,10 @@ class Consumer(UnusedConsumer):
 
     async def on_stop(self) -> None:
         """Commit what is done and leave the group, as far as Kafka answers in time."""
-        await self.commit()
+        await self._commit(LAST_COMMIT_WITHIN, self._is_uncommitted)
         await self._client.stop()
 
-    @mode.Service.task
+    @lasting
     async def commit_regularly(self) -> None:
         """Commit what is done, for as long as the app runs."""
         while not self.should_stop:
@@ -365,7 +366,7 @@ class Consumer(UnusedConsumer):
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
         """Commit what is done and was not committed yet; returns whether there was some, and Kafka took it."""
-        return await self._commit(COMMIT_WITHIN, lambda tp, done: done != self._committed.get(tp))
+        return await self._commit(COMMIT_WITHIN, self._is_uncommitted)
 
     async def is_member(self) -> bool:
         """Ask Kafka whether our partitions are still ours: it takes a commit from their owner only.
@@ -374,6 +375,9 @@ class Consumer(UnusedConsumer):
         again, its old membership does not count.
         """
         return await self._commit(MEMBER_WITHIN, lambda tp, done: True)
+
+    def _is_uncommitted(self, tp: TP, done: tuple[int, Checkpoint]) -> bool:
+        return done != self._committed.get(tp)
 
     async def _commit(self, within_s: float, wanted: Callable[[TP, tuple[int, Checkpoint]], bool]) -> bool:
         async with self._commit_lock:

@@ -17,7 +17,7 @@ from chat_streams.model.errors import Rewound, UndecodableRecord
 from chat_streams.model.records import Codec, Record
 from chat_streams.model.redrive import address_for
 from chat_streams.processing.offsets import Admission, Progress
-from chat_streams.runtime.tasks import raise_if_cancelled
+from chat_streams.runtime.tasks import raise_if_cancelled, spawn
 
 log = structlog.get_logger()
 
@@ -115,9 +115,8 @@ class Processor(Generic[T]):
                 if not effects and before is None:
                     self._note_done(admitted, began)
                     continue
-                task = asyncio.create_task(self._settle(before, effects, admitted, began))
-                task.add_done_callback(self._on_settled)
-                self._under_way.append(task)
+                settling = self._settle(before, effects, admitted, began)
+                self._under_way.append(spawn("wait for effects", settling, self._worker.end))
             while self._under_way and (self._under_way[0].done() or len(self._under_way) > EFFECTS_UNDER_WAY):
                 # Not awaited itself: a cancellation of this loop must not become one of the batch.
                 await asyncio.wait([self._under_way.popleft()])
@@ -192,8 +191,8 @@ class Processor(Generic[T]):
             failed = error
         if before is not None:
             await asyncio.wait([before])
-            if before.cancelled():
-                raise asyncio.CancelledError  # What is not known to be done before this one, nothing may be done after.
+            if before.cancelled() or before.exception() is not None:
+                return  # What is not known to be done before this one, nothing may be done after.
         if failed is None:
             self._note_done(admitted, began)
             return
@@ -211,7 +210,3 @@ class Processor(Generic[T]):
         for tp, (epoch, offset) in last.items():
             self._progress.done(tp, epoch, offset, now)
         self._worker.note_done(admitted[0][0].tp[0], len(admitted), now - began)
-
-    def _on_settled(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._worker.end(error)

@@ -25,17 +25,19 @@ from chat_streams.model.errors import LaneDropped, RedisRefused, SettingsError
 from chat_streams.model.losses import Loss
 from chat_streams.model.position import Position
 from chat_streams.model.records import Messages, Record
+from chat_streams.processing.lasting import run_lasting
 from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.processing.page_requests import NewestTimes
 from chat_streams.processing.worker_metrics import WORKER
 from chat_streams.runtime import logs
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
-from chat_streams.runtime.process import tame_garbage_collector
+from chat_streams.runtime.process import limit_stop, tame_garbage_collector
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings, settings, warn_of_unknown_settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
+from chat_streams.runtime.tasks import log_loop_error
 from tables.redis_cluster import Cluster
 
 if TYPE_CHECKING:
@@ -93,9 +95,7 @@ class Service(OrderedApp):
         """Returns what an operator has to mend before this worker counts as ready."""
         self._add_pages()
         self.statistics.partitions = self.partitions
-        self.task(self.watch)
-        self.task(self.watch_topics)
-        self.task(self.publish_statistics)
+        self._add_tasks()
 
     @property
     def kafka_log(self) -> Log:
@@ -128,6 +128,21 @@ class Service(OrderedApp):
                 await cluster.close()
         return current
 
+    def _add_tasks(self) -> None:
+        run_lasting(self, self.watch)
+        run_lasting(self, self.watch_topics)
+        run_lasting(self, self.publish_statistics)
+
+    async def on_start(self) -> None:
+        """Have the errors logged that nobody waits for."""
+        asyncio.get_running_loop().set_exception_handler(log_loop_error)
+        await super().on_start()
+
+    async def stop(self) -> None:
+        """Stop within the grace that a supervisor gives."""
+        limit_stop(asyncio.get_running_loop())
+        await super().stop()
+
     def begin_spans(self, name: str, records: list[Record[Messages]]) -> dict[tuple[str, Position], Span]:
         """Begin a span for each sampled message of some records; returns them by recipient and position.
 
@@ -153,8 +168,8 @@ class Service(OrderedApp):
 
     async def watch_topics(self) -> None:
         """End the worker when one of its topics was deleted and made anew, for as long as it runs."""
-        if self._topic_watch is not None:
-            await self._or_end(self._topic_watch.run())
+        assert self._topic_watch is not None
+        await self._or_end(self._topic_watch.run())
 
     async def check_topics(self) -> None:
         """Raise ``TopicsError``, and end the worker, where one of its topics was deleted and made anew.

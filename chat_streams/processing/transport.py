@@ -18,11 +18,13 @@ from chat_streams.kafka.lanes import Lanes
 from chat_streams.kafka.names import MAX_RECORD, partition_for
 from chat_streams.kafka.producer import KafkaProducer
 from chat_streams.processing.consumer import Consumer
+from chat_streams.processing.lasting import lasting
 from chat_streams.runtime.retry import retry_forever
 
 WRITE_SECONDS: Final = 30.0
 FLUSH_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 2.0
+"""For what is not written at a stop, all flushes together, and then for the client to end."""
 BATCH_BYTES: Final = MAX_RECORD // 2
 RECORD_BYTES: Final = 2 * MAX_RECORD
 """The largest record: a dead letter holds a whole record and the reason of its failure."""
@@ -35,6 +37,7 @@ class Producer(UnusedProducer):
         super().__init__(transport, loop=loop, **kwargs)
         self._client = KafkaProducer(self.app.client_options, WRITE_SECONDS, RECORD_BYTES)
         self._lanes = Lanes(self._client, BATCH_BYTES)
+        self._stops_at: float | None = None
 
     async def on_start(self) -> None:
         """Connect; raises ``KafkaError``."""
@@ -42,7 +45,8 @@ class Producer(UnusedProducer):
 
     async def on_stop(self) -> None:
         """Give up what Kafka does not take soon, and disconnect."""
-        await self._lanes.stop(STOP_SECONDS)
+        await self.flush()
+        await self._lanes.stop(0.0)
         await self._client.stop(STOP_SECONDS)
 
     def write(
@@ -93,8 +97,13 @@ class Producer(UnusedProducer):
             self.add_future(self.crash(written.exception()))
 
     async def flush(self) -> bool:
-        """Wait until Kafka has all that was written, for at most 5 s; returns whether it has."""
-        return await self._lanes.flush(FLUSH_SECONDS)
+        """Wait until Kafka has all that was written, and return whether it has: for 5 s, or 2 s from a stop on."""
+        within_s = FLUSH_SECONDS
+        if self.app.should_stop:
+            now = asyncio.get_running_loop().time()
+            self._stops_at = self._stops_at or now + STOP_SECONDS
+            within_s = max(0.0, self._stops_at - now)
+        return await self._lanes.flush(within_s)
 
 
 class Fetcher(mode.Service):
@@ -104,7 +113,7 @@ class Fetcher(mode.Service):
         self._app = app
         super().__init__(**kwargs)
 
-    @mode.Service.task
+    @lasting
     async def hand_out(self) -> None:
         """Hand out records until this is stopped."""
         await self._app.consumer.hand_out()

@@ -11,7 +11,9 @@ import structlog
 from prometheus_client import Counter
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
+from chat_streams.model.errors import Interrupted
 from chat_streams.runtime.metrics import REGISTRY
+from chat_streams.runtime.tasks import uncancelled
 
 log = structlog.get_logger()
 
@@ -48,7 +50,8 @@ set_on_retry_hooks([_log_retry])
 async def retry_forever(doing: str, on: _Errors, attempt: Callable[[], Awaitable[T]], attempts: int | None = None) -> T:
     """Call ``attempt`` until it succeeds, and return its result.
 
-    The second call follows at once, each later one after a delay that grows from 0.1 s to 2 s.
+    The second call follows at once, each later one after a delay that grows from 0.1 s to 2 s. A cancellation that is
+    not of this task, but comes out of ``attempt``, counts as one of ``on``.
 
     Args:
         doing: Description of the attempt, for the log and the metrics.
@@ -57,14 +60,14 @@ async def retry_forever(doing: str, on: _Errors, attempt: Callable[[], Awaitable
         attempts: Calls after the first one; if they all fail, the last exception is raised. ``None`` for no limit.
     """
     # The first attempt is made without stamina, which costs 28 us a call.
-    errors = on if isinstance(on, tuple) else (on,)
+    errors = (*on, Interrupted) if isinstance(on, tuple) else (on, Interrupted)
     with contextlib.suppress(*errors):
-        return await attempt()
+        return await uncancelled(attempt())
     retries = stamina.retry_context(
-        on=on, attempts=attempts, timeout=None, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1, wait_exp_base=2
+        on=errors, attempts=attempts, timeout=None, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1, wait_exp_base=2
     )
     async for again in retries.with_name(doing, (), {}):
         with again:
             ENGINE_RETRIES.labels(doing).inc()
-            return await attempt()
+            return await uncancelled(attempt())
     raise AssertionError("stamina raises what the last attempt raised")

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from chat_streams.model.times import now_ms
 from chat_streams.runtime.metrics import BUCKETS, PREFIX
+from chat_streams.runtime.tasks import uncancelled
 
 log = structlog.get_logger()
 
@@ -150,7 +151,7 @@ class Statistics:
         """Write a record with ``send(key, value)``, due every ``INTERVAL_S``; one that can't be written is left out."""
         try:
             async with asyncio.timeout(INTERVAL_S):
-                await send(self.instance.encode(), encode(self.record()))
+                await uncancelled(send(self.instance.encode(), encode(self.record())))
         except Exception as error:  # noqa: BLE001 - what is said of a service must not end it
             log.warning("statistics are not written", error=repr(error))
 

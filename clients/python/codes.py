@@ -21,6 +21,7 @@ RETRY: Final = {
 
 CLOSES: Final = {
     4000: "the gateway stops",
+    4001: "a fault of the gateway",
     4008: "no hello in time",
     4010: "the offline store is away",
     4011: "the keys that tokens are checked with are away",

@@ -34,7 +34,6 @@ class Kafka(Part):
 
     name = "kafka"
     url_format = "{}"
-    stop_seconds = 20
 
     # Any 16 bytes in base64 will do, and they must stay the same for the life of the data folder.
     CLUSTER_ID = "Q29ubmVjdENoYXRMb2NhbA"

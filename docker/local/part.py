@@ -30,7 +30,7 @@ class Part(abc.ABC):
     code: Path = ROOT
     """The folder whose code the process runs."""
     ready_seconds = 30.0
-    stop_seconds = 15
+    stop_seconds = 20
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout

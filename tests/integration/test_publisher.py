@@ -48,4 +48,4 @@ async def test_an_exception_in_a_batcher_leaves_its_partition_usable(stack: Stac
         assert await outcome_of("deaf")
         assert await outcome_of("last")
     finally:
-        await publisher.stop()
+        await publisher.stop(WITHIN_S)

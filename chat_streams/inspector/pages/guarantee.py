@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 from aiohttp import web
@@ -13,6 +12,7 @@ from chat_streams.inspector.site import Answer, Site
 from chat_streams.operations.audit import Options, audit
 from chat_streams.operations.audit_report import MEANINGS, kept_summary
 from chat_streams.operations.formats import clock
+from chat_streams.runtime.tasks import spawn
 from tables import last_audit
 
 PARTS: Final = ("acknowledged", "pending", "expired", "overflowed", "retry", "dead_lettered", "in_flight")
@@ -36,11 +36,14 @@ def register(site: Site) -> None:
             }
         )
 
+    def on_failure(error: BaseException) -> None:
+        running["error"] = f"{type(error).__name__}: {error}"
+
     async def start(request: web.Request) -> web.StreamResponse:
         if not request["viewer"].operator:
             raise web.HTTPForbidden(text="an audit reads the whole log: it needs a token with the role operator")
         if running["task"] is None or running["task"].done():
-            running.update(done=0, total=0, error=None, task=asyncio.create_task(_audit(site, running)))
+            running.update(done=0, total=0, error=None, task=spawn("audit", _audit(site, running), on_failure))
         raise web.HTTPSeeOther("/guarantee")
 
     site.page("/guarantee", "guarantee.html", model, live="_guarantee.html")
@@ -49,11 +52,8 @@ def register(site: Site) -> None:
 
 async def _audit(site: Site, running: dict[str, Any]) -> None:
     options = Options(None, None, True, WAIT_S)
-    try:
-        report = await audit(site.settings, options, lambda done, total: running.update(done=done, total=total))
-        await last_audit.save(site.cluster, kept_summary(report, options))
-    except Exception as error:  # noqa: BLE001 - the panel shows the error, whatever it is
-        running["error"] = f"{type(error).__name__}: {error}"
+    report = await audit(site.settings, options, lambda done, total: running.update(done=done, total=total))
+    await last_audit.save(site.cluster, kept_summary(report, options))
 
 
 def audit_of(site: Site) -> dict[str, Any] | None:

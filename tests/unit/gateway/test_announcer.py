@@ -30,9 +30,13 @@ class Connection:
         self.state = DeliveryState(ORIGIN, Limits(10, 10_000, 10, 10_000), 0.0, lambda: 1.0)
         self.announce_timeout = 2.0
         self.unregistered = 0
+        self.failures: list[BaseException] = []
 
     def on_unregistered(self) -> None:
         self.unregistered += 1
+
+    def fail(self, error: BaseException) -> None:
+        self.failures.append(error)
 
 
 class Slot:
@@ -120,6 +124,15 @@ async def test_a_new_slot_is_told_for_all_connections(slot: Slot) -> None:
     await slot.run()
     assert [event.user for event in slot.events] == [connection.user for connection in connections]
     assert all(connection.unregistered == 1 for connection in connections)
+
+
+async def test_a_connection_that_cannot_be_announced_ends_and_holds_up_no_other(slot: Slot) -> None:
+    broken, bob = slot.add("broken"), slot.add("bob")
+    broken.state = cast("DeliveryState", None)
+    slot.announcer.on_slot_taken()
+    await slot.run()
+    assert [event.user for event in slot.events] == ["bob"]
+    assert (len(broken.failures), len(bob.failures)) == (1, 0)
 
 
 async def test_a_new_keeper_is_told_of_its_partitions(slot: Slot) -> None:

@@ -37,7 +37,7 @@ async def test_stop_does_not_wait_for_what_lingers() -> None:
     kafka = Kafka()
     kafka.answers_at_once = True
     kafka.acknowledge(1, linger=3600.0)
-    await kafka.publisher.stop()
+    await kafka.publisher.stop(30.0)
     assert [record.at for record in kafka.records] == [0.0]
     assert kafka.is_empty
 
@@ -122,7 +122,7 @@ async def test_all_room_comes_back() -> None:
 async def test_stop_waits_for_what_is_under_way() -> None:
     kafka = Kafka()
     kafka.send("1")
-    stopping = asyncio.create_task(kafka.publisher.stop())
+    stopping = asyncio.create_task(kafka.publisher.stop(30.0))
     await until(5.0)
     assert not stopping.done()
     await kafka.answer()
@@ -137,7 +137,7 @@ async def test_stop_waits_for_what_waits_for_the_interval() -> None:
     kafka.send("1")
     await settle()
     kafka.send("2")
-    await kafka.publisher.stop()
+    await kafka.publisher.stop(30.0)
     assert kafka.confirmed == ["1", "2"]
     assert kafka.is_empty
 
@@ -148,7 +148,7 @@ async def test_stop_waits_for_what_waits_behind_what_is_under_way() -> None:
     kafka.send("1")
     await settle()
     kafka.send("2")
-    stopping = asyncio.create_task(kafka.publisher.stop())
+    stopping = asyncio.create_task(kafka.publisher.stop(30.0))
     await settle()
     await kafka.answer()
     await until(1.0)
@@ -240,7 +240,7 @@ async def gateway(timeout: float = 30.0) -> AsyncIterator[tuple[Gateway, FakeBro
         try:
             yield made, broker
         finally:
-            await made.publisher.stop()
+            await made.publisher.stop(timeout)
 
 
 async def come(condition: Callable[[], Any]) -> None:
@@ -349,6 +349,44 @@ async def test_statistics_that_take_too_long_end_no_other_write() -> None:
         assert broker.producers == 1
 
 
+async def test_a_stop_confirms_what_was_taken_and_takes_no_more_messages() -> None:
+    async with gateway() as (sender, broker):
+        broker.appends.clear()
+        sender.send("1")
+        sender.send("2")
+        finishing = asyncio.create_task(sender.publisher.finish_messages(10.0))
+        await asyncio.sleep(0.02)
+        sender.send("3")
+        assert sender.failed == ["3"]
+        assert not finishing.done()
+        broker.appends.set()
+        await finishing
+        assert (sender.confirmed, sender.failed) == (["1", "2"], ["3"])
+        # What clients cause by going is still written.
+        sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
+        await come(lambda: SESSION_EVENTS in {topic for topic, _ in broker.log})
+        assert written(broker) == ["1", "2"]
+
+
+async def test_a_stop_refuses_what_kafka_does_not_confirm_in_time_and_writes_nothing_more() -> None:
+    async with gateway() as (sender, broker):
+        sender.send("0")
+        await come(lambda: sender.confirmed)
+        broker.refuse = lambda topic, partition, values: NOT_ENOUGH_REPLICAS
+        sender.send("1")
+        sender.send("2")
+        async with asyncio.timeout(10):
+            await sender.publisher.finish_messages(0.1)
+        assert sender.failed == ["1", "2"]
+        broker.refuse = lambda topic, partition, values: 0
+        sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
+        async with asyncio.timeout(10):
+            await sender.publisher.stop(10.0)
+        await come(lambda: broker.connections == 0)
+        assert written(broker) == ["0"]
+        assert {topic for topic, _ in broker.log} == {INCOMING_MESSAGES}
+
+
 async def test_stop_ends_with_kafka_away_and_refuses_what_it_did_not_take() -> None:
     async with gateway(0.3) as (sender, broker):
         sender.send("0")
@@ -358,7 +396,7 @@ async def test_stop_ends_with_kafka_away_and_refuses_what_it_did_not_take() -> N
         sender.send("2")
         sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
         async with asyncio.timeout(10):
-            await sender.publisher.stop()
+            await sender.publisher.stop(0.3)
         assert sender.failed == ["1", "2"]
         broker.refuse = lambda topic, partition, values: 0
         await come(lambda: broker.connections == 0)

@@ -74,6 +74,25 @@ async def test_what_cannot_be_read_is_passed_over_and_the_next_slot_read(clients
     reading.cancel()
 
 
+async def test_a_record_that_cannot_be_taken_ends_no_reading(clients: list[Kafka]) -> None:
+    received: list[Any] = []
+
+    def receive(items: Any, _: Any) -> None:
+        received.append(items)
+        if len(received) == 1:
+            raise ValueError("broken")
+
+    consumer = SlotConsumer(Settings(), receive)
+    reading = asyncio.create_task(consumer.run())
+    await consumer.open(1)
+    for number in (1, 2):
+        clients[0].answers.put_nowait([OUTGOING.encode((Announce((number,)),))])
+    await turns()
+    assert received == [(Announce((1,)),), (Announce((2,)),)]
+    assert not reading.done()
+    reading.cancel()
+
+
 async def test_a_consumer_that_can_receive_nothing_more_ends_the_reading(clients: list[Kafka]) -> None:
     consumer = SlotConsumer(Settings(), lambda *_: None)
     reading = asyncio.create_task(consumer.run())

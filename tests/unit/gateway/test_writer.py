@@ -36,12 +36,16 @@ class Connection:
         self.socket = Socket()
         self.writer = Writer(cast("web.WebSocketResponse", self.socket), self)
         self.drained = self.lost = 0
+        self.failures: list[BaseException] = []
 
     def on_drained(self) -> None:
         self.drained += 1
 
     def on_connection_lost(self) -> None:
         self.lost += 1
+
+    def fail(self, error: BaseException) -> None:
+        self.failures.append(error)
 
 
 async def settle() -> None:
@@ -81,6 +85,16 @@ async def test_a_client_that_is_gone_ends_the_reading_and_its_frames_are_dropped
     connection.writer.put(b"1")
     await settle()
     assert (connection.lost, connection.drained, connection.writer._frames) == (1, 0, [])
+
+
+async def test_a_fault_while_writing_ends_the_connection() -> None:
+    connection = Connection()
+    connection.socket.failure = ValueError("broken")
+    connection.writer.put(b"0")
+    connection.writer.put(b"1")
+    await settle()
+    assert [repr(error) for error in connection.failures] == ["ValueError('broken')"]
+    assert (connection.lost, connection.writer._frames, connection.writer._task) == (0, [], None)
 
 
 async def test_finish_lets_out_what_waits_and_drops_what_comes_later() -> None:

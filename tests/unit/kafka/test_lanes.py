@@ -254,6 +254,19 @@ async def test_an_unknown_error_of_the_writer_drops_the_lane() -> None:
 
 
 @in_jumping_time
+async def test_a_writer_that_is_cancelled_from_within_drops_the_lane() -> None:
+    writer = FakeWriter()
+    bad = writer.put(b"1")[0]
+    await settle()
+    writer.under_way[0].answer.cancel()
+    await settle()
+    assert isinstance(bad.exception(), LaneDropped)
+    writer.put(b"2")
+    await settle()
+    assert writer.batches == [[b"1"], [b"2"]]
+
+
+@in_jumping_time
 async def test_a_full_lane_drops_as_a_whole() -> None:
     writer = FakeWriter()
     taken = writer.put(*(b"x" for _ in range(50)))

@@ -205,6 +205,44 @@ async def test_without_kafka_a_write_fails_after_its_time_and_the_next_connects(
         assert broker.log[TOPIC, 0] == [b"3"]
 
 
+async def test_a_write_that_the_client_cancels_is_an_error_and_the_next_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def give_up(*_: object, **__: object) -> asyncio.Future[object]:
+        written: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        written.cancel()
+        return written
+
+    async with fake_broker() as broker, producer(broker) as writer:
+        assert writer._client is not None
+        monkeypatch.setattr(writer._client.producer, "send_batch", give_up)
+        with pytest.raises(KafkaConnectionError, match="ended during the write"):
+            await writer.write(TOPIC, 0, records(b"1"))
+        await writer.write(TOPIC, 0, records(b"2"))
+        assert broker.log[TOPIC, 0] == [b"2"]
+
+
+async def test_a_client_that_is_cancelled_while_it_connects_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake_broker() as broker, producer(broker, SHORT_S) as writer:
+        connect, failures = writer._connect, 2
+
+        async def cancelled_at_first() -> object:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise asyncio.CancelledError
+            return await connect()
+
+        monkeypatch.setattr(writer, "_connect", cancelled_at_first)
+        broker.refuse = lambda topic, partition, values: NOT_AUTHORIZED
+        with pytest.raises(KafkaError):
+            await writer.write(TOPIC, 0, records(b"1"))
+        broker.refuse = lambda topic, partition, values: 0
+        await until(lambda: writer._client is not None)
+        assert not failures
+        await writer.write(TOPIC, 0, records(b"2"))
+
+
 async def test_start_fails_without_kafka() -> None:
     async with fake_broker() as broker:
         await broker.go_away()
