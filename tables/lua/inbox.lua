@@ -33,6 +33,10 @@ local CHUNK = 250
 local SHARES = 100
 local TOUCHES = 32
 local STALE_WINDOWS = 8
+local MOST_EXPIRED = 2000
+local MOST_EXPIRED_BYTES = 512 * 1024
+local EXPIRED_CHUNK = 100
+local EXPIRED_CHUNKS = 20
 
 local function less(a, b)
   local a_dash, b_dash = string.find(a, '-', 1, true), string.find(b, '-', 1, true)
@@ -54,6 +58,12 @@ end
 local function clock()
   local now = redis.call('TIME')
   return tonumber(now[1]), 1000 * tonumber(now[1]) + math.floor(tonumber(now[2]) / 1000)
+end
+
+-- Return the id that comes next after a position.
+local function following(position)
+  local entry, index = string.match(position, '^(%d+)-(%d+)$')
+  return entry .. '-' .. digits(tonumber(index) + 1)
 end
 
 local function device_of(value)
@@ -158,6 +168,28 @@ local function raised_floor(devices, floor, top)
   return top
 end
 
+-- Return whether the oldest entry of an inbox is of before `oldest`.
+local function has_expired(inbox, oldest)
+  local first = redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
+  return first ~= nil and tonumber(first[2][2]) < oldest
+end
+
+-- Remove the entries of before `oldest` that an inbox begins with, at most a chunk of them.
+-- Returns their number, and the id of the last one.
+local function remove_expired(inbox, oldest)
+  local count, last = 0, ORIGIN
+  for _, entry in ipairs(redis.call('XRANGE', inbox, '-', '+', 'COUNT', EXPIRED_CHUNK)) do
+    if tonumber(entry[2][2]) >= oldest then
+      break
+    end
+    count, last = count + 1, entry[1]
+  end
+  if count > 0 then
+    redis.call('XTRIM', inbox, 'MINID', '=', following(last))
+  end
+  return count, last
+end
+
 -- Delete the digests of an inbox that was evicted and not they: what is applied again would be taken for retries.
 -- seen: their key in one window
 local function forget_digests(seen, window_ms)
@@ -234,11 +266,31 @@ local function append(keys, args)
   local max_messages, max_bytes = tonumber(args[4]), tonumber(args[5])
   local removed = tonumber(head[4] or '0')
   local crowded = head[6]
+  local oldest = tonumber(args[8]) - tonumber(args[3]) / 1000
+  local chunks = 0
+  -- What has expired counts for nothing: it is removed where the room is needed, some at a time. If more than this call
+  -- may remove has expired, there is room.
   local function is_full(json)
-    if bytes - removed + #json > max_bytes then
-      removed = removed_bytes(inbox, bytes)
+    while true do
+      if bytes - removed + #json > max_bytes then
+        removed = removed_bytes(inbox, bytes)
+      end
+      if length < max_messages and bytes - removed + #json <= max_bytes then
+        return false
+      end
+      if chunks == EXPIRED_CHUNKS then
+        return not has_expired(inbox, oldest)
+      end
+      local count, last = remove_expired(inbox, oldest)
+      if count == 0 then
+        return true
+      end
+      chunks, length = chunks + 1, length - count
+      if not floor or less(floor, last) then
+        floor = last
+        redis.call('HSET', devices, 'floor', floor)
+      end
     end
-    return length >= max_messages or bytes - removed + #json > max_bytes
   end
   -- One noisy conversation must not push out the others: past the quota each sender still has a small share.
   local function is_granted(json)
@@ -388,6 +440,7 @@ local function read(keys, args)
     return {'missed', after, top}
   end
   local parts, count, bytes, first, last, missed = {}, 0, 0, false, begin, false
+  local skipped, skipped_bytes = 0, 0
   while true do
     local want = math.min(CHUNK, limit - count)
     local entries = redis.call('XRANGE', inbox, '(' .. last, '+', 'COUNT', want)
@@ -399,6 +452,10 @@ local function read(keys, args)
         end
         missed = entry[1]
         last = missed
+        skipped, skipped_bytes = skipped + 1, skipped_bytes + #value[6]
+        if skipped >= MOST_EXPIRED or skipped_bytes >= MOST_EXPIRED_BYTES then
+          return {'missed', after, missed}
+        end
       else
         if missed then
           return {'missed', after, missed}
@@ -497,8 +554,7 @@ local function trim(keys, living)
   if not lowest or lowest == ORIGIN then
     return 0
   end
-  local entry, index = string.match(lowest, '^(%d+)-(%d+)$')
-  local removed = redis.call('XTRIM', keys[1], 'MINID', '=', entry .. '-' .. digits(tonumber(index) + 1))
+  local removed = redis.call('XTRIM', keys[1], 'MINID', '=', following(lowest))
   if removed > 0 then
     redis.call('HSET', keys[2], 'floor', lowest)
   end

@@ -435,6 +435,50 @@ async def test_messages_past_their_age_are_missed_and_newer_ones_are_not(new_box
     assert await box.ids(page.until) == ["m3", "m4"]
 
 
+@pytest.mark.parametrize("quota", [{"inbox_messages": 3}, {"inbox_bytes": 3_500}], ids=["messages", "bytes"])
+async def test_what_has_expired_counts_for_nothing(new_box: NewBox, stack: Stack, quota: dict[str, int]) -> None:
+    box = await new_box(inbox_ttl=100, **quota)
+    large = [(at(n), message(box.user, f"m{n}", body="x" * 1_000)) for n in range(1, 7)]
+    await box.append(*large[:3], when=now_ms() - 200_000)
+    appended = await box.append(*large[3:])
+    assert (len(appended.json), appended.overflow) == (3, 0)
+    assert await stack.stored(box.user) == 3
+    # What was removed to make room is missed, as it was before.
+    page = await box.read(at(1))
+    assert (page.missed, page.after, page.until) == (True, at(1), at(3))
+    assert await box.ids(page.until) == ["m4", "m5", "m6"]
+    # What has not expired counts.
+    assert (await box.append((at(7), message(box.user, "m7", body="x" * 1_000)))).overflow == 1
+
+
+async def test_what_has_expired_is_skipped_and_removed_some_at_a_time(new_box: NewBox, stack: Stack) -> None:
+    box = await new_box(inbox_ttl=100)
+    expired = [(at(n), f"m{n}") for n in range(1, 5_001)]
+    for start in range(0, len(expired), 1_000):
+        await box.append(*expired[start : start + 1_000], when=now_ms() - 200_000)
+    await box.append((at(5_001), "new"))
+    pages = []
+    after = ORIGIN
+    while (page := await box.read(after)).missed:
+        pages.append(page.until)
+        after = page.until
+    assert pages == [at(2_000), at(4_000), at(5_000)]
+    assert await box.ids(after) == ["new"]
+    # The quota was lowered: there is room at once, and the rest of what has expired goes with the next messages.
+    box.inbox = Inbox(box.inbox._cluster, stack.settings.model_copy(update={"inbox_ttl": 100, "inbox_messages": 10}))
+    for n, left in ((5_002, 3_002), (5_003, 1_003), (5_004, 4)):
+        appended = await box.append((at(n), f"m{n}"))
+        assert (len(appended.json), await stack.stored(box.user)) == (1, left)
+    assert await box.ids(at(5_000)) == ["new", "m5002", "m5003", "m5004"]
+
+
+async def test_large_messages_that_expired_are_skipped_some_at_a_time(new_box: NewBox) -> None:
+    box = await new_box(inbox_ttl=100)
+    large = [(at(n), message(box.user, f"m{n}", body="x" * 60_000)) for n in range(1, 21)]
+    await box.append(*large, when=now_ms() - 200_000)
+    assert (await box.read()).until == at(9)
+
+
 async def lifetimes(stack: Stack, box: Box) -> dict[str, int]:
     """Return the milliseconds that each key of an inbox has to live; -1 for ever."""
     names = [key.decode() async for key in stack.redis.scan_iter(match=f"{{u:{box.user}}}*")]
