@@ -26,6 +26,8 @@ class IncomingLog:
         self._settings = settings
         self._generation = 0
         self._consumer: AIOKafkaConsumer | None = None
+        self._admin: AIOKafkaAdminClient | None = None
+        self._connecting = asyncio.Lock()
 
     async def start(self, generation: int) -> None:
         """Connect, to the log of a generation; raises ``KafkaError``."""
@@ -37,6 +39,8 @@ class IncomingLog:
         """Disconnect."""
         if self._consumer is not None:
             await self._consumer.stop()
+        if self._admin is not None:
+            await self._admin.close()
 
     async def ends(self) -> dict[int, int]:
         """Return the offset of the next record of each partition; raises ``KafkaError``."""
@@ -68,15 +72,25 @@ class IncomingLog:
         if until.generation < self._generation:
             return  # All of an earlier log was written before this one began.
         tp = TopicPartition(INCOMING_MESSAGES, partition_of(user, self._settings.partitions))
-        admin = AIOKafkaAdminClient(**client_options(self._settings))
         try:
             if until > await self.end(tp.partition):
                 raise BeyondLog(f"{until} is above all that the log holds")
             async with asyncio.timeout(self._settings.engine_timeout):
-                await admin.start()
+                admin = await self._connected_admin()
                 while (await admin.list_consumer_group_offsets(HISTORY, partitions=[tp]))[tp].offset <= until.offset:
                     await asyncio.sleep(HISTORY_LOOK_SECONDS)
         except (KafkaUnavailable, KafkaError, TimeoutError, OSError) as error:
             raise HistoryUnavailable(f"the history of {user} is not written up to {until} yet") from error
-        finally:
-            await admin.close()
+
+    async def _connected_admin(self) -> AIOKafkaAdminClient:
+        """Return the one admin client of this process; it connects when it is first needed, and again by itself."""
+        async with self._connecting:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(**client_options(self._settings))
+                try:
+                    await admin.start()
+                except BaseException:
+                    await admin.close()
+                    raise
+                self._admin = admin
+            return self._admin
