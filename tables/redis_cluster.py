@@ -92,10 +92,16 @@ class Cluster:
     """A client of the cluster. Commands are function calls, ``("FCALL", name, n, key, …)``, routed by the first key."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = connect(settings, max_connections=settings.redis_connections)
+        # Twice as many: those that redis-py has still to close after a change of the cluster are counted, too.
+        self._redis = connect(settings, max_connections=2 * settings.redis_connections)
         self._configured = dict(self._redis.nodes_manager.startup_nodes)
         self._settings = settings
         self._tags: tuple[object, list[tuple[ClusterNode, str]]] | None = None
+        self._is_stale = False
+        """True when a node did not answer, or said that another one has its slots: they are to be looked up again."""
+        self._looking_up = asyncio.Lock()
+        self._failed: str | None = None
+        """The node that did not answer last, which is asked for the slots when no other one tells them."""
         # The connection pool of a node raises when it is empty; here callers wait instead.
         self._free_connections = asyncio.Semaphore(settings.redis_connections)
 
@@ -221,7 +227,7 @@ class Cluster:
         """Run ``once`` with a known topology, and again after loading the library where a primary lacks it."""
         try:
             async with self._free_connections, asyncio.timeout(2 * self._settings.engine_timeout):
-                await self._redis.initialize()
+                await self._look_up_slots()
                 answers = await once()
                 if any(_no_function(answer) for answer in answers):
                     await self._load()
@@ -231,7 +237,6 @@ class Cluster:
                         raise answer
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             REDIS_ERRORS.inc()
-            await self._forget_topology()
             raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
         return answers
 
@@ -246,16 +251,22 @@ class Cluster:
             self._tags = shape, [(node, _tag_of(slot)) for node, slot in lowest.values()]
         return self._tags[1]
 
-    async def _forget_topology(self) -> None:
-        self._tags = None
-        # The client replaces the configured nodes by those that it discovered, which may all be gone by now.
-        manager = self._redis.nodes_manager
-        manager.startup_nodes = self._configured | manager.startup_nodes
-        # The next command reads the slot assignment again: after a failover the old one leads to a dead node.
-        try:
-            await self._redis.aclose()
-        except (RedisError, OSError, TimeoutError) as error:
-            log.warning("closing connections to redis failed", error=repr(error))
+    async def _look_up_slots(self) -> None:
+        """Read which node has which slots, if that is not known, or not any more.
+
+        Calls that are under way to other nodes go on. redis-py's own way, to close the client, makes them all fail.
+        """
+        await self._redis.initialize()
+        if not self._is_stale:
+            return
+        async with self._looking_up:
+            if self._is_stale:
+                manager = self._redis.nodes_manager
+                # The client replaces the configured nodes by those that it discovered, which may all be gone by now.
+                manager.startup_nodes = self._configured | manager.startup_nodes
+                # Connections of nodes that stay are opened again one by one, each once it is free.
+                await manager.initialize(last_failed_node_name=self._failed)
+                self._tags, self._is_stale = None, False
 
     async def _round(self, commands: Sequence[Command]) -> list[Any]:
         by_node: dict[str, tuple[ClusterNode, list[int]]] = {}
@@ -283,6 +294,7 @@ class Cluster:
     async def _send(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
         connection = node.acquire_connection()
         try:
+            await node.disconnect_if_needed(connection)
             await connection.connect()  # type: ignore[no-untyped-call]
             # connection.pack_commands does the same in Python, which takes 2.5 us a message instead of 0.7.
             await connection.send_packed_command([hiredis.pack_command(command) for command in commands])
@@ -294,9 +306,15 @@ class Cluster:
                         answers.append(await connection.read_response(timeout=math.inf))
                     except ResponseError as error:
                         answers.append(error)
-        except BaseException:
+                        self._is_stale |= _is_elsewhere(error)
+        except BaseException as error:
+            self._is_stale, self._failed = True, node.name
+            was_taken_apart = isinstance(error, AttributeError) and not connection.is_connected
             # The next user of this connection must not read the answers to these commands.
             await connection.disconnect(nowait=True)
+            if was_taken_apart:
+                # redis-py closes what is free of a node that left the cluster, also if it is in use again by then.
+                raise ConnectionError(f"the connection to {node.name} was closed") from error
             raise
         else:
             return answers
@@ -333,6 +351,11 @@ def _is_away(answer: object) -> bool:
     if isinstance(answer, _NOT_NOW) or _no_function(answer) or _forbidden(answer):
         return True
     return isinstance(answer, ResponseError) and str(answer).startswith(_STATES)
+
+
+def _is_elsewhere(error: ResponseError) -> bool:
+    """Return whether an answer says that this node does not have these slots, or is a primary no more."""
+    return isinstance(error, (MovedError, ReadOnlyError, ClusterDownError)) or str(error).startswith("MASTERDOWN ")
 
 
 def _forbidden(answer: object) -> bool:
