@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -124,6 +124,17 @@ def _traced(user: str) -> str:
     return f"{{u:{user}}}:traced"
 
 
+@contextmanager
+def _fenced() -> Iterator[None]:
+    """Raise ``FencingTokenStale`` where a server's answer says that the token is not current."""
+    try:
+        yield
+    except ResponseError as error:
+        if str(error).startswith("STALETOKEN"):
+            raise FencingTokenStale(str(error)) from error
+        raise
+
+
 def digest(sender: str, message_id: str) -> bytes:
     """Return the digest of a message in the retry window: 96 bits, so that two messages never share one in practice."""
     return blake2b(f"{sender}\0{message_id}".encode(), digest_size=12).digest()
@@ -219,9 +230,7 @@ class Inbox:
                 command += (name, str(device.cursor), device.unseen_s, device.number)
             commands.append(tuple(command))
         for start in range(0, len(commands), RESTORE_AT_ONCE):
-            for answer in await self._cluster.patient(commands[start : start + RESTORE_AT_ONCE], "restore"):
-                if isinstance(answer, ResponseError):
-                    raise answer
+            await self._cluster.patient(commands[start : start + RESTORE_AT_ONCE], "restore")
 
     async def append(self, batches: Sequence[Batch], tokens: Mapping[int, str]) -> list[Appended]:
         """Append the new messages of each batch to its recipient's inbox; returns an outcome for each batch.
@@ -269,13 +278,10 @@ class Inbox:
                 command += (text, at // 1000, digest(message.sender, message.id), message.json_at(text, at))
             applied[user] = text
             commands.append(tuple(command))
-        answers = await self._cluster.pipeline(commands)
+        with _fenced():
+            answers = await self._cluster.pipeline(commands)
         results = []
         for batch, sent, answer in zip(part, commands, answers, strict=True):
-            if isinstance(answer, ResponseError):
-                if str(answer).startswith("STALETOKEN"):
-                    raise FencingTokenStale(str(answer))
-                raise answer
             previous_top, added = Position.parse(answer[0].decode()), answer[1]
             json: list[bytes] = [sent[21 + 4 * i] for i, new in enumerate(added) if new == 49]
             positions = [position for (position, _, _), new in zip(batch.messages, added, strict=True) if new == 49]
@@ -303,12 +309,8 @@ class Inbox:
             + (self._ttl_ms,)
             for user in users
         ]
-        answers = await self._cluster.patient(commands, "tell of what is lost")
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                if str(answer).startswith("STALETOKEN"):
-                    raise FencingTokenStale(str(answer))
-                raise answer
+        with _fenced():
+            answers = await self._cluster.patient(commands, "tell of what is lost")
         return [user for user, told in zip(users, answers, strict=True) if told]
 
     async def read(self, requests: Sequence[tuple[str, str, Position, int, int, int]]) -> list[InboxPage]:
@@ -326,8 +328,6 @@ class Inbox:
         ]
         pages = []
         for answer in await self._cluster.patient(commands, "read"):
-            if isinstance(answer, ResponseError):
-                raise answer
             after, until = Position.parse(answer[1].decode()), Position.parse(answer[2].decode())
             if answer[0] == b"missed":
                 pages.append(InboxPage(after, until, None, 0, b"", missed=True))
@@ -344,7 +344,7 @@ class Inbox:
         by_user: defaultdict[str, list[str]] = defaultdict(list)
         for user, position, parent in parents:
             by_user[user] += (str(position), parent)
-        with suppress(RedisUnavailable):
+        with suppress(RedisUnavailable, ResponseError):
             await self._cluster.pipeline(
                 [
                     ("FCALL", function("keep_parents"), 1, _traced(user), EXPECTED, self._ttl_ms, *user_parents)
@@ -361,9 +361,9 @@ class Inbox:
             commands.append(("FCALL_RO", function("parents"), 1, _traced(user), first, str(page.until)))
         try:
             answers = await self._cluster.pipeline(commands)
-        except RedisUnavailable:
+        except (RedisUnavailable, ResponseError):
             return [[] for _ in pages]
-        return [[parent.decode() for parent in answer] if isinstance(answer, list) else [] for answer in answers]
+        return [[parent.decode() for parent in answer] for answer in answers]
 
     async def tops(self, users: Sequence[str]) -> list[Position]:
         """Return the highest position ever applied to each user's inbox."""
@@ -383,8 +383,6 @@ class Inbox:
             for user, device, position in acks
         ]
         for answer in await self._cluster.patient(commands, "acknowledge"):
-            if isinstance(answer, ResponseError):
-                raise answer
             removed += answer
         return removed
 
@@ -403,8 +401,6 @@ class Inbox:
             ("FCALL", function("hello"), 2, *keys(user), device, self._ttl_ms)
             + (self._settings.max_devices, claim, str(log_end))
         )
-        if isinstance(answer, ResponseError):
-            raise answer
         cursor, number, top, floor, removed = answer
         return Device(
             Position.parse(cursor.decode()),

@@ -78,7 +78,7 @@ class InboxIndex:
                 ("EVAL_RO", _LOOK, 2, *keys(user), str(position), min(count, PAGE))
                 for user, position, count in wanted[start : start + LOOKS_AT_ONCE]
             ]
-            found += map(_sight, await self._cluster.pipeline(commands))
+            found += map(_sight, await self._cluster.each(commands))
         return found
 
     async def users(self, key: Literal["inbox", "devices"]) -> AsyncGenerator[list[str], None]:

@@ -58,7 +58,7 @@ async def look(cluster: Cluster, user: str) -> InboxView:
     looked_at = gaps = 0
     start, first_entry, answer = "-", None, None
     for _ in range(LOOKS):
-        answer = await cluster.call(("EVAL_RO", _LOOK, 2, *keys(user), start, PAGE))
+        (answer,) = await cluster.each([("EVAL_RO", _LOOK, 2, *keys(user), start, PAGE)])
         if isinstance(answer, ResponseError):
             break
         for id_, fields in answer[2]:

@@ -149,15 +149,23 @@ class Cluster:
         return int(await self.call(("FCALL_RO", function("time"), 1, "{ping}:inbox")))
 
     async def call(self, command: Command) -> Any:
-        """Return the answer to one command; see ``pipeline``."""
+        """Return the answer to one command, as ``pipeline`` does."""
         return (await self.pipeline([command]))[0]
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answers to commands for keys anywhere in the cluster, in order: one round trip to each primary.
 
-        An answer may be a ``ResponseError``. Raises ``RedisUnavailable`` when any command cannot be carried out now.
-        Others may have been carried out by then, so commands must be safe to repeat.
+        Raises ``RedisUnavailable`` when any command cannot be carried out now, and the first ``ResponseError`` that is
+        an answer. Others may have been carried out by then, so commands must be safe to repeat.
         """
+        answers = await self.each(commands)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return answers
+
+    async def each(self, commands: Sequence[Command]) -> list[Any]:
+        """Return answers as ``pipeline`` does; each may be a ``ResponseError``, for which the caller has to look."""
         return await self._carry_out(lambda: self._round(commands))
 
     async def patient(self, commands: Sequence[Command], what: str) -> list[Any]:

@@ -62,15 +62,16 @@ class Slots:
 
     async def release(self, lease: Lease) -> None:
         """Release the slot, so that another gateway can lease it at once; raises ``RedisUnavailable``."""
-        await self._cluster.call(("FCALL", function("release"), 1, _key(lease.slot), self._owner))
+        try:
+            await self._cluster.call(("FCALL", function("release"), 1, _key(lease.slot), self._owner))
+        except ResponseError as error:
+            raise RedisUnavailable(f"slot {lease.slot} was not released: {error}") from error
 
     async def _lease(self, slot: int) -> int:
         answer = await self._cluster.call(
             ("FCALL", function("lease"), 2, _key(slot), f"{_key(slot)}:epoch", self._owner)
             + (int(self._settings.lease * 1000),)
         )
-        if isinstance(answer, ResponseError):
-            raise answer
         return int(answer)
 
 

@@ -26,7 +26,7 @@ async def leases(cluster: Cluster, slots: int) -> list[Slot]:
     """Return those of the slots ``[0, slots)`` that are leased; raises ``RedisUnavailable``."""
     commands = [("EVAL_RO", _LOOK, 1, f"{{slot:{slot}}}") for slot in range(slots)]
     found = []
-    for number, answer in enumerate(await cluster.pipeline(commands)):
+    for number, answer in enumerate(await cluster.each(commands)):
         if isinstance(answer, ResponseError) or not answer[0]:
             continue
         owner, _, epoch = answer[0].decode().partition(" ")

@@ -197,6 +197,18 @@ async def test_a_server_that_is_full_costs_no_connection_and_no_look_at_the_clus
     assert sum(node.asked["CLUSTER"] for node in servers.nodes) == looks
 
 
+async def test_what_a_server_refuses_is_raised_and_not_taken_for_an_answer(
+    servers: FakeRedis, cluster: Cluster
+) -> None:
+    servers.nodes[0].answer = saying("WRONGTYPE Operation against a key holding the wrong kind of value")
+    for ask in (cluster.call(LOW), cluster.pipeline([HIGH, LOW, LOW]), cluster.patient([LOW, HIGH], "ask")):
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await ask
+    high, low = await cluster.each([HIGH, LOW])
+    assert high == 1
+    assert isinstance(low, ResponseError)
+
+
 async def test_slots_that_moved_are_found_by_the_next_call(servers: FakeRedis, cluster: Cluster) -> None:
     servers.owner = [1, 1]
     servers.nodes[0].answer = saying(f"MOVED 1 127.0.0.1:{servers.nodes[1].port}")
