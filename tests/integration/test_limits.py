@@ -106,6 +106,7 @@ async def test_a_full_gateway_says_when_to_come_again(stack: Stack, strict: str)
         assert caught.value.status == 503
         assert caught.value.headers is not None
         assert int(caught.value.headers["Retry-After"]) > 0
+        assert caught.value.headers["Connection"] == "close"
     # The client retries, and there is room.
     async with stack.connect(user("late"), url=strict):
         pass
