@@ -102,9 +102,17 @@ class Endpoints:
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         if protocol.SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:
             return web.Response(status=400, text=f"the WebSocket subprotocol {protocol.SUBPROTOCOL} is wanted\n")
-        await ws.prepare(request)
         session = Session(self._services, ws)
+        # From here on it counts: those that are being opened must not pass the limit together.
         self._sessions.add(session)
+        try:
+            await ws.prepare(request)
+            await self._serve(session, ws, request)
+        finally:
+            self._sessions.discard(session)
+        return ws
+
+    async def _serve(self, session: Session, ws: web.WebSocketResponse, request: web.Request) -> None:
         origin = request.headers.get("Origin")
         try:
             # RFC 6455, 10.2. A page sees no HTTP status: refused by a 403, it would try again for ever.
@@ -114,11 +122,9 @@ class Endpoints:
                 text = f"origin_refused: pages of {origin!a:.60} may not connect"
                 await session.refuse(CloseConnection(Close.ORIGIN_REFUSED, text))
         finally:
-            self._sessions.discard(session)
             code = ws.close_code or 1006
             # A client may close with any of 4,000 codes.
             CLOSED.labels(str(int(code)) if code in COUNTED else "0").inc()
-        return ws
 
     async def healthz(self, request: web.Request) -> web.Response:
         """``GET /healthz``: the process lives."""

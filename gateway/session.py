@@ -186,6 +186,8 @@ class Session:
 
     async def _shake_hands(self) -> Greeting:
         """Shake hands, unless ``end`` comes first: who says nothing, or waits for a key, must not hold up a stop."""
+        if self._end is not None:
+            raise self._end
         self._reader = asyncio.current_task()
         try:
             return await shake_hands(self.services, self._ws, self.id)

@@ -98,6 +98,15 @@ async def test_who_has_not_said_hello_holds_up_no_stop() -> None:
     assert not running.cancelled()
 
 
+async def test_an_end_before_anything_is_read_ends_the_connection() -> None:
+    services: Any = SimpleNamespace(settings=Settings(hello_timeout=3600), hellos=HelloQueue(1))
+    socket: Any = SilentSocket()
+    session = Session(services, socket)
+    session.goodbye(1_000)
+    await asyncio.wait_for(session.run(), 1)
+    assert [code for code, _ in socket.closed] == [Close.GOING_AWAY]
+
+
 async def test_a_handler_that_is_cancelled_from_outside_stays_cancelled() -> None:
     services: Any = SimpleNamespace(settings=Settings(), hellos=HelloQueue(1))
     socket: Any = SilentSocket()
