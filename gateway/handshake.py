@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 from aiohttp import WSMsgType, web
@@ -23,6 +23,9 @@ from tables.acknowledged import REMOVED
 from tables.inbox import Device
 
 log = structlog.get_logger()
+
+MAX_HELLO: Final = 64 * 1024
+"""Characters of a first frame: nobody is known yet whose rate could be limited."""
 
 
 class Greeting(NamedTuple):
@@ -87,6 +90,8 @@ async def _receive_hello(ws: web.WebSocketResponse, max_objects: int) -> Hello:
         pass
     if message.type is not WSMsgType.TEXT:
         raise CloseConnection(Close.BAD_SEQUENCE, "the first frame must be a hello, as text")
+    if len(message.data) > MAX_HELLO:
+        raise CloseConnection(Close.BAD_SEQUENCE, f"a hello has at most {MAX_HELLO:,} characters")
     frames = protocol.parse(message.data, max_objects)
     hello = frames[0] if frames else None
     if isinstance(hello, InvalidFrame):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Annotated, Any, Final
@@ -126,7 +127,7 @@ ClientFrame = Hello | Send | Ack | History | Ping
 class InvalidFrame(ConnectChatError):
     """A frame, or an object in it, that is not understood: answered by an error, the connection stays."""
 
-    def __init__(self, code: ErrorCode, text: str, **reference: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, **reference: str | int) -> None:
         super().__init__(text)
         self.frame = error(code, text, **reference)
 
@@ -155,15 +156,24 @@ _texts = msgspec.json.Decoder(_Texts)
 _text = msgspec.json.Decoder(str)
 
 
-def parse(text: str, most: int) -> list[ClientFrame | InvalidFrame]:
+def parse(text: str, most: int, look: Callable[[int], float] | None = None) -> list[ClientFrame | InvalidFrame]:
     """The objects of a frame, each understood or not; none where it is blank.
 
     Raises ``MalformedJson``, or ``InvalidFrame`` where the frame as a whole is refused.
+
+    Args:
+        text: The frame.
+        most: The largest number of objects.
+        look: Called before a careful look, which takes much longer, with the number of characters to look at; returns
+            the seconds until it is allowed, 0 for now. ``None``: always.
     """
     try:
         return _parse(text, most)
     except (msgspec.DecodeError, RecursionError):
         pass
+    if look is not None and not is_blank(text) and (wait := look(len(text))):
+        error_text = "too many frames that need a careful look: halves of surrogate pairs, deep nesting"
+        raise InvalidFrame(ErrorCode.RATE_LIMITED, error_text, retry_in_ms=math.ceil(wait * 1000))
     try:
         return _parse_carefully(text, most)
     except (msgspec.DecodeError, RecursionError) as failure:

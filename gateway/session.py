@@ -357,7 +357,7 @@ class Session:
 
     def _handle(self, text: str) -> None:
         try:
-            frames = protocol.parse(text, self.services.settings.max_frame_objects)
+            frames = protocol.parse(text, self.services.settings.max_frame_objects, self._look)
         except InvalidFrame as invalid:
             self.writer.put(invalid.frame)
             return
@@ -370,6 +370,9 @@ class Session:
                 assert isinstance(frame, Hello), frame
                 raise CloseConnection(Close.BAD_SEQUENCE, "a second hello")
         self.update_reading()
+
+    def _look(self, size: int) -> float:
+        return self.rate_limiter.look(size, _now())
 
     def update_reading(self) -> None:
         """Go on reading, or pause while the client has too much unconfirmed, unread or asked for."""

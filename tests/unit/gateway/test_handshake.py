@@ -16,7 +16,7 @@ from chat_streams.model.errors import ExpiredToken, InvalidToken, KeysUnavailabl
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tokens import Identity
 from gateway import handshake
-from gateway.handshake import shake_hands
+from gateway.handshake import MAX_HELLO, shake_hands
 from gateway.protocol import CloseConnection
 from gateway.state.hello_queue import HelloQueue
 from gateway.state.rate_limit import RateLimiters, Rates
@@ -126,3 +126,10 @@ async def test_of_too_many_that_are_silent_the_first_is_given_up() -> None:
         wait.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
     assert len(services.hellos) == 0
+
+
+async def test_a_hello_that_is_too_large_is_not_looked_at() -> None:
+    services: Any = SimpleNamespace(settings=Settings(), hellos=HelloQueue(1))
+    with pytest.raises(CloseConnection, match="65,536") as closed:
+        await shake_hands(services, Socket(HELLO.ljust(MAX_HELLO + 1)), b"\x01")  # type: ignore[arg-type]
+    assert closed.value.code == Close.BAD_SEQUENCE

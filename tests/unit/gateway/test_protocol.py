@@ -337,6 +337,23 @@ def test_the_answers_are_the_same_however_little_stack_a_python_has(
     assert answers(case.frame) == case._replace(name="")
 
 
+def test_only_a_careful_look_needs_leave() -> None:
+    asked: list[int] = []
+
+    def look(size: int) -> float:
+        asked.append(size)
+        return 1.5
+
+    for case in frames.CASES:
+        try:
+            protocol.parse(case.frame, 1_000, look)
+        except InvalidFrame as refused:
+            fields = json.loads(refused.frame)
+            assert (fields["code"], fields["retry"], fields["retry_in_ms"]) == ("rate_limited", True, 1_500)
+            assert asked.pop() == len(case.frame)
+        assert asked == []
+
+
 pieces = st.sampled_from([
     *(r"\ud83d", r"\ude00", r"\\", r"\u0041", r"\"", "\\", '"', "x", ",", ":", "[", "]", "{", "}", "0", " "),
     *('{"type":"ping","ref":"7"', ',"x":', "[" * 300, "]" * 300, '{"a":' * 150, "}" * 150),

@@ -75,3 +75,12 @@ def test_a_user_has_one_limiter_and_the_idlest_is_forgotten() -> None:
     limiters.of("carla", 1)
     assert limiters.of("alice", 1) is alice
     assert limiters.of("bob", 1) is not bob
+
+
+def test_careful_looks_take_of_a_users_bytes() -> None:
+    limiter = RateLimiter(RATES, 0)
+    assert limiter.look(32 * 1024, 0) == 0
+    # The bucket is empty, and a tenth of it has to be there again.
+    assert limiter.look(1, 0) == pytest.approx(26.2144)
+    assert limiter.send(1, 0) > 0
+    assert limiter.look(1, 27) == 0
