@@ -215,7 +215,8 @@ class ChatHistory:
                     db = await self._db()
                     answer = await db.batch_write_item(RequestItems={table: left})
                 except ClientError as error:
-                    if error.response["Error"]["Code"] in _FINAL - {"ResourceNotFoundException"}:
+                    # All else an operator can mend: a table or a right that is missing is no fault of the messages.
+                    if error.response["Error"]["Code"] == "ValidationException":
                         raise
                     raise _Again(str(error)) from error
                 if left := answer["UnprocessedItems"].get(table, []):

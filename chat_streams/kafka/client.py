@@ -10,7 +10,13 @@ from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 from aiokafka.protocol.metadata import MetadataRequest
 
 from chat_streams.model.addresses import split_address
@@ -20,6 +26,8 @@ from chat_streams.runtime.settings import Settings
 MECHANISM: Final = "SCRAM-SHA-512"
 KAFKA_AWAY: Final = (KafkaError, OSError, TimeoutError)
 """The errors of a request while Kafka, or one of its brokers, is away."""
+NEVER_TAKEN: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""The errors of Kafka about what it was given: the same will never be taken."""
 PROBE_S: Final = 5.0
 REQUEST_SECONDS: Final = 10.0
 """Seconds to wait for Kafka's answer to a request of an admin client."""

@@ -13,11 +13,10 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import structlog
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from chat_streams.kafka.client import KAFKA_AWAY
+from chat_streams.kafka.client import KAFKA_AWAY, NEVER_TAKEN
 from chat_streams.kafka.producer import ProducerRecord, Written
-from chat_streams.model.errors import LaneDropped
+from chat_streams.model.errors import KafkaUnavailable, LaneDropped
 from chat_streams.runtime.retry import ENGINE_RETRIES
 from chat_streams.runtime.tasks import spawn
 
@@ -50,7 +49,7 @@ class Waiting(NamedTuple):
 
 def can_heal(error: Exception) -> bool:
     """Return whether the same batch may be taken at another time."""
-    return isinstance(error, KAFKA_AWAY) and not isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError)
+    return isinstance(error, KAFKA_AWAY) and not isinstance(error, NEVER_TAKEN)
 
 
 def next_batch(waiting: Iterable[Waiting], most_bytes: int) -> list[ProducerRecord]:
@@ -120,9 +119,9 @@ class Lanes:
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         lane.waiting.append(Waiting(key, value, headers or (), written))
         if self._stopped:
-            self.drop(topic, partition, RuntimeError(STOPPED))
+            self.drop(topic, partition, KafkaUnavailable(STOPPED))
         elif len(lane.waiting) > self._most_waiting:
-            self.drop(topic, partition, RuntimeError(f"more than {self._most_waiting} records wait"))
+            self.drop(topic, partition, KafkaUnavailable(f"more than {self._most_waiting} records wait"))
         elif lane.task is None:
             # However it ends, nothing may wait for it for ever.
             lane.task = spawn(
@@ -171,7 +170,7 @@ class Lanes:
         await self.flush(within_s)
         self._stopped = True
         for topic, partition in self._lanes:
-            self.drop(topic, partition, RuntimeError(STOPPED))
+            self.drop(topic, partition, KafkaUnavailable(STOPPED))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 

@@ -2,13 +2,15 @@
 
     ConnectChatError
     ├── SettingsError                   a setting is wrong
-    ├── TopicsError                     the topics are missing, wrong or not accessible
-    ├── KafkaUnavailable                Kafka did not answer, or lacks the topic
-    │   └── NoSuchPartition             it did: there is no such topic or partition
+    ├── EngineUnavailable               an engine did not do what was asked, through no fault of what it was asked
+    │   ├── TopicsError                 the topics are missing, wrong or not accessible
+    │   ├── KafkaUnavailable            Kafka did not answer, or lacks the topic
+    │   │   └── NoSuchPartition         it did: there is no such topic or partition
+    │   ├── RedisUnavailable            Redis could not carry out a command: try again
+    │   ├── HistoryUnavailable          the chat database did not answer: try again
+    │   └── Interrupted                 what was awaited was cancelled, and not by who awaited it
     ├── BeyondLog                       a position is above all that the log holds
-    ├── RedisUnavailable                Redis could not carry out a command: try again
     ├── RedisRefused                    Redis rejects this process: trying again is useless
-    ├── HistoryUnavailable              the chat database did not answer: try again
     ├── KeysUnavailable                 the keys for checking tokens could not be fetched
     ├── InvalidToken                    a token does not prove the identity of its bearer
     │   └── ExpiredToken                it did, until it expired
@@ -17,7 +19,6 @@
     ├── UndecodableRecord               the bytes are not a record of their topic
     ├── UnknownVersion                  a newer program wrote the record
     ├── ConsumerEnded                   a Kafka consumer can receive nothing any more
-    ├── Interrupted                     what was awaited was cancelled, and not by who awaited it
     ├── Rewound                         a partition was rewound: its records are read again
     ├── LaneDropped                     writes to a partition were given up together, from one on
     ├── UnknownUser                     no store knows the user
@@ -38,11 +39,15 @@ class SettingsError(ConnectChatError):
     """A setting is wrong; the text names the setting."""
 
 
-class TopicsError(ConnectChatError):
+class EngineUnavailable(ConnectChatError):
+    """An engine did not do what was asked, through no fault of what was asked: a worker waits for it."""
+
+
+class TopicsError(EngineUnavailable):
     """The topics are missing, wrong or not accessible; the text says what is wrong and what to do."""
 
 
-class KafkaUnavailable(ConnectChatError):
+class KafkaUnavailable(EngineUnavailable):
     """Kafka did not answer, or does not have the topic; the text says which of the two."""
 
 
@@ -54,7 +59,7 @@ class BeyondLog(ConnectChatError):
     """A position is above all that the log holds: nobody was ever told of it."""
 
 
-class RedisUnavailable(ConnectChatError):
+class RedisUnavailable(EngineUnavailable):
     """Redis could not carry out a command: it is down, full, moving slots or electing a new primary. Try again."""
 
 
@@ -62,7 +67,7 @@ class RedisRefused(ConnectChatError):
     """Redis rejects our login or rights, or we its certificate: trying again is useless. The text names the setting."""
 
 
-class HistoryUnavailable(ConnectChatError):
+class HistoryUnavailable(EngineUnavailable):
     """The chat database (DynamoDB) did not answer, or returned an error. Try again."""
 
 
@@ -102,7 +107,7 @@ class ConsumerEnded(ConnectChatError):
     """A consumer can receive nothing any more, by an error of the Kafka client: only a new process helps."""
 
 
-class Interrupted(ConnectChatError, ConnectionError):
+class Interrupted(EngineUnavailable, ConnectionError):
     """An awaited task was cancelled, and not by who awaited it: a library's client that ends does so."""
 
 

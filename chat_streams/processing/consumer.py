@@ -24,6 +24,7 @@ from chat_streams.compat.faust import UnusedConsumer
 from chat_streams.kafka import consumer as kafka
 from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.model.errors import Rewound
+from chat_streams.processing.away import AWAY
 from chat_streams.processing.lasting import lasting
 from chat_streams.processing.offsets import Checkpoint, LostRange, Progress, Start
 from chat_streams.processing.page_requests import End
@@ -349,7 +350,7 @@ class Consumer(UnusedConsumer):
             if self.progress.epoch(tp) == epoch:
                 # So that another worker, or this one after a crash, does not take for lost what is done.
                 await self.commit()
-                await self.app.lost(tp, lost)
+                await retry_forever("tell of what is lost", AWAY, lambda: self.app.lost(tp, lost))
                 self.progress.skip_to(tp, epoch, lost.end, time.monotonic())
         except Rewound:
             pass  # Another run has begun, which finds the range lost by itself.

@@ -158,7 +158,7 @@ class Progress(Generic[P]):
         if state is None or state.epoch != epoch or state.applied != state.expected or offset < state.expected:
             return False
         state.expected = offset
-        self.done(partition, epoch, offset - 1, now)
+        self.done(partition, epoch, state.applied, offset - 1, now)
         state.sought_at = now
         return True
 
@@ -172,17 +172,24 @@ class Progress(Generic[P]):
             and now - max(state.moved_at, state.sought_at) > timeout
         )
 
-    def done(self, partition: P, epoch: int, offset: int, now: float) -> None:
-        """Note that the records up to and including ``offset`` are fully applied; ignored if ``epoch`` is over."""
+    def done(self, partition: P, epoch: int, first: int, last: int, now: float) -> bool:
+        """Note that the records from ``first`` to ``last`` are fully applied; ignored if ``epoch`` is over.
+
+        Returns false, and counts nothing, where ``first`` is not the first one that is not done. So what is committed
+        has no gap, whatever the caller does.
+        """
         state = self._partitions.get(partition)
         if state is None or state.epoch != epoch:
-            return
-        state.applied = max(state.applied, offset + 1)
+            return True
+        if first != state.applied or last >= state.expected:
+            return False
+        state.applied = max(state.applied, last + 1)
         if now - state.samples[-1][0] >= SAMPLE_SECONDS:
             state.samples.append((now, state.applied))
         # Keep one sample from before the loss window, the newest: it is the first in the list.
         while len(state.samples) > 1 and state.samples[1][0] <= now - self._loss_window:
             state.samples.popleft()
+        return True
 
     def committable(self, partition: P) -> int | None:
         """Return the offset to commit: the first one that is not done; ``None`` when the partition is not assigned."""

@@ -19,6 +19,7 @@ from faust.types import TP
 from chat_streams.model.records import DEAD_LETTERS, Codec, DeadLetter
 from chat_streams.model.redrive import Redrive
 from chat_streams.model.times import now_ms
+from chat_streams.processing.away import is_away
 from chat_streams.processing.consumer import log_at
 from chat_streams.processing.offsets import LostRange, Progress
 from chat_streams.processing.processor import Apply, Processor
@@ -97,7 +98,7 @@ class OrderedApp(faust.App):
         An exception that no record explains ends the worker, and nothing is committed that was not done.
         """
         try:
-            processor = Processor(self.conf.id, codec, apply, self.progress, self)
+            processor = Processor(self.conf.id, codec, apply, self.progress, self, is_away)
             await processor.run(self._batches(stream, most_records))
         except Exception as error:
             log.critical("stopping", error=repr(error))

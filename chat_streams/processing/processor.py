@@ -17,6 +17,7 @@ from chat_streams.model.errors import Rewound, UndecodableRecord
 from chat_streams.model.records import Codec, Record
 from chat_streams.model.redrive import address_for
 from chat_streams.processing.offsets import Admission, Progress
+from chat_streams.runtime.retry import ENGINE_RETRIES
 from chat_streams.runtime.tasks import raise_if_cancelled, spawn
 
 log = structlog.get_logger()
@@ -26,6 +27,7 @@ T = TypeVar("T")
 EFFECTS_UNDER_WAY: Final = 8
 ATTEMPTS: Final = 3
 RETRY_SECONDS: Final = 0.1
+LONGEST_WAIT_SECONDS: Final = 2.0
 
 Tp = tuple[str, int]
 Apply = Callable[[list[Record[T]]], Awaitable[Awaitable[Any] | None]]
@@ -77,19 +79,29 @@ class _Admitted(NamedTuple, Generic[T]):
 class Processor(Generic[T]):
     """Applies the records of one topic.
 
-    A record that does not decode, or fails by itself three times, becomes a dead letter and the next one goes on.
-    ``apply`` waits for an engine that is away; any exception from it but ``Rewound`` counts against the records.
+    A record that does not decode, or fails by itself three times, becomes a dead letter and the next one goes on. What
+    ``is_away`` says of an exception is that an engine is away: then the records are applied again until it is back. Any
+    other but ``Rewound`` counts against the records.
 
     Up to 8 batches may have their last effects under way. Where such an effect fails, the partitions begin again at the
     first record that is not done, and up to the last one of that batch effects are awaited as a part of applying.
     """
 
-    def __init__(self, app_id: str, codec: Codec[T], apply: Apply[T], progress: Progress[Any], worker: Worker) -> None:
+    def __init__(
+        self,
+        app_id: str,
+        codec: Codec[T],
+        apply: Apply[T],
+        progress: Progress[Any],
+        worker: Worker,
+        is_away: Callable[[BaseException], bool],
+    ) -> None:
         self._app_id = app_id
         self._codec = codec
         self._apply_all = apply
         self._progress = progress
         self._worker = worker
+        self._is_away = is_away
         self._seen: set[Tp] = set()
         self._careful_until: dict[Tp, int] = {}
         self._under_way: deque[asyncio.Task[None]] = deque()
@@ -147,7 +159,7 @@ class Processor(Generic[T]):
 
     async def _attempt(self, records: list[_Admitted[T]]) -> list[Awaitable[Any]]:
         """Apply records, as far as their partitions are still in the run they were admitted in; returns the effects."""
-        attempt = 0
+        attempt = waits = 0
         while records := [r for r in records if self._progress.epoch(r.message.tp) == r.epoch]:
             try:
                 effect = await self._apply_all([r.record for r in records])
@@ -158,6 +170,10 @@ class Processor(Generic[T]):
                 continue  # Some partitions have begun another run.
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it counts against the records
                 raise_if_cancelled(error)
+                if self._is_away(error):
+                    waits += 1
+                    await self._wait_for_engine(records[0].message, waits, error)
+                    continue
                 attempt += 1
                 if len(records) > 1:
                     half = len(records) // 2
@@ -171,6 +187,13 @@ class Processor(Generic[T]):
             else:
                 return []
         return []
+
+    async def _wait_for_engine(self, message: Message, waits: int, error: BaseException) -> None:
+        delay = min(RETRY_SECONDS * 2 ** min(waits, 10), LONGEST_WAIT_SECONDS)
+        doing = f"apply {message.tp[0]}"
+        ENGINE_RETRIES.labels(doing).inc()
+        log.warning("an engine is away, waiting", doing=doing, retry_in_s=delay, error=repr(error))
+        await asyncio.sleep(delay)
 
     def _is_careful(self, records: list[_Admitted[T]]) -> bool:
         return any(r.message.offset <= self._careful_until.get(r.message.tp, -1) for r in records)
@@ -206,7 +229,13 @@ class Processor(Generic[T]):
 
     def _note_done(self, admitted: list[tuple[Message, int]], began: float) -> None:
         now = time.monotonic()
-        last = {message.tp: (epoch, message.offset) for message, epoch in admitted}
-        for tp, (epoch, offset) in last.items():
-            self._progress.done(tp, epoch, offset, now)
+        # A partition's records were admitted one after the other: from the first to the last none is missing.
+        ranges: dict[Any, tuple[int, int, int]] = {}
+        for message, epoch in admitted:
+            first = ranges[message.tp][1] if message.tp in ranges else message.offset
+            ranges[message.tp] = epoch, first, message.offset
+        for tp, (epoch, first, last) in ranges.items():
+            if not self._progress.done(tp, epoch, first, last, now):
+                log.error("what is done leaves a gap, going on from where all is done", topic=tp[0], partition=tp[1])
+                self._worker.go_on(tp)
         self._worker.note_done(admitted[0][0].tp[0], len(admitted), now - began)

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
-from aiokafka.errors import KafkaError
 from faust.types import TP
 from redis.exceptions import ResponseError
 
@@ -20,15 +19,14 @@ from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, Names, partition_of
 from chat_streams.model.errors import (
     FencingTokenStale,
-    KafkaUnavailable,
     RedisUnavailable,
     Rewound,
-    TopicsError,
     UndecodableRecord,
     UnknownVersion,
 )
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import REQUESTS, SESSIONS, Acknowledge, UserConnected
+from chat_streams.processing.away import AWAY, is_away
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery import previous_logs
 from chat_streams.recovery.eviction import EvictionWatch
@@ -42,7 +40,6 @@ MARK_SECONDS: Final = 1.0
 """Seconds between two checks that all Redis primaries still know the fencing tokens."""
 REGAIN_SECONDS: Final = 0.1
 """Seconds between two checks that this worker is still a member of its consumer group."""
-_AWAY: Final = (KafkaUnavailable, RedisUnavailable, TopicsError, KafkaError)
 
 Devices = dict[str, dict[str, LoggedDevice]]
 
@@ -161,11 +158,13 @@ class Fencing:
             for tp in self._held():
                 try:
                     await self._check(tp)
-                except RedisUnavailable as error:
-                    log.warning("redis is away", doing="watch", error=repr(error))
-                    break
                 except Rewound:
                     continue
+                except Exception as error:
+                    if not is_away(error):
+                        raise
+                    log.warning("an engine is away", doing="watch", error=repr(error))
+                    break
 
     async def _check(self, tp: TP) -> None:
         progress = self._app.progress
@@ -189,7 +188,7 @@ class Fencing:
                 ]
             )
 
-        return await retry_forever("look for marks", _AWAY, are_applied)
+        return await retry_forever("look for marks", AWAY, are_applied)
 
     async def _restore(self, tokens: dict[int, str]) -> None:
         async def apply() -> None:
@@ -199,13 +198,13 @@ class Fencing:
                 log.warning("a former log was applied again", generation=previous.generation)
 
         devices = await retry_forever(
-            "read cursors from the log", _AWAY, lambda: logged_devices(self._settings, list(tokens))
+            "read cursors from the log", AWAY, lambda: logged_devices(self._settings, list(tokens))
         )
         await self._inbox.restore(devices)
         log.warning("cursors are restored from the log", users=len(devices))
         try:
             # Commands that Redis refuses are tried again, too: no newer message may be appended before these.
-            await retry_forever("apply former logs", (*_AWAY, ResponseError), apply)
+            await retry_forever("apply former logs", (*AWAY, ResponseError), apply)
         except FencingTokenStale as error:
             # Redis lost writes once more, or another worker took over: the next append shows it.
             raise Rewound from error

@@ -173,7 +173,7 @@ def apply(progress: Progress[TP], first: int, last: int) -> None:
     assert epoch is not None
     for offset in range(first, last + 1):
         assert progress.admit(PARTITION, offset, time.monotonic()) is Admission.APPLY
-        progress.done(PARTITION, epoch, offset, time.monotonic())
+        assert progress.done(PARTITION, epoch, offset, offset, time.monotonic())
 
 
 # Commits
@@ -501,7 +501,7 @@ async def test_after_a_hole_a_partition_goes_back_to_what_the_log_still_has(
     assert consumer.app.told == []
     epoch = progress.epoch(PARTITION)
     assert epoch is not None
-    progress.done(PARTITION, epoch, 9, now)
+    assert progress.done(PARTITION, epoch, 9, 9, now)
     await asyncio.sleep(DONE_LOOK_SECONDS)
     await turns()
     assert consumer.app.told == [(PARTITION, LostRange(10, 10, 15), 10)]

@@ -25,7 +25,7 @@ def run_of(progress: Progress[str]) -> int:
 
 def apply(progress: Progress[str], offset: int, now: float) -> None:
     assert progress.admit("p", offset, now) is Admission.APPLY
-    progress.done("p", run_of(progress), offset, now)
+    assert progress.done("p", run_of(progress), offset, offset, now)
 
 
 def rewind(progress: Progress[str], now: float) -> int:
@@ -50,8 +50,16 @@ def test_only_what_is_done_is_committed(progress: Progress[str]) -> None:
         progress.admit("p", offset, 0.0)
     progress.admit("p", 110, 0.0)
     assert progress.committable("p") == 100
-    progress.done("p", run_of(progress), 101, 0.0)
+    assert progress.done("p", run_of(progress), 100, 101, 0.0)
     assert progress.committable("p") == 102
+
+
+@pytest.mark.parametrize(("first", "last"), [(101, 102), (102, 102), (99, 101), (100, 103)])
+def test_what_does_not_follow_on_what_is_done_is_not_done(progress: Progress[str], first: int, last: int) -> None:
+    for offset in (100, 101, 102):
+        progress.admit("p", offset, 0.0)
+    assert not progress.done("p", run_of(progress), first, last, 0.0)
+    assert progress.committable("p") == 100
 
 
 def test_partitions_know_nothing_of_each_other(progress: Progress[str]) -> None:
@@ -67,7 +75,7 @@ def test_a_partition_that_is_not_assigned_keeps_no_state(progress: Progress[str]
     progress.admit("p", 100, 0.0)
     progress.clear()
     assert "p" not in progress
-    progress.done("p", epoch, 100, 0.0)
+    assert progress.done("p", epoch, 100, 100, 0.0)
     assert progress.admit("p", 101, 0.0) is None
     assert progress.committable("p") is None
     assert progress.epoch("p") is None
@@ -84,7 +92,7 @@ def test_effects_of_an_earlier_run_that_end_late_do_not_count(progress: Progress
         progress.admit("p", offset, 0.0)
     progress.clear()
     progress.start("p", Start(100, Checkpoint()), 1.0)
-    progress.done("p", earlier, 102, 2.0)
+    assert progress.done("p", earlier, 100, 102, 2.0)
     assert progress.committable("p") == 100
     assert progress.admit("p", 100, 2.0) is Admission.APPLY
 
@@ -94,7 +102,7 @@ def test_effects_under_way_at_a_rewind_do_not_count(progress: Progress[str]) -> 
     apply(progress, 100, 0.0)
     progress.admit("p", 101, 1.0)
     assert rewind(progress, 1.0) == 100
-    progress.done("p", earlier, 101, 2.0)
+    assert progress.done("p", earlier, 101, 101, 2.0)
     assert progress.committable("p") == 100
     assert progress.admit("p", 101, 2.0) is Admission.HOLE
     assert progress.admit("p", 100, 2.0) is Admission.APPLY
@@ -265,6 +273,15 @@ class Partition(RuleBasedStateMachine):
         self.under_way = []
         self._done(ordered)
 
+    @precondition(lambda self: len(self.under_way) > 1)
+    @rule(data=st.data())
+    def finish_one_before_those_before_it(self, data: st.DataObject) -> None:
+        epoch, offset = data.draw(st.sampled_from(self.under_way[1:]))
+        before = self.progress.committable("p")
+        if epoch == run_of(self.progress) and offset != before:
+            assert not self.progress.done("p", epoch, offset, offset, self.now)
+        assert self.progress.committable("p") == before
+
     def _done(self, finished: list[tuple[int, int]]) -> None:
         for epoch, offset in finished:
             if epoch == run_of(self.progress):
@@ -273,7 +290,7 @@ class Partition(RuleBasedStateMachine):
             else:
                 # Done in a later run before: then it changes nothing.
                 self.done_at.setdefault(offset, self.now)
-            self.progress.done("p", epoch, offset, self.now)
+            assert self.progress.done("p", epoch, offset, offset, self.now)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, LOSS_WINDOW / 2, LOSS_WINDOW]))
     def wait(self, seconds: float) -> None:

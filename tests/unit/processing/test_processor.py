@@ -132,12 +132,14 @@ class World:
     async def apply(self, records: list[Record[bytes]]) -> Awaitable[Any] | None:
         which = [(TPS[r.partition], r.offset, self.progress.epoch(TPS[r.partition])) for r in records]
         await asyncio.sleep(0)
-        kind = self.fault("error", "cancelled", "rewind", "rebalance", "late", "effect", "effect", "effect")
+        kind = self.fault("error", "cancelled", "rewind", "rebalance", "late", "effect", "effect", "effect", "away")
         if kind == "late":
             await asyncio.sleep(0)
-            kind = self.fault("error", "cancelled", "rewind", "rebalance")
+            kind = self.fault("error", "cancelled", "rewind", "rebalance", "away")
         if kind == "error":
             raise ValueError
+        if kind == "away":
+            raise OSError
         if kind == "cancelled":
             raise asyncio.CancelledError
         if kind == "rewind":
@@ -174,16 +176,19 @@ class World:
         self.position[tp] = self.progress.restart(tp, 0.0) or 0
 
     async def bury(self, found: Any, error: BaseException) -> None:
-        if isinstance(error, Rewound):
-            self.violations.append("a rewind became a dead letter")
+        if isinstance(error, Rewound | OSError):
+            self.violations.append(f"a dead letter names {error!r}")
         await asyncio.sleep(0)
         self.done[found.tp].add(found.offset)
 
     def note_failure(self, found: Any, attempt: int, error: BaseException) -> None:
-        if attempt >= ATTEMPTS or isinstance(error, Rewound):
+        if attempt >= ATTEMPTS or isinstance(error, Rewound | OSError):
             self.violations.append(f"attempt {attempt}: {error!r}")
 
     def note_done(self, topic: str, count: int, seconds: float) -> None: ...
+
+    def is_away(self, error: BaseException) -> bool:
+        return isinstance(error, OSError)
 
     def end(self, error: BaseException) -> None:
         raise error
@@ -191,7 +196,7 @@ class World:
 
 def processor(world: Any) -> Processor[bytes]:
     codec: Codec[bytes] = Text()  # type: ignore[assignment]
-    return Processor("app", codec, world.apply, world.progress, world)
+    return Processor("app", codec, world.apply, world.progress, world, world.is_away)
 
 
 @settings(deadline=None, max_examples=400)
@@ -259,4 +264,67 @@ async def test_a_record_whose_effect_always_fails_becomes_a_dead_letter(monkeypa
     world.commit()
     assert world.buried == [2]
     assert world.violations == []
+    assert {tp: offset for tp, (offset, _) in world.committed.items()} == dict.fromkeys(TPS, RECORDS)
+
+
+class Away(World):
+    """A world whose engine is away for a while, for what applies records or for the effects they leave under way."""
+
+    def __init__(self, in_effect: bool) -> None:
+        super().__init__([])
+        self.in_effect = in_effect
+        self.tries = 0
+        self.sizes: list[int] = []
+        self.buried: list[int] = []
+
+    async def apply(self, records: list[Record[bytes]]) -> Awaitable[Any] | None:
+        self.tries += 1
+        self.sizes.append(len(records))
+        effect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.tries <= 3 * ATTEMPTS:
+            if not self.in_effect:
+                raise ConnectionRefusedError("no engine")
+            effect.set_exception(ConnectionRefusedError("no engine"))
+            return effect
+        self.note_applied([(TPS[r.partition], r.offset, self.progress.epoch(TPS[r.partition])) for r in records])
+        effect.set_result(None)
+        return effect
+
+    async def bury(self, found: Any, error: BaseException) -> None:
+        self.buried.append(found.offset)
+
+
+@pytest.mark.parametrize("in_effect", [False, True])
+async def test_an_engine_that_is_away_is_waited_for_and_no_record_is_blamed(
+    monkeypatch: pytest.MonkeyPatch, in_effect: bool
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    world = Away(in_effect)
+    async with asyncio.timeout(20):
+        await processor(world).run(world.batches())
+    world.commit()
+    assert (world.buried, world.violations) == ([], [])
+    assert {tp: offset for tp, (offset, _) in world.committed.items()} == dict.fromkeys(TPS, RECORDS)
+    # Nothing is gained by halving what an engine did not answer.
+    assert set(world.sizes) == {2 * RECORDS}
+
+
+async def test_what_is_done_out_of_order_begins_the_partition_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World([])
+    done = world.progress.done
+    refused = 0
+
+    def skipping(partition: Tp, epoch: int, first: int, last: int, now: float) -> bool:
+        nonlocal refused
+        if not refused:
+            first += 1
+        follows = done(partition, epoch, first, last, now)
+        refused += not follows
+        return follows
+
+    monkeypatch.setattr(world.progress, "done", skipping)
+    async with asyncio.timeout(20):
+        await processor(world).run(world.batches())
+    world.commit()
+    assert refused == 1
     assert {tp: offset for tp, (offset, _) in world.committed.items()} == dict.fromkeys(TPS, RECORDS)
