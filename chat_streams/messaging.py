@@ -39,6 +39,7 @@ from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.service import Service
 from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.recovery.fencing import Fencing
+from chat_streams.recovery.former_libraries import FormerLibraries
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.spans import traceparent
@@ -74,7 +75,7 @@ cluster = Cluster(app.settings)
 inbox, index = Inbox(cluster, app.settings), InboxIndex(cluster)
 evictions = EvictionWatch(cluster)
 app.hindrances = lambda: evictions.warnings
-fencing = Fencing(app, inbox, evictions, app.settings)
+fencing = Fencing(app, inbox, evictions, FormerLibraries(cluster), app.settings)
 run_lasting(app, fencing.watch)
 partitions_held: set[int] = set()
 

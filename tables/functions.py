@@ -12,6 +12,16 @@ _VERSION: Final = hashlib.sha256(_SOURCE.encode()).hexdigest()[:8]
 LIBRARY: Final = _SOURCE.replace("name=connect_chat", f"name=connect_chat_{_VERSION}").replace("cc_", f"cc_{_VERSION}_")
 
 
+NAMES: Final = "connect_chat_*"
+"""The pattern of the names of all versions of the library."""
+NAME: Final = f"connect_chat_{_VERSION}"
+
+
+def counter_of(library: str) -> str:
+    """Return the name of the function that counts the calls of a version, of which ``library`` is the name."""
+    return f"cc_{library.removeprefix(NAMES[:-1])}_calls"
+
+
 def function(name: str) -> str:
     """Return the name in Redis of a function of ``inbox.lua``; ``name`` is as in the file, without ``cc_``."""
     return f"cc_{_VERSION}_{name}"

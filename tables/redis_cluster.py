@@ -33,7 +33,7 @@ from redis.exceptions import (
 from chat_streams.model.errors import RedisRefused, RedisUnavailable
 from chat_streams.runtime.retry import REDIS_ERRORS, retry_forever
 from chat_streams.runtime.settings import Settings
-from tables.functions import LIBRARY, function
+from tables.functions import LIBRARY, NAME, NAMES, counter_of, function
 
 log = structlog.get_logger()
 
@@ -69,6 +69,14 @@ class Eviction(NamedTuple):
             f"Redis at {self.server}: maxmemory-policy is {self.policy}, which deletes inboxes when memory is full;"
             f" it must be {NOEVICTION} (CONFIG SET, redis.conf, or the parameter group of ElastiCache)"
         )
+
+
+class FormerLibrary(NamedTuple):
+    """A function library of another version on a server; ``calls`` counts its functions' calls, if it can tell."""
+
+    server: str
+    name: str
+    calls: int | None
 
 
 def connect(settings: Settings, **options: Any) -> RedisCluster:
@@ -230,6 +238,40 @@ class Cluster:
             parse_eviction(server, memory, stats)
             for server, memory, stats in zip(servers, answers[::2], answers[1::2], strict=True)
         ]
+
+    async def former_libraries(self) -> list[FormerLibrary]:
+        """Return the function libraries of other versions on each primary; raises ``RedisUnavailable``."""
+
+        async def once() -> list[Any]:
+            return [await self._former_libraries(node) for node, _ in self._tagged_primaries()]
+
+        return [library for of_node in await self._carry_out(once) for library in of_node]
+
+    async def _former_libraries(self, node: ClusterNode) -> list[FormerLibrary]:
+        (listed,) = await self._send(node, [("FUNCTION", "LIST", "LIBRARYNAME", NAMES)])
+        if isinstance(listed, ResponseError):
+            raise listed
+        found = []
+        for library in listed:
+            name = library[b"library_name"].decode()
+            if name == NAME:
+                continue
+            calls = None
+            if counter_of(name) in {function[b"name"].decode() for function in library[b"functions"]}:
+                (calls,) = await self._send(node, [("FCALL_RO", counter_of(name), 0)])
+            found.append(FormerLibrary(node.name, name, None if isinstance(calls, ResponseError) else calls))
+        return found
+
+    async def delete_library(self, library: FormerLibrary) -> None:
+        """Delete a library from its primary, if it still is one; raises ``RedisUnavailable``."""
+
+        async def once() -> list[Any]:
+            nodes = [node for node, _ in self._tagged_primaries() if node.name == library.server]
+            return [
+                answer for node in nodes for answer in await self._send(node, [("FUNCTION", "DELETE", library.name)])
+            ]
+
+        await self._carry_out(once)
 
     async def _carry_out(self, once: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         """Run ``once`` with a known topology, and again after loading the library where a primary lacks it."""

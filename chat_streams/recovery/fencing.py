@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -30,6 +31,7 @@ from chat_streams.processing.away import AWAY, is_away
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery import previous_logs
 from chat_streams.recovery.eviction import EvictionWatch
+from chat_streams.recovery.former_libraries import FormerLibraries
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox, LoggedDevice
@@ -60,10 +62,18 @@ class Fencing:
     the log.
     """
 
-    def __init__(self, app: OrderedApp, inbox: Inbox, evictions: EvictionWatch, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: OrderedApp,
+        inbox: Inbox,
+        evictions: EvictionWatch,
+        libraries: FormerLibraries,
+        settings: Settings,
+    ) -> None:
         self._app = app
         self._inbox = inbox
         self._evictions = evictions
+        self._libraries = libraries
         self._settings = settings
         self._lock = asyncio.Lock()
 
@@ -155,6 +165,11 @@ class Fencing:
             except RedisUnavailable as error:
                 log.warning("redis is away", doing="watch", error=repr(error))
                 continue
+            try:
+                await self._libraries.look(time.monotonic())
+            except (RedisUnavailable, ResponseError) as error:
+                # Looked at again after some minutes: nothing waits for it.
+                log.warning("former function libraries cannot be deleted", error=repr(error))
             for tp in self._held():
                 try:
                     await self._check(tp)

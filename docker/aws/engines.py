@@ -25,7 +25,8 @@ VALKEY_VERSION: Final = "8.1"
 USER: Final = "connect-chat"
 REDIS_ACCESS: Final = (
     "on ~* -@all +@read +@write +@connection -@dangerous -function"
-    " +fcall +fcall_ro +eval +eval_ro +function|load +cluster|slots +cluster|shards +cluster|nodes +command +info +time"
+    " +fcall +fcall_ro +eval +eval_ro +function|load +function|list +function|delete"
+    " +cluster|slots +cluster|shards +cluster|nodes +command +info +time"
 )
 """The commands that ``tables/`` and the functions of ``tables/lua/`` call, as rules of Redis's ACL SETUSER."""
 KAFKA_PROPERTIES: Final = {

@@ -700,10 +700,19 @@ local function release(keys, args)
   return 0
 end
 
+-- The number of calls of this version's functions on this server: those of a version that nobody calls are deleted.
+local calls = 0
+
 -- Functions that free memory, or need none, run even in a full Redis: else no client could connect and empty its inbox.
 local function register(name, callback, ...)
-  redis.register_function{function_name = name, callback = callback, flags = {...}}
+  local function counted(keys, args)
+    calls = calls + 1
+    return callback(keys, args)
+  end
+  redis.register_function{function_name = name, callback = counted, flags = {...}}
 end
+
+redis.register_function{function_name = 'cc_calls', callback = function() return calls end, flags = {'no-writes'}}
 
 register('cc_fence', fence, 'allow-oom', 'allow-cross-slot-keys')
 -- The sentinel that an append reads is in a hash slot of its own, on the same server.

@@ -18,7 +18,14 @@ from docker.aws.engines import REDIS_ACCESS
 from docker.local.engines import _redis_server
 
 ROOT = Path(__file__).resolve().parents[2]
-BY_THE_CLIENT = {("CLUSTER", "SLOTS"), ("FUNCTION", "LOAD", "library"), ("PING",), ("AUTH",)}
+BY_THE_CLIENT = {
+    ("CLUSTER", "SLOTS"),
+    ("FUNCTION", "LOAD", "library"),
+    ("FUNCTION", "LIST"),
+    ("FUNCTION", "DELETE", "x"),
+    ("PING",),
+    ("AUTH",),
+}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from chat_streams.model.errors import FencingTokenStale, RedisRefused
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import LOGGED, Message
 from chat_streams.model.times import now_ms
+from chat_streams.recovery.former_libraries import IDLE_SECONDS, SILENT_SECONDS, FormerLibraries
 from chat_streams.runtime.settings import Settings
 from docker.local.engines import RedisNode
 from docker.local.layout import HOST, Layout
@@ -22,6 +23,7 @@ from docker.local.part import Running
 from docker.local.probes import user
 from docker.local.temporary_stack import start_process
 from gateway.protocol import message_tail
+from tables.functions import LIBRARY, NAME
 from tables.inbox import Batch, Inbox, InboxPage, LoggedDevice, keys
 from tables.redis_cluster import Cluster, connect
 
@@ -204,3 +206,27 @@ async def test_a_policy_that_evicts_is_refused_at_the_start(box: Box) -> None:
             await box.cluster.check()
     finally:
         await box.redis.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_the_library_of_a_former_version_goes_once_nobody_calls_it(box: Box) -> None:
+    former = FormerLibraries(box.cluster)
+    version = NAME.removeprefix("connect_chat_")
+    await box.redis.function_load(LIBRARY.replace(version, "0000dead"))
+    await box.redis.function_load(
+        "#!lua name=connect_chat_silent\nredis.register_function('cc_silent_x', function() end)"
+    )
+
+    async def call() -> None:
+        await box.cluster.call(("FCALL_RO", "cc_0000dead_top", 1, keys(box.user)[1]))
+
+    await call()
+    assert await former.look(0) == []
+    await call()
+    assert await former.look(IDLE_SECONDS) == []
+    (deleted,) = await former.look(2 * IDLE_SECONDS)
+    assert deleted.name == "connect_chat_0000dead"
+    (deleted,) = await former.look(SILENT_SECONDS)
+    assert deleted.name == "connect_chat_silent"
+    assert await former.look(2 * SILENT_SECONDS) == []
+    # Ours stays.
+    assert await box.append(1) == 1

@@ -16,6 +16,7 @@ from chat_streams.processing.offsets import Checkpoint, Progress, Start
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.recovery.fencing import Fencing
+from chat_streams.recovery.former_libraries import FormerLibraries
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
 
@@ -100,7 +101,13 @@ def servers() -> Servers:
 
 @pytest.fixture
 def fencing(worker: Worker, store: Store, servers: Servers) -> Fencing:
-    return Fencing(cast(OrderedApp, worker), cast(Inbox, store), cast(EvictionWatch, servers), cast(Settings, None))
+    return Fencing(
+        cast(OrderedApp, worker),
+        cast(Inbox, store),
+        cast(EvictionWatch, servers),
+        cast(FormerLibraries, None),
+        cast(Settings, None),
+    )
 
 
 async def test_a_server_that_knows_the_token_costs_no_rewind(fencing: Fencing, worker: Worker, store: Store) -> None:
