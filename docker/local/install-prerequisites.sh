@@ -71,9 +71,10 @@ look() {
         has valkey-server || has redis-server || need redis-server
         has promtool || need prometheus
     fi
-    # The upgrade takes the code of an older commit.
+    # The upgrade takes the code of an older commit; clocks are set wrong by libfaketime.
     if [ "$level" = faults ]; then
         has git || need git
+        has faketime || need faketime
     fi
     # The tests on a fresh machine and of the image need root; without it they are skipped.
     if [ "$level" = faults ] && [ "$(id -u)" = 0 ]; then

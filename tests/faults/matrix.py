@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from tests.faults.clocks import HOUR, set_clock, set_right
 from tests.faults.crowd import Crowd, Phase
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.faults.recreated import TopicRecreated
@@ -22,6 +23,8 @@ from tests.faults.runner import add_options, options_of, show
 from tests.faults.trial import Fault, Result, Trial
 
 KINDS = ("kill", "pause", "cut")
+CLOCKS = {"ahead": HOUR, "behind": -HOUR}
+"""Kinds of faults of processes of ours: by how many seconds the clock is ahead."""
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
 PAUSE_S = 30.0
 EVICT_S = 3.0
@@ -44,6 +47,7 @@ class Cell(NamedTuple):
 CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PARTS, KINDS, Phase)]
 CELLS += [Cell("recreated", "topic", phase) for phase in Phase]
 CELLS += [Cell(kind, "redis", phase) for kind, phase in itertools.product(("flushall", "evict"), Phase)]
+CELLS += [Cell(kind, part, phase) for part, kind, phase in itertools.product(("gateway", *WORKERS), CLOCKS, Phase)]
 
 
 # The faults
@@ -63,6 +67,9 @@ class CellFault(Fault):
     async def happen(self, crowd: Crowd) -> None:
         """Cause the cell's kind of fault; returns when the part is back."""
         match self._cell.kind:
+            case "ahead" | "behind" as kind:
+                set_clock(self.stack.running[self.victim].part, CLOCKS[kind])
+                await self.kill(self.victim)
             case "kill":
                 await self.kill(self.victim)
             case "pause":
@@ -73,6 +80,12 @@ class CellFault(Fault):
                 await self._evict()
             case _:
                 await self._cut()
+
+    async def end(self) -> None:
+        """Start a part with the right clock again."""
+        if self._cell.kind in CLOCKS:
+            set_right(self.stack.running[self.victim].part)
+            await self.kill(self.victim)
 
     async def _cut(self) -> None:
         proxies = self._proxies()

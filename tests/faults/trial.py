@@ -124,6 +124,10 @@ class Fault(abc.ABC):
     async def happen(self, crowd: Crowd) -> None:
         """Cause the fault; returns when the part is back."""
 
+    async def end(self) -> None:
+        """Undo what lasts until the end of the trial, if anything does."""
+        return
+
     async def kill(self, name: str) -> None:
         """Kill a part and start it again at once, as a supervisor does."""
         running = self.stack.running[name]
@@ -287,7 +291,10 @@ async def run_trial(stack: Stack, trial: Trial, stage: Stage, limits: Limits = P
         stack.check()
         async with asyncio.timeout(limits.whole):
             supervisor = asyncio.create_task(_supervise(stack, trial.fault.away, result.restarted))
-            await _measure(stack, trial, crowd, result, stage, limits)
+            try:
+                await _measure(stack, trial, crowd, result, stage, limits)
+            finally:
+                await trial.fault.end()
     except (AssertionError, StackError, TimeoutError, ConnectionClosed, RequestRefused) as error:
         result.problems.append(f"{type(error).__name__}: {error}"[:1000])
     finally:

@@ -19,6 +19,7 @@ PRESENT = {
     "redis-server": "",
     "promtool": "",
     "git": "",
+    "faketime": "",
 }
 COMMAND_OF = {"default-jre-headless": "java", "maven": "mvn", "prometheus": "promtool"}
 
@@ -112,10 +113,10 @@ def test_what_only_tests_need_is_looked_for_by_them_alone(machine: Machine) -> N
     assert machine.run("faults") == missing
 
 
-def test_only_the_long_tests_need_git(machine: Machine) -> None:
-    machine.remove("git")
+def test_only_the_long_tests_need_git_and_faketime(machine: Machine) -> None:
+    machine.remove("git", "faketime")
     assert machine.run("test") == (0, [])
-    assert machine.run("faults") == (1, ["missing here: sudo apt install --no-install-recommends git"])
+    assert machine.run("faults") == (1, ["missing here: sudo apt install --no-install-recommends git faketime"])
 
 
 def test_valkey_is_as_good_as_redis(machine: Machine) -> None:
