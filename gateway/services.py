@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Final, NoReturn
 
@@ -25,6 +26,7 @@ from gateway.publisher import Publisher
 from gateway.state.delivery_state import Limits
 from gateway.state.hello_queue import HelloQueue
 from gateway.state.rate_limit import RateLimiters, Rates
+from gateway.state.standstill import BEAT_SECONDS, LEAST_SECONDS, Standstill
 from tables.chat_history import ChatHistory
 from tables.inbox import Inbox
 from tables.redis_cluster import Cluster
@@ -70,6 +72,8 @@ class Services:
         self.log = IncomingLog(settings)
         self.failure: TopicsError | None = None
         """Why the gateway stops, and does not start again before somebody has done something."""
+        # What is written after that may be beyond the retry window of what its client has sent elsewhere.
+        self.standstill = Standstill(max(LEAST_SECONDS, settings.retry_window / 2), time.monotonic())
         self._metrics: web.AppRunner | None = None
         self._running: asyncio.Task[NoReturn] | None = None
 
@@ -87,6 +91,7 @@ class Services:
             "statistics": self.statistics.publish(self.publisher.publish_statistics),
             "fetching the keys for tokens": self.authenticator.run(),
             "the watch on topics": watch.run(),
+            "the beat": self._beat(),
         }
         self._running = spawn("the gateway", run_endless(works), self._on_failed)
 
@@ -129,6 +134,11 @@ class Services:
             self.failure = error
             self.publisher.refuse()
         crash("the gateway", error)
+
+    async def _beat(self) -> None:
+        while True:
+            self.standstill.beat(time.monotonic())
+            await asyncio.sleep(BEAT_SECONDS)
 
     def _lease(self) -> dict[str, float]:
         lease = self.hub.lease

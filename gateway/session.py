@@ -356,6 +356,8 @@ class Session:
             self._reader = None
 
     def _handle(self, text: str) -> None:
+        if self.services.standstill.is_behind(self._since, _now()):
+            raise CloseConnection(Close.GOING_AWAY, "the gateway stood still")
         try:
             frames = protocol.parse(text, self.services.settings.max_frame_objects, self._look)
         except InvalidFrame as invalid:

@@ -24,7 +24,7 @@ from gateway import handshake, hub
 from gateway import session as module
 from gateway.announcer import Announced
 from gateway.handshake import Greeting
-from gateway.protocol import ClientFrame, Hello
+from gateway.protocol import ClientFrame, CloseConnection, Hello
 from gateway.publisher import Sender
 from gateway.session import HANDLERS, Session
 from gateway.slot_consumer import SlotConsumer
@@ -33,6 +33,7 @@ from gateway.state.delivery_state import Limits, PageRequest
 from gateway.state.fetch_budget import FetchBudget
 from gateway.state.hello_queue import HelloQueue
 from gateway.state.rate_limit import RateLimiter, Rates
+from gateway.state.standstill import Standstill
 from gateway.writer import Reader
 
 PAGE: Final = 100
@@ -365,3 +366,31 @@ async def test_a_fault_in_an_answer_ends_its_connection(gateway: Gateway) -> Non
     assert gateway.sockets[0].closed_with == Close.FAILED
     assert not gateway.running[1].done()
     assert len(lines) == 1
+
+
+async def test_what_was_sent_before_a_standstill_is_not_handled_after_it() -> None:
+    """Its client has sent it elsewhere by now, and it may come behind the retry window."""
+    published: list[Any] = []
+    standstill = Standstill(10.0, 0.0)
+    services: Any = SimpleNamespace(
+        settings=Settings(), standstill=standstill, publisher=SimpleNamespace(send=published.append), traces=None
+    )
+    socket: Any = SilentSocket()
+    session = Session(services, socket)
+    session.rate_limiter = SimpleNamespace(send=lambda size, now: 0.0)  # type: ignore[assignment]
+    session.state = SimpleNamespace(unacknowledged_bytes=0)  # type: ignore[assignment]
+    frame = '{"type":"send","id":"1","to":"bob","body":1}'
+    now = time.monotonic()
+    session._since = now - 3_600.0
+    standstill.beat(now - 3_000.0)
+    with pytest.raises(CloseConnection) as end:
+        session._handle(frame)
+    assert end.value.code == Close.GOING_AWAY
+    standstill.beat(now)
+    with pytest.raises(CloseConnection):
+        session._handle(frame)
+    assert published == []
+    # One that began after it.
+    session._since = time.monotonic()
+    session._handle(frame)
+    assert len(published) == 1
