@@ -240,6 +240,7 @@ class _Auditor:
     async def run(self) -> Report:
         # By the clock of Redis inboxes expire: the one of this machine says nothing.
         self._began_at, self._began = 1000 * await self._cluster.time(), time.monotonic()
+        self._report.at = await self._messages.now_ms()
         # An engine that is away is reported now, not after the wait for the services.
         await self._index.look([("", Position(0, 0), 1)])
         if self._options.history:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from chat_streams.model.times import now_ms
 from chat_streams.operations.audit import Options
 from chat_streams.operations.audit_rules import Fate, Report
 
@@ -24,7 +23,7 @@ MEANINGS = {
 def kept_summary(report: Report, options: Options) -> dict[str, Any]:
     """Return the report as it is stored: with its time ``at``, in ms since the epoch, and the first findings only."""
     found = summary(report, options)
-    return found | {"at": now_ms(), "findings": found["findings"][:MOST_KEPT]}
+    return found | {"at": report.at, "findings": found["findings"][:MOST_KEPT]}
 
 
 def summary(report: Report, options: Options) -> dict[str, Any]:

@@ -368,6 +368,8 @@ def check_head(head: Head, claims: Claims, rules: Rules, log_start: int, log_end
 class Report:
     """The result of an audit: the number of messages of each fate, and what is wrong."""
 
+    at: int = 0
+    """The log's time at which it began, about, in ms since the epoch."""
     fates: Counter[Fate] = field(default_factory=Counter)
     none: int = 0
     """The number of messages without a fate."""

@@ -16,7 +16,7 @@ from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
 from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
 from chat_streams.model.errors import KafkaUnavailable, RedriveRefused, UndecodableRecord, UnknownVersion
 from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven
-from chat_streams.model.times import now_ms, utc
+from chat_streams.model.times import utc
 from chat_streams.operations import dead_letters
 from chat_streams.operations.dead_letters import CODECS, Catalogue, Filter, Summary
 from chat_streams.runtime.settings import Settings
@@ -161,7 +161,7 @@ async def redrive(
         confirm(len(chosen))
         partitions = {topic: len(await reader.spans(topic)) for topic in CODECS}
         async with contextlib.AsyncExitStack() as stack:
-            redriver = _Redriver(settings, catalogue, partitions, say, warn)
+            redriver = _Redriver(settings, catalogue, partitions, await reader.now_ms(), say, warn)
             if not dry_run:
                 await stack.enter_async_context(redriver)
             # The generator must be closed before its reader, also when an error ends the loop.
@@ -189,6 +189,7 @@ class _Redriver:
         settings: Settings,
         catalogue: Catalogue,
         partitions: dict[str, int],
+        now: int,
         say: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -197,6 +198,7 @@ class _Redriver:
         self._settings = settings
         self._catalogue = catalogue
         self._partitions = partitions
+        self._now = now
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._covered: set[int] = set()
         self._counts = {"redriven": 0, "refused": 0, "late": 0}
@@ -228,7 +230,8 @@ class _Redriver:
             return
         write = self._catalogue.write(number, letter)
         self._covered.update(write.covers)
-        late = letter.app == MESSAGING and now_ms() - letter.first_at > self._settings.retry_window * 1000
+        age = self._now - (letter.logged_at or letter.first_at)
+        late = letter.app == MESSAGING and age > self._settings.retry_window * 1000
         self._counts["redriven"] += 1
         self._counts["late"] += late and letter.topic == INCOMING_MESSAGES
         also = "".join(f", and with it number {n}" for n in write.covers if n != number)
@@ -240,9 +243,8 @@ class _Redriver:
             sent = await self._producer.send_and_wait(
                 letter.topic, letter.value, letter.key, letter.partition, headers=write.headers
             )
-            at = now_ms()
             for covered in write.covers:
-                mark = Redriven(covered, at, sent.offset)
+                mark = Redriven(covered, sent.timestamp, sent.offset)
                 await self._producer.send_and_wait(TOPIC, DEAD_LETTERS.encode(mark), letter.key)
                 self._catalogue.redriven[covered] = mark
         except KafkaError as error:
