@@ -43,7 +43,7 @@ status: setup ## Show how every part is
 logs: setup ## Follow the logs of all parts, or of one: PART=gateway
 	@$(STACK) logs $(PART)
 
-token: setup ## Print a token for a user: USER=alice; for the inspector ROLE=operator, ROLE="operator bodies"
+token: setup ## Print a token for a user: USER=alice; for the inspector ROLE=viewer, ROLE="operator bodies"
 	@$(STACK) run faust -A chat_streams token $(user) $(addprefix --role ,$(ROLE))
 
 chat: setup ## Chat in this terminal as a user: USER=alice

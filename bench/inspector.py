@@ -74,7 +74,7 @@ async def looking(system: ConnectChat, paths: tuple[str, ...] | None) -> AsyncIt
         yield
         return
     await system.start_service("inspector")
-    token = mint(system.layout.secret_file.read_text().strip(), "eve", 3600)
+    token = mint(system.layout.secret_file.read_text().strip(), "eve", 3600, ["viewer"])
     base = f"http://127.0.0.1:{system.layout.inspector}"
     seen = {path: asyncio.Event() for path in paths}
 

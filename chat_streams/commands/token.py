@@ -8,10 +8,9 @@ from faust.cli import AppCommand, argument, option
 from chat_streams.commands.output import Command
 from chat_streams.model.errors import SettingsError
 from chat_streams.processing.service import Service
-from chat_streams.runtime.tokens import mint
+from chat_streams.runtime.tokens import ROLES, mint
 
 DAY = 24 * 3600
-ROLES = ("operator", "bodies")
 
 
 def register(app: Service) -> None:
@@ -25,7 +24,8 @@ def register(app: Service) -> None:
             "roles",
             type=click.Choice(ROLES),
             multiple=True,
-            help="For the inspector: operator may redrive, bodies shows what people write. May be given twice.",
+            help="For the inspector, which wants viewer or operator: operator may redrive and audit, bodies shows what "
+            "people write. May be given more than once.",
         ),
         base=Command,
     )

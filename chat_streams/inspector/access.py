@@ -7,15 +7,11 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from chat_streams.model.errors import ConnectChatError, InvalidToken, KeysUnavailable
+from chat_streams.model.errors import ConnectChatError, InvalidToken
 from chat_streams.model.origins import Origin
-from chat_streams.runtime.tokens import Authenticator
+from chat_streams.runtime.tokens import BODIES, OPERATOR, VIEWER, Authenticator
 
 COOKIE: Final = "inspector_token"
-OPERATOR: Final = "operator"
-"""The role that may redrive dead letters and start audits."""
-BODIES: Final = "bodies"
-"""The role that may read the bodies of messages."""
 MAX_TOKEN: Final = 4096
 
 
@@ -32,6 +28,10 @@ class AccessDenied(ConnectChatError):
     """A request has no token or an invalid one; the text gives the reason."""
 
 
+class RoleMissing(AccessDenied):
+    """A token is good, but not for this; the text says which role it needs."""
+
+
 class Access:
     """The check of a request's token."""
 
@@ -43,7 +43,7 @@ class Access:
         await self._authenticator.run()
 
     async def viewer(self, request: web.Request) -> Viewer:
-        """Return the viewer of a request, by its ``Authorization`` header or cookie; raises ``AccessDenied``."""
+        """Return the viewer of a request, by its ``Authorization`` header or cookie; raises as ``of_token``."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             token = request.cookies.get(COOKIE, "")
@@ -52,15 +52,16 @@ class Access:
         return await self.of_token(token.strip())
 
     async def of_token(self, token: str) -> Viewer:
-        """Return the viewer that a token names; raises ``AccessDenied``."""
+        """Return the viewer that a token names; raises ``AccessDenied``, ``RoleMissing`` or ``KeysUnavailable``."""
         if len(token) > MAX_TOKEN:
             raise AccessDenied("it is too long for a token")
         try:
             found = await self._authenticator.identify(token)
         except InvalidToken as error:
             raise AccessDenied(str(error)) from error
-        except KeysUnavailable as error:
-            raise AccessDenied("the keys to check it with are away, try again") from error
+        # The users of the chat have tokens, too.
+        if found.roles.isdisjoint((VIEWER, OPERATOR)):
+            raise RoleMissing(f"it has neither the role {VIEWER} nor {OPERATOR}: make token USER=… ROLE={VIEWER}")
         return Viewer(found.user, found.expires, OPERATOR in found.roles, BODIES in found.roles)
 
 

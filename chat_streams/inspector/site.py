@@ -12,7 +12,7 @@ import jinja2
 import structlog
 from aiohttp import web
 
-from chat_streams.inspector.access import Access, AccessDenied, Viewer, same_origin
+from chat_streams.inspector.access import Access, AccessDenied, RoleMissing, Viewer, same_origin
 from chat_streams.inspector.assets import FOLDER, Assets
 from chat_streams.inspector.collector import Collector
 from chat_streams.inspector.live import Live
@@ -21,6 +21,7 @@ from chat_streams.model.errors import (
     ConnectChatError,
     HistoryUnavailable,
     KafkaUnavailable,
+    KeysUnavailable,
     RedisUnavailable,
     TopicsError,
 )
@@ -34,7 +35,12 @@ from tables.redis_cluster import Cluster
 
 log = structlog.get_logger()
 
-OPEN_PATHS: Final = ("/login", "/healthz", "/readyz", PATH)
+LOGIN: Final = "/login"
+LOGOUT: Final = "/logout"
+ASSETS: Final = "/static/{version}/{name}"
+OPEN: Final = frozenset({LOGIN, ASSETS, "/healthz", "/readyz", PATH})
+"""The routes that need no token: how to show one, what that page is made of, and what probes and Prometheus ask."""
+NO_OPERATOR: Final = "this needs a token with the role operator: make token USER=… ROLE=operator"
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -95,7 +101,7 @@ class Site:
         app.cleanup_ctx.append(self.collector.run)
         app.cleanup_ctx.append(self._close)
         router = app.router
-        router.add_get("/static/{version}/{name}", self.assets.serve)
+        router.add_get(ASSETS, self.assets.serve)
         self.router = router
 
     async def _close(self, _: web.Application) -> AsyncIterator[None]:
@@ -188,9 +194,19 @@ class Site:
             raise web.HTTPForbidden(text="this form was not sent from a page of the inspector")
         if request.path == PATH and not request.headers.keys().isdisjoint(("Forwarded", "X-Forwarded-For")):
             raise web.HTTPForbidden(text="metrics are not for what comes through a proxy")
-        if request.path not in OPEN_PATHS and not request.path.startswith("/static/"):
+        # By the route and not by the path: what is open is what the router has found, and nothing else.
+        resource = request.match_info.route.resource
+        route = "" if resource is None else resource.canonical
+        if route not in OPEN:
             try:
-                request["viewer"] = await self.access.viewer(request)
+                viewer = request["viewer"] = await self.access.viewer(request)
+            except KeysUnavailable as error:
+                text = f"the keys to check tokens with are away: {error}"
+                raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "5"}) from error
+            except RoleMissing as error:
+                if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
+                    raise web.HTTPForbidden(text=f"the token is not for this: {error}") from error
+                return self.render(request, "login.html", {"error": str(error), "next": request.path_qs}, 403)
             except AccessDenied as error:
                 if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
                     raise web.HTTPUnauthorized(text=f"a token is wanted: {error}") from error
@@ -198,7 +214,10 @@ class Site:
                     # A request from a link on another site comes without the SameSite cookie. The page that answers it
                     # loads the address again from this site, with the cookie.
                     return self.render(request, "again.html", {"url": request.path_qs})
-                return web.HTTPSeeOther(f"/login?next={quote(request.path_qs)}")
+                return web.HTTPSeeOther(f"{LOGIN}?next={quote(request.path_qs)}")
+            # Whatever does something has such a method: a new page needs no check of its own.
+            if request.method not in ("GET", "HEAD") and route != LOGOUT and not viewer.operator:
+                raise web.HTTPForbidden(text=NO_OPERATOR)
         try:
             answer: web.StreamResponse = await handler(request)
         except web.HTTPException:

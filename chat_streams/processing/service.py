@@ -12,6 +12,7 @@ import click
 import faust
 import structlog
 from faust.types import TP
+from faust.web.base import BlueprintManager
 
 from chat_streams.compat import uvloop_streams
 from chat_streams.kafka import names, topics
@@ -72,8 +73,6 @@ class Service(OrderedApp):
             # Faust listens on all interfaces by default; its option --web-bind changes that, --web-host does not.
             web_bind=LOOPBACK,
             logging_config=logs.config(self.settings.log_format),
-            web_tables_enabled=False,
-            web_router_enabled=False,
             stream_wait_empty=False,
             broker_session_timeout=self.settings.session_timeout,
             broker_heartbeat_interval=self.settings.session_timeout / 4,
@@ -93,6 +92,8 @@ class Service(OrderedApp):
         """By topic, how to find out up to where a partition is applied when Kafka does not know."""
         self.hindrances: Callable[[], Sequence[str]] = list
         """Returns what an operator has to mend before this worker counts as ready."""
+        # None of Faust's own pages: they ask for no token, and APP_WEB_TABLES_ENABLED would show all users there.
+        self.web.blueprints = BlueprintManager()
         self._add_pages()
         self.statistics.partitions = self.partitions
         self._add_tasks()

@@ -19,6 +19,14 @@ ALGORITHM: Final = "HS256"
 FAR: Final = 253_402_300_800
 """The year 10000, in s since the epoch. A later time is in ms, or none (``1e400``), and no number to reckon with."""
 
+VIEWER: Final = "viewer"
+"""The role that may see the inspector's pages."""
+OPERATOR: Final = "operator"
+"""The role that may, besides, do what the pages offer: redrive dead letters, start an audit."""
+BODIES: Final = "bodies"
+"""The role that may, as a viewer or operator, read what people write."""
+ROLES: Final = (VIEWER, OPERATOR, BODIES)
+
 # The claims are judged here: PyJWT takes "true" and "7" for times, and an empty audience for none.
 _SIGNATURE_ONLY: Final[Any] = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
 

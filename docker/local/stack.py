@@ -109,7 +109,7 @@ class Stack:
 
     def _print_inspector(self) -> None:
         url = next(part.url for part in self.services if part.name == "inspector")
-        console.print(f"inspector: {url}, with a token from 'make token USER=me ROLE=operator'", soft_wrap=True)
+        console.print(f"inspector: {url}, with a token from 'make token USER=me ROLE=viewer'", soft_wrap=True)
 
     def down(self) -> None:
         """Stop the services, the engines and supervisord, and the parts that a dead supervisord left behind."""

@@ -63,7 +63,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture
 async def visit(stack: Stack, inspector: Running, browser: Browser) -> AsyncIterator[Open]:
-    """Open a page of the inspector as a user with roles, logged in by the form; a script error fails the test."""
+    """Open a page of the inspector as a user with roles, ``viewer`` by default; a script error fails the test."""
     errors: list[str] = []
     contexts = []
 
@@ -79,7 +79,7 @@ async def visit(stack: Stack, inspector: Running, browser: Browser) -> AsyncIter
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if REFUSED.search(message.text) else None)
         await page.goto(path)
-        await page.get_by_label("Token").fill(mint(stack.settings.jwt_key(), "eve", 600, roles))
+        await page.get_by_label("Token").fill(mint(stack.settings.jwt_key(), "eve", 600, roles or ["viewer"]))
         await page.get_by_role("button", name="Open the inspector").click()
         await page.wait_for_url(lambda url: "/login" not in url)
         return page

@@ -36,7 +36,7 @@ HEADED = """[...document.querySelectorAll('table')].filter(t => !t.closest('.plo
 
 async def api(stack: Stack, inspector: Running, path: str, *roles: str, **options: Any) -> tuple[int, Any]:
     """Call the JSON API as a script does."""
-    token = mint(stack.settings.jwt_key(), "script", 600, roles)
+    token = mint(stack.settings.jwt_key(), "script", 600, roles or ["viewer"])
     url, headers = f"{inspector.part.url}{path}", {"Authorization": f"Bearer {token}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -169,7 +169,7 @@ async def test_bodies_are_masked_unless_the_token_may_see_them_and_are_text_alwa
     for path in (f"/user/{bob}", where, f"/tail?topic={INCOMING_MESSAGES}&user={bob}"):
         await masked.goto(path)
         assert "owned" not in await masked.content(), path
-    page = await visit(f"/user/{bob}", "bodies")
+    page = await visit(f"/user/{bob}", "viewer", "bodies")
     await expect(page.get_by_role("row", name=re.compile(id_)).get_by_text("<script>")).to_be_visible()
     await page.goto(where)
     await expect(page.get_by_text("<script>document.title").first).to_be_visible()

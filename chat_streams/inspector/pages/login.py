@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from chat_streams.inspector.access import COOKIE, AccessDenied, remember
-from chat_streams.inspector.site import Site
+from chat_streams.inspector.site import LOGIN, LOGOUT, Site
+from chat_streams.model.errors import KeysUnavailable
 
 
 def register(site: Site) -> None:
@@ -21,18 +22,21 @@ def register(site: Site) -> None:
             viewer = await site.access.of_token(token)
         except AccessDenied as error:
             return site.render(request, "login.html", {"error": str(error), "next": goal}, 403)
+        except KeysUnavailable as error:
+            text = f"the keys to check it with are away, try again ({error})"
+            return site.render(request, "login.html", {"error": text, "next": goal}, 503)
         response = web.HTTPSeeOther(goal)
         remember(response, token, viewer, request.secure)
         return response
 
     async def logout(request: web.Request) -> web.StreamResponse:
-        response = web.HTTPSeeOther("/login")
+        response = web.HTTPSeeOther(LOGIN)
         response.del_cookie(COOKIE, path="/")
         return response
 
-    site.router.add_get("/login", form)
-    site.router.add_post("/login", login)
-    site.router.add_post("/logout", logout)
+    site.router.add_get(LOGIN, form)
+    site.router.add_post(LOGIN, login)
+    site.router.add_post(LOGOUT, logout)
 
 
 def local(goal: str) -> str:
