@@ -16,6 +16,7 @@ from chat_streams.model.errors import RedisUnavailable, SettingsError, TopicsErr
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import crash, limit_stop
 from chat_streams.runtime.settings import Settings
+from chat_streams.runtime.shared_call import SharedCall
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
 from chat_streams.runtime.tasks import raise_if_cancelled, run_endless, spawn
@@ -41,6 +42,8 @@ CANCEL_SECONDS: Final = 3.0
 LAST_WRITES_SECONDS: Final = 2.0
 """For the news of connections that are gone, once all messages are confirmed or refused."""
 CLOSE_SECONDS: Final = 3.0
+PING_S: Final = 1.0
+"""Seconds for which Redis' answer to one question for readiness is good for all: whoever reaches the port can ask."""
 
 
 class Services:
@@ -62,6 +65,7 @@ class Services:
         self.hellos = HelloQueue(HELLOS_AT_ONCE)
         self.authenticator = Authenticator(settings)
         self._cluster = Cluster(settings)
+        self._redis_answers = SharedCall(self._ping_redis, PING_S)
         self.inbox = Inbox(self._cluster, settings)
         self.history = ChatHistory(settings)
         self.statistics = Statistics("gateway", REGISTRY)
@@ -101,6 +105,7 @@ class Services:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running], timeout=CANCEL_SECONDS)
+        self._redis_answers.stop()
         await _each_within(
             CLOSE_SECONDS,
             {
@@ -122,11 +127,16 @@ class Services:
             missing.append("kafka")
         if not self.authenticator.has_keys:
             missing.append("keys for tokens")
+        if not await self._redis_answers.result():
+            missing.append("redis")
+        return missing
+
+    async def _ping_redis(self) -> bool:
         try:
             await self._cluster.ping()
         except RedisUnavailable:
-            missing.append("redis")
-        return missing
+            return False
+        return True
 
     def _on_failed(self, error: BaseException) -> None:
         """Stop the process: a gateway that no longer reads its slot would keep its clients waiting for nothing."""
