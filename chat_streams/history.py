@@ -30,6 +30,7 @@ WRITE_SECONDS: Final = Histogram(
 app = Service("history", redis=False)
 incoming_messages = app.topic(INCOMING_MESSAGES)
 history = ChatHistory(app.settings)
+app.to_close["the chat database"] = history.close
 
 
 @app.agent(incoming_messages)

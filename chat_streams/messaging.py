@@ -72,6 +72,7 @@ registry = app.Table(names.REGISTRY, partitions=app.settings.partitions, key_typ
 TABLE_ROWS.labels(names.REGISTRY).set_function(lambda: len(registry))
 sessions = Sessions(registry, most=app.settings.max_devices)
 cluster = Cluster(app.settings)
+app.to_close["redis"] = cluster.close
 inbox, index = Inbox(cluster, app.settings), InboxIndex(cluster)
 evictions = EvictionWatch(cluster)
 app.hindrances = lambda: evictions.warnings

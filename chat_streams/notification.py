@@ -30,7 +30,9 @@ from tables.redis_cluster import Cluster
 app = Service("notification")
 session_events = app.topic(SESSION_EVENTS)
 inbox_requests = app.topic(INBOX_REQUESTS)
-inbox = Inbox(Cluster(app.settings), app.settings)
+cluster = Cluster(app.settings)
+app.to_close["redis"] = cluster.close
+inbox = Inbox(cluster, app.settings)
 pages = PageSender(app, inbox)
 newest_events = app.newest_times(SESSION_EVENTS)
 newest_requests = app.newest_times(INBOX_REQUESTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
 from typing import Final, NoReturn
 
 import structlog
@@ -19,7 +18,7 @@ from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.shared_call import SharedCall
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import Statistics
-from chat_streams.runtime.tasks import raise_if_cancelled, run_endless, spawn
+from chat_streams.runtime.tasks import close_all, run_endless, spawn
 from chat_streams.runtime.tokens import Authenticator
 from gateway.hub import Hub
 from gateway.incoming_log import IncomingLog
@@ -106,7 +105,7 @@ class Services:
             self._running.cancel()
             await asyncio.wait([self._running], timeout=CANCEL_SECONDS)
         self._redis_answers.stop()
-        await _each_within(
+        await close_all(
             CLOSE_SECONDS,
             {
                 "the publisher": self.publisher.stop(LAST_WRITES_SECONDS),
@@ -116,7 +115,7 @@ class Services:
             },
         )
         # The slot is given back by way of it.
-        await _each_within(CLOSE_SECONDS, {"redis": self._cluster.close(), "metrics": self._close_metrics()})
+        await close_all(CLOSE_SECONDS, {"redis": self._cluster.close(), "metrics": self._close_metrics()})
 
     async def missing(self) -> list[str]:
         """The names of what connections need and is not there."""
@@ -170,17 +169,3 @@ class Services:
     async def _close_metrics(self) -> None:
         if self._metrics is not None:
             await self._metrics.cleanup()
-
-
-async def _each_within(seconds: float, closing: Mapping[str, Awaitable[None]]) -> None:
-    """Close things side by side, each in so many seconds; what fails or takes longer is logged, and left."""
-
-    async def close(name: str, work: Awaitable[None]) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await work
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - nothing may keep the others from closing
-            raise_if_cancelled(error)
-            log.warning("not closed in order", what=name, error=repr(error))
-
-    await asyncio.gather(*(close(name, work) for name, work in closing.items()))

@@ -42,7 +42,7 @@ POLL_AGAIN_SECONDS: Final = 0.02
 AGAIN_SECONDS: Final = 0.5
 """The time until a request is made again that Kafka did not answer."""
 COMMIT_WITHIN: Final = 5.0
-LAST_COMMIT_WITHIN: Final = 2.0
+LAST_COMMIT_WITHIN: Final = 3.0
 MEMBER_WITHIN: Final = 2.0
 DONE_LOOK_SECONDS: Final = 0.05
 """Seconds between two looks whether all before a lost range is done."""
@@ -105,7 +105,12 @@ class Consumer(UnusedConsumer):
 
     async def on_stop(self) -> None:
         """Commit what is done and leave the group, as far as Kafka answers in time."""
-        await self._commit(LAST_COMMIT_WITHIN, self._is_uncommitted)
+        try:
+            # With the one that may be under way.
+            async with asyncio.timeout(LAST_COMMIT_WITHIN):
+                await self._commit(LAST_COMMIT_WITHIN, self._is_uncommitted)
+        except TimeoutError as error:
+            log.warning("what is done last is not committed", error=repr(error))
         await self._client.stop()
 
     @lasting

@@ -38,7 +38,7 @@ from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.settings import Settings, settings, warn_of_unknown_settings
 from chat_streams.runtime.spans import Traces
 from chat_streams.runtime.statistics import INTERVAL_S
-from chat_streams.runtime.tasks import log_loop_error
+from chat_streams.runtime.tasks import close_all, log_loop_error
 from tables.redis_cluster import Cluster
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ log = structlog.get_logger()
 
 DAY: Final = 24 * 3600.0
 LOOPBACK: Final = "127.0.0.1"
+CLOSE_SECONDS: Final = 1.0
 
 
 class Service(OrderedApp):
@@ -92,6 +93,8 @@ class Service(OrderedApp):
         """By topic, how to find out up to where a partition is applied when Kafka does not know."""
         self.hindrances: Callable[[], Sequence[str]] = list
         """Returns what an operator has to mend before this worker counts as ready."""
+        self.to_close: dict[str, Callable[[], Awaitable[None]]] = {}
+        """By name, what to close once no agent runs any more."""
         # None of Faust's own pages: they ask for no token, and APP_WEB_TABLES_ENABLED would show all users there.
         self.web.blueprints = BlueprintManager()
         self._add_pages()
@@ -143,6 +146,7 @@ class Service(OrderedApp):
         """Stop within the grace that a supervisor gives."""
         limit_stop(asyncio.get_running_loop())
         await super().stop()
+        await close_all(CLOSE_SECONDS, {name: close() for name, close in self.to_close.items()})
 
     def begin_spans(self, name: str, records: list[Record[Messages]]) -> dict[tuple[str, Position], Span]:
         """Begin a span for each sampled message of some records; returns them by recipient and position.

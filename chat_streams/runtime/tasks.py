@@ -94,6 +94,20 @@ def raise_if_cancelled(error: BaseException) -> None:
         raise error
 
 
+async def close_all(seconds: float, closing: Mapping[str, Awaitable[None]]) -> None:
+    """Close things side by side, each in so many seconds; what fails or takes longer is logged, and left."""
+
+    async def close(name: str, work: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await work
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - nothing may keep the others from closing
+            raise_if_cancelled(error)
+            log.warning("not closed in order", what=name, error=repr(error))
+
+    await asyncio.gather(*(close(name, work) for name, work in closing.items()))
+
+
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
     """Log an exception that nobody waits for: of a callback, a timer, or a library's task.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from tests.faults.crowd import Crowd, Phase
 from tests.faults.report import print_table, table_of
 from tests.faults.runner import Plan, add_options, options_of, show
 from tests.faults.stacks import LargerStack
-from tests.faults.trial import PROMISED, Fault, Limits, Trial
+from tests.faults.trial import Fault, Trial
 
 SEED = 1
 
@@ -68,13 +67,7 @@ class KafkaAway(Fault):
 
 def trial_of(absence: Absence, stack: Stack) -> Trial:
     """Return the trial of an absence."""
-    return Trial(str(absence), SEED, Phase.LIVE, KafkaAway(stack, absence))
-
-
-def limits_of(absences: Sequence[Absence]) -> Limits:
-    """Return the limits of a trial, with the longest absence added where messages wait for Kafka."""
-    longest = max(absence.seconds for absence in absences)
-    return PROMISED._replace(confirm=PROMISED.confirm + longest, whole=PROMISED.whole + longest)
+    return Trial(str(absence), SEED, Phase.LIVE, KafkaAway(stack, absence), outage_s=absence.seconds)
 
 
 def main() -> None:
@@ -97,7 +90,7 @@ def main() -> None:
     work: dict[tuple[str, int], Plan[LargerStack]] = {
         (str(absence), SEED): partial(trial_of, absence) for absence in absences
     }
-    results = show(work, LargerStack, options_of(options), limits=limits_of(absences))
+    results = show(work, LargerStack, options_of(options))
     print_table(table_of("Kafka away", results))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 

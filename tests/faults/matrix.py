@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from tests.faults.clocks import HOUR, set_clock, set_right
 from tests.faults.crowd import Crowd, Phase
+from tests.faults.engines_away import ENGINES, EnginesAway, Outage, drawn
+from tests.faults.kafka_away import Absence, KafkaAway
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.faults.recreated import TopicRecreated
 from tests.faults.report import COLUMNS, print_table, table_of
@@ -26,11 +28,18 @@ KINDS = ("kill", "pause", "cut")
 CLOCKS = {"ahead": HOUR, "behind": -HOUR}
 """Kinds of faults of processes of ours: by how many seconds the clock is ahead."""
 PARTS = ("gateway", "messaging", "notification", "history", "kafka", "redis", "dynamodb")
-PAUSE_S = 30.0
+PAUSE_S, AWAY_S = 30.0, 300.0
 EVICT_S = 3.0
 CUT_S = 8.0
 """Seconds of a cut: longer than a worker's session with Kafka lasts."""
 DOCUMENT_MARKS = "<!-- table -->", "<!-- end of table -->"
+
+
+class Lengths(NamedTuple):
+    """The lengths of the faults that have one, in seconds: of a pause, and of a long absence of Kafka."""
+
+    pause: float = PAUSE_S
+    away: float = AWAY_S
 
 
 class Cell(NamedTuple):
@@ -45,6 +54,8 @@ class Cell(NamedTuple):
 
 
 CELLS = [Cell(kind, part, phase) for part, kind, phase in itertools.product(PARTS, KINDS, Phase)]
+CELLS += [Cell("away", "kafka", phase) for phase in Phase]
+CELLS += [Cell(kind, "engines", phase) for kind, phase in itertools.product(("pause", "kill", "row"), Phase)]
 CELLS += [Cell("recreated", "topic", phase) for phase in Phase]
 CELLS += [Cell(kind, "redis", phase) for kind, phase in itertools.product(("flushall", "evict"), Phase)]
 CELLS += [Cell(kind, part, phase) for part, kind, phase in itertools.product(("gateway", *WORKERS), CLOCKS, Phase)]
@@ -123,11 +134,19 @@ class CellFault(Fault):
         return [stack.redis_proxy if victim == "redis" else stack.dynamodb_proxy]
 
 
-def trial_of(cell: Cell, seed: int, pause_s: float, stack: CuttableStack) -> Trial:
+def trial_of(cell: Cell, seed: int, lengths: Lengths, stack: CuttableStack) -> Trial:
     """Return the trial of a cell; the victim comes from the seed."""
+    if cell.kind == "away":
+        absence = Absence("pause", lengths.away)
+        return Trial(str(cell), seed, cell.phase, KafkaAway(stack, absence), outage_s=absence.seconds)
+    if cell.part == "engines":
+        rng = random.Random(f"{seed} {cell} outages")
+        outages = drawn(rng) if cell.kind == "row" else [Outage(cell.kind, ENGINES, lengths.pause)]
+        length = sum(outage.seconds + outage.pause_s for outage in outages)
+        return Trial(str(cell), seed, cell.phase, EnginesAway(stack, outages), with_history=True, outage_s=length)
     if cell.kind == "recreated":
         return Trial(str(cell), seed, cell.phase, TopicRecreated(stack, INCOMING_MESSAGES), with_history=True)
-    fault = CellFault(stack, cell, random.Random(f"{seed} {cell} victim"), pause_s)
+    fault = CellFault(stack, cell, random.Random(f"{seed} {cell} victim"), lengths.pause)
     return Trial(str(cell), seed, cell.phase, fault, with_history=cell.part in ("history", "dynamodb"))
 
 
@@ -152,13 +171,13 @@ def _markdown(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def _write_markdown(file: Path, results: list[Result], pause_s: float) -> None:
+def _write_markdown(file: Path, results: list[Result], lengths: Lengths) -> None:
     begin, end = DOCUMENT_MARKS
     text = file.read_text() if file.exists() else f"{begin}\n{end}\n"
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     done = f"{sum(r.ok for r in results)} of {len(results)} runs of cells OK"
-    when = f"As run on {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores, paused for {pause_s:g} s: {done}."
+    when = f"As run on {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores, paused for {lengths.pause:g} s: {done}."
     if missing := [str(cell) for cell in CELLS if str(cell) not in {r.cell for r in results}]:
         when += f" Not run: {', '.join(missing)}."
     file.write_text(f"{head}{begin}\n\n{when}\n\n{_markdown(results)}\n\n{end}{tail}")
@@ -171,21 +190,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N for each cell (default: 1)")
     parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="begin with this one")
     parser.add_argument("--pause", type=float, default=PAUSE_S, metavar="SECONDS", help="of a SIGSTOP (default: 30)")
+    parser.add_argument(
+        "--away", type=float, default=AWAY_S, metavar="SECONDS", help="of 'away:kafka:*' (default: 300)"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this document")
     add_options(parser)
     options = parser.parse_args()
     cells = _selected(options.cells or ["*"])
+    lengths = Lengths(options.pause, options.away)
     work = {
-        (str(cell), seed): partial(trial_of, cell, seed, options.pause)
+        (str(cell), seed): partial(trial_of, cell, seed, lengths)
         for seed in range(options.first_seed, options.first_seed + options.seeds)
         for cell in cells
     }
 
     def write(results: list[Result]) -> None:
         if options.markdown is not None:
-            _write_markdown(options.markdown, _in_order(results), options.pause)
+            _write_markdown(options.markdown, _in_order(results), lengths)
 
-    results = show(work, CuttableStack, options_of(options), f"pause {options.pause:g}", on_result=write)
+    setting = f"pause {lengths.pause:g}, away {lengths.away:g}"
+    results = show(work, CuttableStack, options_of(options), setting, on_result=write)
     print_table(table_of("fault matrix", results))
     raise SystemExit(0 if all(result.ok for result in results) else 1)
 

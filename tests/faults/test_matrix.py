@@ -14,7 +14,7 @@ from clients.python.client import Message
 from docker.local.probes import WITHIN_S
 from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd, Device, Phase
-from tests.faults.matrix import PAUSE_S, Cell, trial_of
+from tests.faults.matrix import Cell, Lengths, trial_of
 from tests.faults.proxy import CuttableStack
 from tests.faults.trial import Limits, run_trial
 
@@ -38,7 +38,7 @@ async def cuttable(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cu
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 async def test_a_cell_loses_swaps_and_repeats_nothing(cuttable: CuttableStack, cell: Cell) -> None:
     before = refused(cuttable)
-    result = await run_trial(cuttable, trial_of(cell, SEED, PAUSE_S, cuttable), print, PATIENT)
+    result = await run_trial(cuttable, trial_of(cell, SEED, Lengths(), cuttable), print, PATIENT)
     assert result.kept, result
     if cell == Cell("cut", "messaging", Phase.STORING):
         # The worker that was cut off from Kafka, but not from Redis, left the inboxes to the one that took over.

@@ -60,4 +60,4 @@ def test_a_run_with_other_code_or_options_leaves_out_nothing(
 
 def test_cells_of_several_parts_in_a_phase_are_selected_together() -> None:
     cells = _selected([f"*:{part}:live" for part in ("messaging", "notification", "history", "kafka")])
-    assert len(cells) == 12
+    assert len(cells) == 13

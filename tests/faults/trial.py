@@ -279,11 +279,14 @@ class Trial(NamedTuple):
     fault: Fault
     with_history: bool = False
     """Messages have passed only when they are read back from history, too."""
+    outage_s: float = 0.0
+    """Seconds for which the fault holds up all messages, by which the limits are longer."""
 
 
 async def run_trial(stack: Stack, trial: Trial, stage: Stage, limits: Limits = PROMISED) -> Result:
     """Run one trial on a healthy stack; no failure of the stack raises an exception."""
     result = Result(trial.name, trial.seed, trial.fault.victim)
+    limits = limits._replace(confirm=limits.confirm + trial.outage_s, whole=limits.whole + trial.outage_s)
     started = time.monotonic()
     supervisor: asyncio.Task[None] | None = None
     crowd = Crowd(stack, stack.urls, trial.phase, f"{trial.seed} {trial.name}", limits.confirm)

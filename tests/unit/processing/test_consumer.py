@@ -43,6 +43,7 @@ class Kafka:
         self.polled: list[tuple[float, tuple[TP, ...]]] = []
         self.commits: list[dict[TP, tuple[int, Checkpoint]]] = []
         self.takes_commits = True
+        self.is_stopped = False
 
     def assignment(self) -> set[TP]:
         return self.assigned
@@ -63,6 +64,9 @@ class Kafka:
     async def poll(self, wait_s: float, most: int, of: Iterable[TP] = ()) -> dict[TP, list[Any]]:
         self.polled.append((wait_s, tuple(of)))
         return await self.records.get()
+
+    async def stop(self) -> None:
+        self.is_stopped = True
 
     def seek(self, tp: TP, offset: int) -> None:
         self.sought[tp] = offset
@@ -234,6 +238,20 @@ async def test_what_is_done_is_committed_before_it_is_given_away(
     await consumer.on_revoked({PARTITION})
     assert kafka.commits == [{PARTITION: (20, Checkpoint("old", 10, "id"))}]
     assert PARTITION not in progress
+
+
+async def test_a_stop_waits_for_no_commit_that_kafka_does_not_answer(
+    consumer: Consumer, kafka: Kafka, progress: Progress[TP], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LAST_COMMIT_WITHIN", 0.01)
+    apply(progress, 10, 12)
+    kafka.meanwhile = asyncio.Event().wait  # type: ignore[assignment]
+    regular = asyncio.create_task(consumer.commit())
+    await turns()
+    async with asyncio.timeout(10):
+        await consumer.on_stop()
+    assert kafka.is_stopped
+    regular.cancel()
 
 
 async def test_a_commit_overtaken_by_a_rebalance_is_not_taken_for_the_new_runs(

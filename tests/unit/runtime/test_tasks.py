@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from chat_streams.model.errors import Interrupted
 from chat_streams.runtime import tasks as module
 from chat_streams.runtime.retry import retry_forever
-from chat_streams.runtime.tasks import endless, log_loop_error, run_endless, spawn, uncancelled
+from chat_streams.runtime.tasks import close_all, endless, log_loop_error, run_endless, spawn, uncancelled
 
 
 async def cancelled_from_within() -> None:
@@ -140,3 +140,24 @@ async def test_an_exception_that_nobody_waits_for_is_in_the_log(monkeypatch: pyt
     ]
     assert "render" in lines[1]["where"]
     assert lines[1]["what"] == "Task exception was never retrieved"
+
+
+async def test_what_does_not_close_in_time_keeps_nothing_else_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "log", structlog.get_logger())
+    closed: list[str] = []
+
+    async def close() -> None:
+        closed.append("good")
+
+    with capture_logs() as lines:
+        await close_all(
+            0.01,
+            {
+                "hanging": asyncio.Event().wait(),  # type: ignore[dict-item]
+                "failing": failing(),
+                "cancelled": cancelled_from_within(),
+                "good": close(),
+            },
+        )
+    assert closed == ["good"]
+    assert sorted(line["what"] for line in lines) == ["cancelled", "failing", "hanging"]
