@@ -18,8 +18,8 @@ from gateway.incoming_log import IncomingLog
 class Log(IncomingLog):
     """A log of a generation that ends where the test says."""
 
-    def __init__(self, generation: int, end: Position) -> None:
-        super().__init__(Settings(engine_timeout=0.05))
+    def __init__(self, generation: int, end: Position, timeout: float = 10.0) -> None:
+        super().__init__(Settings(engine_timeout=timeout))
         self._generation = generation
         self._end = end
 
@@ -76,9 +76,13 @@ class Admin:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> IncomingLog:
+def _admin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Admin, "made", [], raising=False)
     monkeypatch.setattr("gateway.incoming_log.AIOKafkaAdminClient", Admin)
+
+
+@pytest.fixture
+def log(_admin: None) -> IncomingLog:
     return Log(1, Position.of(1, 9, 0))
 
 
@@ -100,9 +104,11 @@ async def test_a_client_that_cannot_connect_is_made_anew(log: IncomingLog, monke
     assert [admin.is_open for admin in Admin.made] == [False, True]
 
 
+@pytest.mark.usefixtures("_admin")
 async def test_a_wait_ends_where_history_does_not_come_on_and_leaves_the_client(
-    log: IncomingLog, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    log = Log(1, Position.of(1, 9, 0), timeout=0.5)
     monkeypatch.setattr(Admin, "committed", 3)
     with pytest.raises(HistoryUnavailable):
         await log.wait_for_history("bob", Position.of(1, 5, 0))
