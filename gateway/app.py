@@ -136,17 +136,19 @@ class Endpoints:
         return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
 
 
-async def _close_afterwards(_: web.Request, response: web.StreamResponse) -> None:
+async def close_afterwards(_: web.Request, response: web.StreamResponse) -> None:
     """Keep no connection for a further request: a balancer would use it at the moment when its time is over."""
     if not isinstance(response, web.WebSocketResponse):
         response.force_close()
+        # aiohttp has made the headers by now.
+        response.headers["Connection"] = "close"
 
 
 def create_app(settings: Settings) -> web.Application:
     """The aiohttp application; raises ``SettingsError`` when there is no key for tokens."""
     endpoints = Endpoints(Services(settings))
     app = web.Application()
-    app.on_response_prepare.append(_close_afterwards)
+    app.on_response_prepare.append(close_afterwards)
     app.cleanup_ctx.append(endpoints.run)
     app.on_shutdown.append(endpoints.leave)
     app.router.add_get(protocol.PATH, endpoints.connect)

@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, web
 from chat_streams.model.codes import Close
 from chat_streams.model.errors import InvalidToken
 from chat_streams.runtime.settings import Settings
-from gateway.app import Endpoints
+from gateway.app import Endpoints, close_afterwards
 from gateway.protocol import PATH, SUBPROTOCOL
 from gateway.state.hello_queue import HelloQueue
 
@@ -38,6 +38,7 @@ async def serving(**settings: Any) -> AsyncIterator[str]:
         authenticator=Authenticator(),
     )
     app = web.Application()
+    app.on_response_prepare.append(close_afterwards)
     app.router.add_get(PATH, Endpoints(services).connect)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
@@ -99,5 +100,5 @@ async def test_connections_that_are_being_opened_count_to_the_limit(monkeypatch:
             if isinstance(each, aiohttp.ClientWebSocketResponse):
                 await each.close()
         async with session.get(url, headers={"Sec-WebSocket-Protocol": SUBPROTOCOL}) as response:
-            assert response.status == 400
+            assert (response.status, response.headers["Connection"]) == (400, "close")
         assert await close_code(url, HELLO) == Close.BAD_TOKEN
