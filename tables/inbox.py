@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -221,11 +221,20 @@ class Inbox:
         name = self._name(partition)
         await self._cluster.on_primaries(lambda tag: ("FCALL", function("invalidate"), 1, _watermark(tag, name), name))
 
-    async def restore(self, devices: Mapping[str, Mapping[str, LoggedDevice]]) -> None:
-        """Restore the devices of users (user -> device -> state) from the log; newer values in Redis are kept."""
+    async def restore(
+        self, devices: Mapping[str, Mapping[str, LoggedDevice]], gone: Callable[[str], Position | None]
+    ) -> None:
+        """Restore the devices of users from the log; newer values in Redis are kept.
+
+        Args:
+            devices: User -> device -> state.
+            gone: Returns the position up to which the log has no messages to a user any more: a device below it is told
+                ``missed``, if the user's stream is gone. ``None`` if the log is not applied from its beginning on.
+        """
         commands: list[Command] = []
         for user, user_devices in devices.items():
-            command: list[Any] = ["FCALL", function("restore"), 2, *keys(user), self._ttl_ms]
+            below = gone(user)
+            command: list[Any] = ["FCALL", function("restore"), 2, *keys(user), self._ttl_ms, str(below or "")]
             for name, device in user_devices.items():
                 command += (name, str(device.cursor), device.unseen_s, device.number)
             commands.append(tuple(command))

@@ -140,7 +140,8 @@ class Fencing:
             restores |= new
         if restores:
             log.error("redis has lost more than the loss window, restoring from the log", partitions=list(restores))
-            await self._restore(restores)
+            from_the_beginning = {tp.partition for tp, mark in zip(tokens, marks, strict=True) if mark == 0}
+            await self._restore(restores, from_the_beginning)
         if rewinds:
             await self._app.rewind(rewinds)
         for tp, token in tokens.items():
@@ -205,7 +206,7 @@ class Fencing:
 
         return await retry_forever("look for marks", AWAY, are_applied)
 
-    async def _restore(self, tokens: dict[int, str]) -> None:
+    async def _restore(self, tokens: dict[int, str], from_the_beginning: set[int]) -> None:
         async def apply() -> None:
             # Read again at each attempt, since Kafka may have deleted a log meanwhile.
             for previous in await generations.previous(self._settings):
@@ -215,7 +216,13 @@ class Fencing:
         devices = await retry_forever(
             "read cursors from the log", AWAY, lambda: logged_devices(self._settings, list(tokens))
         )
-        await self._inbox.restore(devices)
+        logs = await retry_forever("look where the log begins", AWAY, lambda: previous_logs.kept(self._settings))
+
+        def gone(user: str) -> Position | None:
+            partition = partition_of(user, self._settings.partitions)
+            return previous_logs.gone_up_to(logs, user) if partition in from_the_beginning else None
+
+        await self._inbox.restore(devices, gone)
         log.warning("cursors are restored from the log", users=len(devices))
         try:
             # Commands that Redis refuses are tried again, too: no newer message may be appended before these.

@@ -6,13 +6,15 @@ below its highest position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
+from chat_streams.kafka import generations
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.log_reader import LogReader
-from chat_streams.kafka.names import MESSAGING, Names, partition_of
+from chat_streams.kafka.names import MESSAGING, VERSION, Names, partition_of
 from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import INCOMING, Messages, Record
 from chat_streams.model.redrive import address_for
 from chat_streams.processing.grouping import by_recipient
@@ -22,6 +24,43 @@ from tables.inbox import Inbox
 AT_ONCE: Final = 200
 AT_ONCE_BYTES: Final = 2 * 1024 * 1024
 """The largest number of records, and of their bytes, that are appended together."""
+
+
+class KeptLog(NamedTuple):
+    """A log that Kafka still has: its generation, and the first offset of each partition that is left."""
+
+    generation: int
+    firsts: Sequence[int]
+
+
+async def kept(settings: Settings) -> list[KeptLog]:
+    """Return the current log and the previous ones that Kafka still has, the newest first.
+
+    Raises ``KafkaUnavailable``, ``TopicsError`` and ``KafkaError``.
+    """
+    known = [g for g in await generations.generations(settings) if g.version == VERSION]
+    logs = [*await generations.previous(settings), max(known, key=lambda g: g.generation)]
+    async with LogReader(settings) as reader:
+        spans = [await reader.spans(Names.of(log.version).incoming_messages) for log in logs]
+    return [
+        KeptLog(log.generation, [span.first for span in of_log])
+        for log, of_log in reversed(list(zip(logs, spans, strict=True)))
+    ]
+
+
+def gone_up_to(logs: Sequence[KeptLog], user: str) -> Position:
+    """Return the position up to which messages to a user may be gone from the log; ``ORIGIN`` if none can be.
+
+    ``logs`` are those that Kafka still has, the newest first.
+    """
+    oldest = logs[0].generation
+    for log in logs:
+        if log.generation != oldest:
+            break
+        if first := log.firsts[partition_of(user, len(log.firsts))]:
+            return Position.before(oldest, first)
+        oldest -= 1
+    return Position.before(oldest + 1, 0) if oldest else ORIGIN
 
 
 async def is_applied(settings: Settings, inbox: Inbox, previous: Generation) -> bool:

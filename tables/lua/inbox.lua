@@ -614,13 +614,14 @@ local function acknowledge(keys, args)
 end
 
 -- Restore devices from the log; newer values are kept. In an inbox that was lost, the floor becomes the lowest cursor,
--- so that messages which all devices have are not appended again.
--- keys: inbox, devices; args: TTL in ms, then for each device: device, cursor, for how long it was not seen (s),
--- connection number
+-- so that messages which all devices have are not appended again, or the position up to which the log has nothing.
+-- keys: inbox, devices; args: TTL in ms, the position up to which the log has nothing any more, or "" if it is not
+-- applied from its beginning on, then for each device: device, cursor, for how long it was not seen (s), connection
+-- number
 local function restore(keys, args)
   local inbox, devices, now = keys[1], keys[2], clock()
   local lowest = false
-  for i = 2, #args, 4 do
+  for i = 3, #args, 4 do
     local field, cursor, seen, number = 'd:' .. args[i], args[i + 1], now - tonumber(args[i + 2]), tonumber(args[i + 3])
     local value = redis.call('HGET', devices, field)
     if value then
@@ -635,13 +636,16 @@ local function restore(keys, args)
       lowest = cursor
     end
   end
-  if redis.call('EXISTS', inbox) == 0 then
-    -- Of a stream that was evicted alone, all is applied again.
+  if args[2] ~= '' and redis.call('EXISTS', inbox) == 0 then
+    -- All is applied again that is above the lowest cursor, also where the stream was evicted alone.
     redis.call('HDEL', devices, 'top', 'bytes', 'removed', 'gap')
-  end
-  if not redis.call('HGET', devices, 'top') then
+    local floor = lowest or ORIGIN
+    redis.call('HSET', devices, 'floor', less(floor, args[2]) and args[2] or floor)
+  elseif not redis.call('HGET', devices, 'top') then
+    -- Of devices that were evicted alone: what left the stream meanwhile does not come back.
     recovered_top(inbox, devices)
-    if lowest and lowest ~= ORIGIN then
+    local floor = redis.call('HGET', devices, 'floor')
+    if lowest and (not floor or less(floor, lowest)) then
       redis.call('HSET', devices, 'floor', lowest)
     end
   end

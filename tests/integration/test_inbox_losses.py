@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 from redis.exceptions import OutOfMemoryError
 
-from chat_streams.model.errors import FencingTokenStale, RedisRefused
+from chat_streams.model.errors import FencingTokenStale, NoFreeSlot, RedisRefused
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import LOGGED, Message
 from chat_streams.model.times import now_ms
@@ -20,12 +21,13 @@ from chat_streams.runtime.settings import Settings
 from docker.local.engines import RedisNode
 from docker.local.layout import HOST, Layout
 from docker.local.part import Running
-from docker.local.probes import user
+from docker.local.probes import eventually, user
 from docker.local.temporary_stack import start_process
 from gateway.protocol import message_tail
 from tables.functions import LIBRARY, NAME
 from tables.inbox import Batch, Inbox, InboxPage, LoggedDevice, keys
 from tables.redis_cluster import Cluster, connect
+from tables.slots import Slots
 
 _partitions = itertools.count(1)
 FILLER = "filler"
@@ -40,6 +42,7 @@ class Box:
 
     def __init__(self, cluster: Cluster, redis: Any, settings: Settings) -> None:
         self.cluster = cluster
+        self.settings = settings
         self.inbox = Inbox(cluster, settings)
         self.redis = redis
         self.user = user()
@@ -65,9 +68,9 @@ class Box:
         (page,) = await self.inbox.read([(self.user, device, after, 1_000, 1 << 20, now_ms())])
         return page
 
-    async def restore(self, cursor: Position) -> None:
+    async def restore(self, cursor: Position, gone: Position | None = ORIGIN) -> None:
         """Restore a phone that has acknowledged up to ``cursor``."""
-        await self.inbox.restore({self.user: {"phone": LoggedDevice(cursor, 0, 1)}})
+        await self.inbox.restore({self.user: {"phone": LoggedDevice(cursor, 0, 1)}}, lambda _: gone)
 
     async def evict(self, *gone: str) -> None:
         """Have the server evict a key, and lose these keys as if it had evicted them, too."""
@@ -166,6 +169,61 @@ async def test_an_inbox_that_was_evicted_is_restored_before_anything_is_appended
     assert (page.missed, page.count, page.first, page.until) == (False, 3, at(2), at(4))
 
 
+async def test_what_left_an_inbox_while_its_devices_were_evicted_is_missed(box: Box) -> None:
+    await box.append(1, 2, 3, 4)
+    await box.inbox.hello(box.user, "phone", at(1))
+    await box.inbox.hello(box.user, "laptop", at(1))
+    await box.evict(keys(box.user)[1])
+    # Nobody knows of the phone at this moment.
+    await box.inbox.acknowledge([(box.user, "laptop", at(3))])
+    await box.fence()
+    await box.restore(at(1))
+    await box.append(1, 2, 3, 4, 5)
+    page = await box.read(at(1), "phone")
+    assert (page.missed, page.until) == (True, at(3))
+    page = await box.read(page.until, "phone")
+    assert (page.missed, page.count, page.until) == (False, 2, at(5))
+
+
+async def test_what_was_missed_comes_back_with_an_inbox_that_is_restored(box: Box) -> None:
+    await box.append(1, 2)
+    await box.inbox.hello(box.user, "phone", None)
+    await box.redis.delete(keys(box.user)[0])
+    await box.append(3)
+    assert (await box.read(ORIGIN, "phone")).missed
+    await box.evict(keys(box.user)[0])
+    await box.fence()
+    await box.restore(ORIGIN)
+    await box.append(1, 2, 3)
+    page = await box.read(ORIGIN, "phone")
+    assert (page.missed, page.count, page.until) == (False, 3, at(3))
+
+
+async def test_what_is_gone_from_the_log_is_missed(box: Box) -> None:
+    await box.restore(at(3), gone=at(9))
+    await box.append(10)
+    page = await box.read(at(3), "phone")
+    assert (page.missed, page.until) == (True, at(9))
+    page = await box.read(page.until, "phone")
+    assert (page.missed, page.count, page.until) == (False, 1, at(10))
+    # Who has more than that misses nothing.
+    box.user = user()
+    await box.restore(at(9), gone=at(8))
+    await box.append(10)
+    page = await box.read(at(9), "phone")
+    assert (page.missed, page.until) == (False, at(10))
+
+
+async def test_an_inbox_that_is_gone_stays_so_if_the_log_is_not_applied_from_its_beginning(box: Box) -> None:
+    await box.append(1, 2)
+    await box.inbox.hello(box.user, "phone", at(1))
+    await box.redis.delete(keys(box.user)[0])
+    await box.restore(at(1), gone=None)
+    await box.append(3)
+    page = await box.read(at(1), "phone")
+    assert (page.missed, page.until) == (True, at(2))
+
+
 async def test_an_inbox_that_expired_is_missed_also_behind_new_messages(box: Box) -> None:
     await box.append(1, 2)
     await box.inbox.hello(box.user, "phone", at(1))
@@ -196,6 +254,25 @@ async def test_what_is_lost_is_told_behind_a_stream_whose_devices_were_evicted(b
     assert (page.missed, page.count, page.until) == (False, 1, at(2))
     page = await box.read(page.until, "phone")
     assert (page.missed, page.until) == (True, at(5))
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["its own gateway", "another gateway"])
+async def test_a_slot_whose_lease_was_flushed_goes_to_who_asks_first_in_a_later_epoch(box: Box, is_first: bool) -> None:
+    await box.redis.flushall(target_nodes=box.redis.get_primaries())
+    settings = box.settings.model_copy(update={"slots": 1, "lease": 0.1})
+    gateway, another = (Slots(box.cluster, settings) for _ in range(2))
+    lease = await gateway.take()
+    with pytest.raises(NoFreeSlot):
+        await another.take()
+    # Epochs are times in ms.
+    await eventually(lambda: now_ms() > lease.epoch)
+    await box.redis.flushall(target_nodes=box.redis.get_primaries())
+    if not is_first:
+        assert (await another.take()).epoch > lease.epoch
+    # It learns that the epoch is over, and takes a slot anew.
+    await asyncio.wait_for(gateway.keep(lease), 10)
+    if is_first:
+        assert (await gateway.take()).epoch > lease.epoch
 
 
 async def test_a_policy_that_evicts_is_refused_at_the_start(box: Box) -> None:

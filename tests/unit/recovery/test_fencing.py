@@ -10,13 +10,15 @@ import pytest
 from faust.types import TP
 
 from chat_streams.kafka.generations import Generation
-from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.kafka.names import INCOMING_MESSAGES, partition_of
 from chat_streams.model.errors import RedisUnavailable, Rewound
+from chat_streams.model.position import Position
 from chat_streams.processing.offsets import Checkpoint, Progress, Start
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.recovery.fencing import Fencing
 from chat_streams.recovery.former_libraries import FormerLibraries
+from chat_streams.recovery.previous_logs import KeptLog
 from chat_streams.runtime.settings import Settings
 from tables.inbox import Inbox
 
@@ -62,9 +64,11 @@ class Store:
         self.marks: dict[int, int | None] = {0: None, 1: None}
         self.meanwhile: Callable[[], object] = lambda: None
         self.tokens: dict[int, str] = {}
+        self.restored: dict[str, Position | None] = {}
 
-    async def restore(self, devices: object) -> None:
-        """Restore no devices."""
+    async def restore(self, devices: Mapping[str, object], gone: Callable[[str], Position | None]) -> None:
+        """Note what is told of what is gone."""
+        self.restored |= {user: gone(user) for user in devices}
 
     async def fence(self, partition: int, expected: str, token: str) -> int | None:
         self.tokens[partition] = token
@@ -154,12 +158,48 @@ async def test_a_rewind_reaches_below_the_log_only_for_what_the_server_lost(
         return []
 
     monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.kept", all_kept)
     monkeypatch.setattr("chat_streams.kafka.generations.previous", no_logs)
     worker.start(100, rewind=40)
     worker.earliest, store.marks[0] = earliest, mark
     with pytest.raises(Rewound):
         await fencing.token(0)
     assert worker.rewound == {FIRST: begins}
+
+
+async def all_kept(_: Settings) -> list[KeptLog]:
+    return [KeptLog(1, [0, 0])]
+
+
+@pytest.mark.parametrize(("mark", "gone"), [(0, Position.before(1, 7)), (30, None)])
+async def test_what_is_gone_from_the_log_is_told_where_that_is_applied_from_its_beginning(
+    worker: Worker, store: Store, servers: Servers, monkeypatch: pytest.MonkeyPatch, mark: int, gone: Position | None
+) -> None:
+    async def kept(_: Settings) -> list[KeptLog]:
+        return [KeptLog(1, [7, 7])]
+
+    async def devices(_: Settings, partitions: list[int]) -> dict[str, object]:
+        return {"bob": {}}
+
+    async def no_logs(_: Settings) -> list[Generation]:
+        return []
+
+    monkeypatch.setattr("chat_streams.kafka.generations.previous", no_logs)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.kept", kept)
+    monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", devices)
+    fencing = Fencing(
+        cast(OrderedApp, worker),
+        cast(Inbox, store),
+        cast(EvictionWatch, servers),
+        cast(FormerLibraries, None),
+        Settings(partitions=2),
+    )
+    partition = partition_of("bob", 2)
+    worker.start(100, rewind=40)
+    store.marks[partition] = mark
+    with pytest.raises(Rewound):
+        await fencing.token(partition)
+    assert store.restored == {"bob": gone}
 
 
 async def test_nothing_is_fenced_while_a_server_evicts(
@@ -237,6 +277,7 @@ async def test_the_previous_log_is_applied_before_anything_new(
     monkeypatch.setattr("chat_streams.recovery.previous_logs.is_applied", look)
     monkeypatch.setattr("chat_streams.recovery.previous_logs.apply", apply)
     monkeypatch.setattr("chat_streams.recovery.fencing.logged_devices", no_devices)
+    monkeypatch.setattr("chat_streams.recovery.previous_logs.kept", all_kept)
     for tp in (FIRST, SECOND):
         worker.progress.start(tp, Start(0, Checkpoint()), time.monotonic())
     store.marks = {0: 0, 1: 0}
