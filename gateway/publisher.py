@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
-from aiokafka.errors import MessageSizeTooLargeError
 from prometheus_client import Counter, Gauge, Histogram
 
 from chat_streams.kafka.client import KAFKA_AWAY, client_options
@@ -52,8 +51,6 @@ ITEM_BYTES: Final = 64
 """Bytes that an item adds to a record beside its own, about."""
 REFUSE_SECONDS: Final = 1.0
 """For telling connections, at a stop, what Kafka did not take."""
-CLOSED_SECONDS: Final = 1.0
-"""Between two tries to write to a log that was closed by a repartition."""
 
 ACCEPTED: Final = Counter(
     "connect_chat_gateway_messages_accepted_total", "Kafka has them, and the sender was told.", registry=REGISTRY
@@ -114,9 +111,10 @@ class Publisher:
         self._room = settings.produce_buffer
         self._has_room = asyncio.Event()
         self._has_room.set()
-        self._closed_until = 0.0
         self.on_logged: dict[str, Callable[[list[Any], bool], None]] = {}
         """By topic, what is told of its items: whether Kafka has them for sure. Messages have owners instead."""
+        self.closed = ""
+        """Why nothing may be written to the log; "" where it may."""
         self._ends = LogEnds()
         self._suspect: Callable[[str], None] = log.error
         self._is_void = False
@@ -137,6 +135,12 @@ class Publisher:
         for partition, end in ends.items():
             self._ends.advance(INCOMING_MESSAGES, partition, end - 1)
         self._suspect = suspect
+
+    def set_closed(self, reason: str) -> None:
+        """Write nothing to the log while there is a ``reason``: what came into it now would stay behind."""
+        if reason != self.closed:
+            log.warning("the log is closed" if reason else "the log is open", why=reason)
+        self.closed = reason
 
     def refuse(self) -> None:
         """Write nothing any more: what Kafka would take is not in the log that this gateway knows."""
@@ -311,10 +315,9 @@ class Publisher:
     ) -> int | None:
         """Write one record; when it was appended (ms since the epoch), ``None`` unless Kafka has it for sure.
 
-        At once ``None`` while there is no connection to it.
+        At once ``None`` while there is no connection to it, or the log is closed.
         """
-        is_closed = topic == INCOMING_MESSAGES and time.monotonic() < self._closed_until
-        if self._is_void or is_closed or not self._kafka.connected:
+        if self._is_void or self.closed or not self._kafka.connected:
             return None
         began = time.monotonic()
         try:
@@ -322,9 +325,6 @@ class Publisher:
         except KAFKA_AWAY as error:
             log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
             self.healthy = False
-            if topic == INCOMING_MESSAGES and isinstance(error, MessageSizeTooLargeError):
-                # Records are far smaller than the limit, unless `topics repartition` has lowered it.
-                self._closed_until = time.monotonic() + CLOSED_SECONDS
             return None
         _SECONDS[topic].observe(time.monotonic() - began)
         self._check_end(topic, partition, written.offset)

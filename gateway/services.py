@@ -10,6 +10,8 @@ import structlog
 from aiohttp import web
 
 from chat_streams.kafka import topics
+from chat_streams.kafka.generations import why_closed
+from chat_streams.kafka.log_notices import LogNotices
 from chat_streams.kafka.topic_watch import TopicWatch
 from chat_streams.model.errors import RedisUnavailable, SettingsError, TopicsError
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
@@ -88,6 +90,8 @@ class Services:
         await self.publisher.start()
         await self.log.start(current.generation)
         watch = TopicWatch(self.settings, "gateway", current.topics)
+        notices = LogNotices(self.settings, current.current.topic_id, self.publisher.set_closed)
+        self.publisher.set_closed(why_closed([current.current], current.current.topic_id))
         self.publisher.watch_ends(await self.log.ends(), watch.suspect)
         works = {
             "the hub": self.hub.run(),
@@ -95,6 +99,7 @@ class Services:
             "fetching the keys for tokens": self.authenticator.run(),
             "the watch on topics": watch.run(),
             "the beat": self._beat(),
+            "the notices about the log": notices.run(),
         }
         self._running = spawn("the gateway", run_endless(works), self._on_failed)
 
@@ -122,7 +127,9 @@ class Services:
         missing = []
         if not self.hub.ready:
             missing.append("no slot")
-        if not self.publisher.healthy:
+        if self.publisher.closed:
+            missing.append("an open log")
+        elif not self.publisher.healthy:
             missing.append("kafka")
         if not self.authenticator.has_keys:
             missing.append("keys for tokens")

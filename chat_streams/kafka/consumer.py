@@ -102,6 +102,10 @@ class Consumer:
         """Join the group for some topics; ``listener`` is told of every rebalance."""
         self._client.subscribe(topics=list(topics), listener=listener)
 
+    def assign(self, topic: str, partition: int) -> None:
+        """Read one partition from where ``auto_offset_reset`` says."""
+        self._client.assign([TopicPartition(topic, partition)])
+
     async def assign_end(self, topic: str, partition: int) -> None:
         """Read one partition from its end, known when this returns; raises ``KafkaError`` and ``TimeoutError``."""
         tp = TopicPartition(topic, partition)

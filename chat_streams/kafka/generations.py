@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import aiokafka
@@ -14,32 +14,79 @@ from aiokafka.structs import TopicPartition
 from chat_streams.kafka.client import REQUEST_SECONDS, Admin, client_options
 from chat_streams.kafka.metadata import topics_of
 from chat_streams.kafka.names import GENERATIONS, VERSION, Names
+from chat_streams.kafka.producer import KafkaProducer, ProducerRecord, connected
 from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 
-class Log(NamedTuple):
-    """The current log: its generation, the number of partitions of ``incoming_messages``, all topics' ids by name."""
+class Generation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A record of ``log_generations``: the generation of the topic with this id, and the version of its name.
 
-    generation: int
-    partitions: int
-    topics: Mapping[str, str]
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """A record of ``log_generations``: the generation of the topic with this id, and the version of its name."""
+    Of each topic the newest record counts. ``closing`` names the repartition that closes the log; "" where none does.
+    """
 
     generation: int
     topic_id: str
     partitions: int
     version: int = 1
+    closing: str = ""
+
+
+class Log(NamedTuple):
+    """The current log, and all topics' ids by name."""
+
+    current: Generation
+    topics: Mapping[str, str]
+
+    @property
+    def generation(self) -> int:
+        """The generation of the log."""
+        return self.current.generation
+
+    @property
+    def partitions(self) -> int:
+        """The number of partitions of ``incoming_messages``."""
+        return self.current.partitions
+
+
+def decode(value: bytes) -> Generation:
+    """Return a record of ``log_generations``; raises ``msgspec.DecodeError``."""
+    return msgspec.json.decode(value, type=Generation)
+
+
+def newest(known: Iterable[Generation]) -> Generation | None:
+    """Return the newest generation; ``None`` without any."""
+    return max(known, key=lambda g: g.generation, default=None)
+
+
+def why_closed(known: Iterable[Generation], topic_id: str) -> str:
+    """Return why nothing may be written to the log whose topic has this id, and what to do; "" where it may.
+
+    Args:
+        known: The newest record of each topic.
+        topic_id: Kafka's id of the topic.
+    """
+    known = list(known)
+    last = newest(known)
+    current = next((g for g in known if g.topic_id == topic_id), None)
+    if last is not None and current is not None and last.generation > current.generation:
+        return (
+            f"the log is of generation {last.generation} by now: set CHAT_TOPICS_VERSION={last.version} and"
+            f" CHAT_PARTITIONS={last.partitions}"
+        )
+    if current is not None and current.closing:
+        return (
+            "the log is closed by a repartition; if that was interrupted, run 'faust -A chat_streams topics"
+            " repartition' again, which ends it or opens the log"
+        )
+    return ""
 
 
 async def generations(settings: Settings) -> list[Generation]:
-    """Return all generations of the log there have been, the oldest first; raises ``TopicsError``."""
+    """Return the newest record of each topic that has been the log, the oldest first; raises ``TopicsError``."""
     consumer = aiokafka.AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
     tp = TopicPartition(GENERATIONS, 0)
-    found: list[Generation] = []
+    found: dict[str, Generation] = {}
     try:
         async with asyncio.timeout(REQUEST_SECONDS):
             await consumer.start()
@@ -48,12 +95,12 @@ async def generations(settings: Settings) -> list[Generation]:
             end = (await consumer.end_offsets([tp]))[tp]
             while await consumer.position(tp) < end:
                 batch = await consumer.getmany(tp, timeout_ms=500)
-                found += [msgspec.json.decode(r.value, type=Generation) for r in batch.get(tp, [])]
-    except (KafkaError, TimeoutError) as error:
+                found |= {g.topic_id: g for g in (decode(record.value) for record in batch.get(tp, []))}
+    except (KafkaError, TimeoutError, msgspec.DecodeError) as error:
         raise TopicsError(f"topic {GENERATIONS} cannot be read from {settings.kafka}: {error!r}") from error
     finally:
         await consumer.stop()
-    return found
+    return sorted(found.values(), key=lambda g: g.generation)
 
 
 async def previous(settings: Settings) -> list[Generation]:
@@ -93,11 +140,14 @@ async def note_generation(settings: Settings, topic_id: str, partitions: int, ve
     known = await generations(settings)
     if (recorded := next((g for g in known if g.topic_id == topic_id), None)) is not None:
         return recorded.generation
-    generation = Generation(max((g.generation for g in known), default=0) + 1, topic_id, partitions, version)
-    producer = aiokafka.AIOKafkaProducer(**client_options(settings), acks="all", enable_idempotence=True)
-    await producer.start()
-    try:
-        await producer.send_and_wait(GENERATIONS, msgspec.json.encode(generation), key=topic_id.encode())
-    finally:
-        await producer.stop()
+    last = newest(known)
+    generation = Generation(1 if last is None else last.generation + 1, topic_id, partitions, version)
+    async with connected(settings) as producer:
+        await note(producer, generation)
     return generation.generation
+
+
+async def note(producer: KafkaProducer, generation: Generation) -> None:
+    """Write a record of ``log_generations``; raises ``KafkaError`` and ``TimeoutError``."""
+    record = ProducerRecord(generation.topic_id.encode(), msgspec.json.encode(generation))
+    await producer.write(GENERATIONS, 0, [record])

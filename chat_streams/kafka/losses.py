@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import aiokafka
 import msgspec
 import structlog
-from aiokafka.errors import KafkaError
 
-from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.client import KAFKA_AWAY, explain_failure
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import LOSSES
+from chat_streams.kafka.producer import ProducerRecord, connected
 from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.model.losses import Loss
 from chat_streams.runtime.settings import Settings
@@ -35,12 +34,9 @@ async def read(reader: LogReader) -> list[Loss]:
 
 async def acknowledge(settings: Settings, losses: Iterable[Loss], who: str) -> None:
     """Note durably that ``who`` has acknowledged these losses; raises ``KafkaUnavailable``."""
-    producer = aiokafka.AIOKafkaProducer(**client_options(settings), acks="all", enable_idempotence=True)
-    try:
-        await producer.start()
-        for loss in losses:
-            await producer.send_and_wait(LOSSES, loss.acknowledged(who).encode(), loss.key, 0)
-    except KafkaError as error:
-        raise KafkaUnavailable(await explain_failure(settings, error)) from error
-    finally:
-        await producer.stop()
+    async with connected(settings) as producer:
+        try:
+            for loss in losses:
+                await producer.write(LOSSES, 0, [ProducerRecord(loss.key, loss.acknowledged(who).encode())])
+        except KAFKA_AWAY as error:
+            raise KafkaUnavailable(await explain_failure(settings, error)) from error

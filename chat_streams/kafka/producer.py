@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -21,13 +21,18 @@ from aiokafka.errors import (
 )
 
 from chat_streams.compat.aiokafka import cut_off, make_severable
-from chat_streams.kafka.client import KAFKA_AWAY
+from chat_streams.kafka.client import KAFKA_AWAY, client_options, explain_failure
 from chat_streams.kafka.log_clock import LogClock, SkewReport
+from chat_streams.kafka.names import MAX_RECORD
+from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.runtime.retry import KAFKA_ERRORS, retry_forever
+from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.tasks import OnFailure, raise_if_cancelled, spawn
 
 log = structlog.get_logger()
 
+COMMAND_SECONDS: Final = 30.0
+"""Seconds that a write of a command may take."""
 CLOSE_SECONDS: Final = 1.0
 """Seconds in which clients that were cut off close, at a stop."""
 
@@ -96,6 +101,20 @@ class _Client:
         except KAFKA_AWAY as error:
             self.cut_off()
             log.warning("stopping a producer failed", error=repr(error))
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[KafkaProducer]:
+    """Connect a writer for a command, of any of our records; raises ``KafkaUnavailable`` with an explanation."""
+    producer = KafkaProducer(client_options(settings), COMMAND_SECONDS, 2 * MAX_RECORD)
+    try:
+        await producer.start()
+    except KafkaError as error:
+        raise KafkaUnavailable(await explain_failure(settings, error)) from error
+    try:
+        yield producer
+    finally:
+        await producer.stop(CLOSE_SECONDS)
 
 
 class KafkaProducer:

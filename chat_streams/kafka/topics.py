@@ -13,7 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from chat_streams.kafka.client import REQUEST_SECONDS, Admin
-from chat_streams.kafka.generations import Log, generations, note_generation
+from chat_streams.kafka.generations import Log, generations, newest, note_generation, why_closed
 from chat_streams.kafka.metadata import TopicMetadata, may_join, topics_of
 from chat_streams.kafka.names import (
     DEAD_LETTERS,
@@ -36,6 +36,8 @@ from chat_streams.runtime.settings import Settings
 
 DEAD_LETTER_PARTITIONS: Final = 1
 STATS_SECONDS: Final = 2 * 3600
+CLOSED_BYTES: Final = 100
+"""The ``max.message.bytes`` that closes a log: less than the smallest message takes, and more than an empty record."""
 COMPACTED: Final = {"cleanup.policy": "compact"}
 TIME, LOG_TIME = "message.timestamp.type", "LogAppendTime"
 OWN_CONFIG: Final = 1
@@ -160,10 +162,10 @@ async def create(settings: Settings) -> Done:
     async with Admin(settings) as admin:
         existing, _ = await topics_of(admin, [GENERATIONS, INCOMING_MESSAGES])
         if GENERATIONS in existing and INCOMING_MESSAGES not in existing:
-            newest = max(await generations(settings), key=lambda g: g.generation, default=None)
-            if newest is not None and newest.version != VERSION:
+            last = newest(await generations(settings))
+            if last is not None and last.version != VERSION:
                 raise TopicsError(
-                    f"CHAT_TOPICS_VERSION is {VERSION}, the log is version {newest.version}: the next version is made"
+                    f"CHAT_TOPICS_VERSION is {VERSION}, the log is version {last.version}: the next version is made"
                     " by 'faust -A chat_streams topics repartition' only"
                 )
         created, ids = await create_missing(admin, settings, _wanted(settings))
@@ -284,14 +286,11 @@ async def check(settings: Settings, service: str = "") -> Log:
             f"topic {INCOMING_MESSAGES} was made anew and has no generation yet, so its messages would be taken for old"
             " ones: run 'faust -A chat_streams topics create'"
         )
-    newest = max(known, key=lambda g: g.generation)
-    if current.generation != newest.generation:
+    if newest(known) != current:
         raise TopicsError(
-            f"topic {INCOMING_MESSAGES} is of generation {current.generation}, the log is of generation"
-            f" {newest.generation} by now: set CHAT_TOPICS_VERSION={newest.version} and"
-            f" CHAT_PARTITIONS={newest.partitions}"
+            f"topic {INCOMING_MESSAGES} is of generation {current.generation}, {why_closed(known, current.topic_id)}"
         )
-    return Log(current.generation, settings.partitions, {name: topic.id for name, topic in described.items()})
+    return Log(current, {name: topic.id for name, topic in described.items()})
 
 
 async def retentions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, float]:

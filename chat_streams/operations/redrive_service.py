@@ -7,13 +7,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-import aiokafka
-from aiokafka.errors import KafkaError
-
-from chat_streams.kafka.client import client_options, explain_failure
+from chat_streams.kafka.client import KAFKA_AWAY
 from chat_streams.kafka.log_reader import LogReader, Progress, Span
 from chat_streams.kafka.names import DEAD_LETTERS as TOPIC
-from chat_streams.kafka.names import INCOMING_MESSAGES, MAX_RECORD, MESSAGING
+from chat_streams.kafka.names import INCOMING_MESSAGES, MESSAGING
+from chat_streams.kafka.producer import KafkaProducer, ProducerRecord, connected
 from chat_streams.model.errors import KafkaUnavailable, RedriveRefused, UndecodableRecord, UnknownVersion
 from chat_streams.model.records import DEAD_LETTERS, DeadLetter, Redriven
 from chat_streams.model.times import utc
@@ -161,9 +159,8 @@ async def redrive(
         confirm(len(chosen))
         partitions = {topic: len(await reader.spans(topic)) for topic in CODECS}
         async with contextlib.AsyncExitStack() as stack:
-            redriver = _Redriver(settings, catalogue, partitions, await reader.now_ms(), say, warn)
-            if not dry_run:
-                await stack.enter_async_context(redriver)
+            producer = None if dry_run else await stack.enter_async_context(connected(settings))
+            redriver = _Redriver(settings, catalogue, partitions, await reader.now_ms(), producer, say, warn)
             # The generator must be closed before its reader, also when an error ends the loop.
             letters = await stack.enter_async_context(contextlib.aclosing(_letters(reader, span, chosen)))
             async for number, letter in letters:
@@ -182,7 +179,7 @@ async def _letters(
 
 
 class _Redriver:
-    """A writer of dead letters back to their topics; until it is entered, it only reports what it would write."""
+    """A writer of dead letters back to their topics; without a producer, it only reports what it would write."""
 
     def __init__(
         self,
@@ -190,6 +187,7 @@ class _Redriver:
         catalogue: Catalogue,
         partitions: dict[str, int],
         now: int,
+        producer: KafkaProducer | None,
         say: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -199,25 +197,9 @@ class _Redriver:
         self._catalogue = catalogue
         self._partitions = partitions
         self._now = now
-        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._producer = producer
         self._covered: set[int] = set()
         self._counts = {"redriven": 0, "refused": 0, "late": 0}
-
-    async def __aenter__(self) -> None:
-        self._producer = aiokafka.AIOKafkaProducer(
-            **client_options(self._settings),
-            acks="all",
-            enable_idempotence=True,
-            max_request_size=2 * MAX_RECORD,
-        )
-        try:
-            await self._producer.start()
-        except KafkaError as error:
-            raise KafkaUnavailable(await explain_failure(self._settings, error)) from error
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._producer is not None
-        await self._producer.stop()
 
     async def redrive(self, number: int, letter: DeadLetter) -> None:
         """Write one back, then note so in ``dead_letters``: a crash in between redrives it twice, never loses it."""
@@ -240,18 +222,18 @@ class _Redriver:
             self._say(f"{name}: would go to {goal}")
             return
         try:
-            sent = await self._producer.send_and_wait(
-                letter.topic, letter.value, letter.key, letter.partition, headers=write.headers
-            )
+            record = ProducerRecord(letter.key, letter.value, write.headers)
+            offset, at = await self._producer.write(letter.topic, letter.partition, [record])
             for covered in write.covers:
-                mark = Redriven(covered, sent.timestamp, sent.offset)
-                await self._producer.send_and_wait(TOPIC, DEAD_LETTERS.encode(mark), letter.key)
+                mark = Redriven(covered, at, offset)
+                # It has one partition (``topics.DEAD_LETTER_PARTITIONS``).
+                await self._producer.write(TOPIC, 0, [ProducerRecord(letter.key, DEAD_LETTERS.encode(mark))])
                 self._catalogue.redriven[covered] = mark
-        except KafkaError as error:
+        except KAFKA_AWAY as error:
             raise KafkaUnavailable(
                 f"{name}: {error!r}; redriven before it: {self._counts['redriven'] - 1}, those after it were not"
             ) from error
-        self._say(f"{name}: went to {goal}, now at offset {sent.offset}")
+        self._say(f"{name}: went to {goal}, now at offset {offset}")
 
     def _refusal(self, letter: DeadLetter) -> str | None:
         there = self._partitions.get(letter.topic)

@@ -281,7 +281,7 @@ class Consumer(UnusedConsumer):
         rebalances = self._rebalances
         await self.app.check_topics()
         tps = [tp for tp in self.assignment() if not self._is_changelog(tp)]
-        committed = {tp: (c.offset, _checkpoint(tp, c)) for tp, c in (await self._client.committed(tps)).items()}
+        committed = {tp: (c.offset, checkpoint_of(tp, c)) for tp, c in (await self._client.committed(tps)).items()}
         for tp in [tp for tp, (_, found) in committed.items() if not found.is_of(self._topic_id(tp))]:
             log_at(tp, committed.pop(tp)[0]).error(ANEW)
         earliest = await self._client.beginnings(tps) if tps else {}
@@ -438,7 +438,8 @@ def log_at(tp: tuple[str, int], offset: int) -> Any:
     return log.bind(topic=tp[0], partition=tp[1], offset=offset)
 
 
-def _checkpoint(tp: TP, committed: OffsetAndMetadata) -> Checkpoint:
+def checkpoint_of(tp: tuple[str, int], committed: OffsetAndMetadata) -> Checkpoint:
+    """Return the checkpoint that was committed with an offset; an empty one where it cannot be read."""
     try:
         return msgspec.json.decode(committed.metadata, type=Checkpoint)
     except msgspec.DecodeError as error:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
+from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, SESSION_EVENTS, partition_of
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, Message, UserDisconnected
 from chat_streams.runtime.settings import Settings
 from gateway.publisher import Accepted, Publisher
 from tests.unit.gateway.fake_kafka import AT, EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
-from tests.unit.kafka.fake_broker import NOT_ENOUGH_REPLICAS, PARTITIONS, TOO_LARGE, FakeBroker, fake_broker
+from tests.unit.kafka.fake_broker import NOT_ENOUGH_REPLICAS, PARTITIONS, FakeBroker, fake_broker
 
 
 @in_jumping_time
@@ -255,23 +255,19 @@ def written(broker: FakeBroker) -> list[str]:
     return [message.id for record in records for message in INCOMING.decode(record).messages]
 
 
-async def test_a_closed_log_refuses_messages_and_nothing_else() -> None:
+async def test_nothing_is_written_while_the_log_is_closed_by_a_repartition() -> None:
     async with gateway() as (sender, broker):
-        broker.refuse = lambda topic, partition, values: TOO_LARGE if topic == INCOMING_MESSAGES else 0
+        sender.publisher.set_closed("a repartition")
         sender.send("1")
-        await come(lambda: sender.failed == ["1"])
-        # In the same turn as the refusal, while another client connects.
         sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
         sender.publisher.publish_acknowledgement(Acknowledge("bob", "phone", ORIGIN))
-        sender.send("2")
-        await come(lambda: {topic for topic, _ in broker.log} >= {SESSION_EVENTS, INBOX_REQUESTS})
-        await come(lambda: sender.failed == ["1", "2"])
-        # It is asked again only after a while.
-        assert sum((INCOMING_MESSAGES, partition_of("bob", PARTITIONS)) in each for each in broker.requests) == 1
-        broker.refuse = lambda topic, partition, values: 0
-        sender.publisher._closed_until = 0.0
+        await come(lambda: sender.failed == ["1"])
+        await sender.publisher.publish_statistics(b"key", b"0")
+        assert {topic for topic, _ in broker.log} == {SERVICE_STATS}
+        sender.publisher.set_closed("")
         sender.send("1")
         await come(lambda: sender.confirmed == ["1"])
+        assert sender.publisher.healthy
 
 
 async def test_a_record_in_a_log_that_was_made_anew_is_not_confirmed_and_nothing_is_written_after_it() -> None:
