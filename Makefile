@@ -1,21 +1,28 @@
 # Connect Chat on one machine; "make" alone lists what there is.
 
+ifneq ($(findstring :,$(CURDIR)),)
+$(error the path of the checkout, $(CURDIR), has a colon, where virtual environments and Java end a path: move it)
+endif
+
+# A variable of make's command line as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(value $1))'
+
 # Debian's Python first: one that was compiled without profile-guided optimisation is 1.4 times as slow. One that is
 # given, as in "make unit PYTHON=python3.13", has a virtual environment of its own.
-ifeq ($(PYTHON),)
+ifeq ($(value PYTHON),)
 PYTHON := $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/)python3
 VENV := .venv
 else
-VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(shell $(call quoted,PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 endif
 JARS := .local/jars
 WEB := chat_streams/inspector/web
 RUN := $(VENV)/bin/python
 STACK := $(RUN) -m docker.local.stack
-PREREQUISITES := PYTHON='$(PYTHON)' docker/local/install-prerequisites.sh
+PREREQUISITES := PYTHON=$(call quoted,PYTHON) docker/local/install-prerequisites.sh
 PREREQUISITES_STAMP := .local/prerequisites$(VENV).stamp
 # Every shell has a variable USER: only the one given to make counts.
-user = $(if $(and $(findstring command line,$(origin USER)),$(USER)),'$(USER)',$(error say who: make $@ USER=alice))
+user = $(if $(and $(findstring command line,$(origin USER)),$(value USER)),$(call quoted,USER),$(error say who: make $@ USER=alice))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -120,7 +127,7 @@ $(PREREQUISITES_STAMP): docker/local/install-prerequisites.sh
 
 $(VENV)/installed.stamp: requirements.lock | $(PREREQUISITES_STAMP)
 	@echo "setup: installing the Python packages into $(VENV)" >&2
-	@$(PYTHON) -m venv $(VENV)
+	@$(call quoted,PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r $< >&2
 	@touch $@
 	@echo "setup: the Python packages are installed" >&2
@@ -140,7 +147,7 @@ $(WEB)/node_modules/.linter.stamp: $(WEB)/node_modules/.installed.stamp | setup
 $(JARS)/%.stamp: docker/local/%/pom.xml | $(PREREQUISITES_STAMP)
 	@echo "setup: fetching $* into $(JARS)" >&2
 	@mkdir -p $(JARS) && rm -rf $(JARS)/$* $@
-	@mvn -q -B -f $< dependency:copy-dependencies -DoutputDirectory="$(CURDIR)/$(JARS)/$*" >$(JARS)/$*.log 2>&1 \
+	@LC_ALL=C.UTF-8 mvn -q -B -f $< dependency:copy-dependencies -DoutputDirectory=../../../$(JARS)/$* >$(JARS)/$*.log 2>&1 \
 		|| { cat $(JARS)/$*.log >&2; exit 1; }
 	@touch $@
 	@echo "setup: $* is installed" >&2

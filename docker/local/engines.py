@@ -16,10 +16,40 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from docker.local.layout import HOST, ROOT, Layout, StackError, is_free
+from docker.local.layout import HOST, ROOT, Layout, StackError, base_environment, is_free
 from docker.local.part import PROBE_SECONDS, Part, get_status
 
 JARS = ROOT / ".local" / "jars"
+
+
+class Engine(Part):
+    """A part that starts in its own folder, so that no file it is configured with needs the path of that folder.
+
+    Paths may have any character: a comma would separate two folders to Kafka, a quote or a backslash means something in
+    the files of Kafka and Redis.
+    """
+
+    @property
+    def directory(self) -> Path:
+        """The engine's own data folder."""
+        return self.folder
+
+
+UTF8 = {"LC_ALL": "C.UTF-8"}
+"""Java cannot open a file whose path has a character that the locale lacks, and C lacks all but ASCII."""
+
+
+def java_properties(options: dict[str, str]) -> str:
+    """Return a file of Java properties, which is in Latin-1 with escapes (``java.util.Properties.load``)."""
+    return "".join(f"{name}={_escaped(value)}\n" for name, value in options.items())
+
+
+def _escaped(value: str) -> str:
+    text = "".join(
+        f"\\{character}" if character == "\\" else character if " " <= character <= "~" else f"\\u{ord(character):04x}"
+        for character in value
+    )
+    return f"\\{text}" if text.startswith(" ") else text
 
 
 def _jars(engine: str) -> Path:
@@ -29,7 +59,7 @@ def _jars(engine: str) -> Path:
     return folder
 
 
-class Kafka(Part):
+class Kafka(Engine):
     """One Kafka node, broker and controller at once."""
 
     name = "kafka"
@@ -43,7 +73,8 @@ class Kafka(Part):
         super().__init__(layout)
         self.ports = {"kafka": layout.kafka, "kafka_controller": layout.kafka_controller}
         self.properties = self.folder / "server.properties"
-        self.command = [*self._java(f"-Xmx{layout.kafka_heap}"), "kafka.Kafka", str(self.properties)]
+        self.environment |= UTF8
+        self.command = [*self._java(f"-Xmx{layout.kafka_heap}"), "kafka.Kafka", self.properties.name]
 
     @staticmethod
     def _java(*options: str) -> list[str]:
@@ -72,7 +103,7 @@ class Kafka(Part):
             "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "CLIENT",
             "controller.listener.names": "CONTROLLER",
-            "log.dirs": str(self.folder / "storage"),
+            "log.dirs": "storage",
             "auto.create.topics.enable": "false",
             "default.replication.factor": "1",
             "min.insync.replicas": "1",
@@ -104,12 +135,14 @@ class Kafka(Part):
         """Write the configuration, and format the storage the first time."""
         super().prepare()
         _jars("kafka")
-        self.properties.write_text("".join(f"{name}={value}\n" for name, value in self.options().items()))
+        self.properties.write_text(java_properties(self.options()))
         if (self.folder / "storage" / "meta.properties").exists():
             return
         tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self.CLUSTER_ID]
         done = subprocess.run(
-            [*self._java("-XX:TieredStopAtLevel=1"), *tool, "-c", str(self.properties), *self.format_options],
+            [*self._java("-XX:TieredStopAtLevel=1"), *tool, "-c", self.properties.name, *self.format_options],
+            cwd=self.directory,
+            env=base_environment() | self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -136,7 +169,7 @@ class Kafka(Part):
             await client.close()
 
 
-class RedisNode(Part):
+class RedisNode(Engine):
     """One Redis (Valkey) server in cluster mode: the first owns all hash slots, further ones start with none.
 
     ``node`` counts from 1 to 3.
@@ -149,7 +182,7 @@ class RedisNode(Part):
         self.name = "redis" if node == 1 else f"redis-{node}"
         self.ports = {"redis": layout.redis + node - 1, "redis_bus": layout.redis_bus + node - 1}
         self.configuration = self.folder / "redis.conf"
-        self.command = [_redis_server(), str(self.configuration)]
+        self.command = [_redis_server(), self.configuration.name]
         # As distributions build it: with libc's allocator, which the wheel's server uses, an append costs 1.4 times as
         # much (docs/performance.md).
         if (allocator := ctypes.util.find_library("jemalloc")) is not None:
@@ -164,7 +197,6 @@ class RedisNode(Part):
             "cluster-enabled": "yes",
             "cluster-port": str(self.ports["redis_bus"]),
             "cluster-announce-ip": HOST,
-            "dir": f'"{self.folder}"',
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
@@ -240,7 +272,7 @@ def installed_redis() -> str:
     raise StackError("valkey-server or redis-server, 7 or newer, is missing: sudo apt install redis-server")
 
 
-class DynamoDB(Part):
+class DynamoDB(Engine):
     """DynamoDB Local, one database for all regions and credentials."""
 
     name = "dynamodb"
@@ -249,6 +281,7 @@ class DynamoDB(Part):
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
         self.ports = {"dynamodb": layout.dynamodb}
+        self.environment |= UTF8
         self.command = [
             "java",
             "-XX:+UseSerialGC",
@@ -258,7 +291,7 @@ class DynamoDB(Part):
             str(JARS / "dynamodb" / "*"),
             "software.amazon.dynamodb.services.local.main.ServerRunner",
             "-dbPath",
-            str(self.folder),
+            ".",
             "-sharedDb",
             "-disableTelemetry",
             "-port",

@@ -8,6 +8,7 @@ import random
 import re
 import secrets
 import socket
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -105,12 +106,15 @@ class Layout(BaseSettings):
     def from_settings(cls) -> Self:
         """Return the layout of ``make up``: the defaults, each replaced by its variable where that is set.
 
-        Raises ``StackError`` naming each variable with an invalid value.
+        Raises ``StackError`` naming each variable with an invalid value, or a character that a path may not have.
         """
+        check_path("the checkout", ROOT, separators=":")
         try:
-            return cls()
+            layout = cls()
         except ValidationError as error:
             raise StackError(f"wrong setting: {explain(cls, error)}") from error
+        check_path(variable("data"), layout.data, separators="*?[")
+        return layout
 
     @classmethod
     def free(cls, data: Path) -> Self:
@@ -144,6 +148,18 @@ class Layout(BaseSettings):
     def secret_file(self) -> Path:
         """The file with the key that signs tokens (64 hex digits)."""
         return self.data / "jwt-secret"
+
+
+def check_path(what: str, path: Path, separators: str = "") -> None:
+    """Raise ``StackError`` if a path has a character that some part of the stack cannot take.
+
+    Those are control characters, bytes that are no UTF-8, and ``separators``: the checkout may have no colon, at which
+    virtual environments and class paths of Java end a path; the data folder no wildcard, since Redis would look for
+    files that match the path of its configuration, find none and start with its defaults.
+    """
+    for character in str(path):
+        if character in separators or unicodedata.category(character) in ("Cc", "Cs"):
+            raise StackError(f"{what} is {str(path)!r}: a path without {character!r} is wanted, which is not supported")
 
 
 def variable(field: str) -> str:

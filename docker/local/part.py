@@ -56,6 +56,11 @@ class Part(abc.ABC):
         """The part's own data folder."""
         return self.layout.data / self.name
 
+    @property
+    def directory(self) -> Path:
+        """The folder that the process starts in."""
+        return self.code
+
     def last_lines(self) -> str:
         """Return the last 15 lines of the log, indented."""
         lines = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:] if self.log.exists() else []
@@ -74,7 +79,7 @@ class Part(abc.ABC):
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 self.command,
-                cwd=self.code,
+                cwd=self.directory,
                 env=base_environment() | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -6,6 +6,7 @@ import configparser
 import hashlib
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,7 @@ RESTARTS = 100
 """Restarts after which supervisord gives a part up; the pause before restart n is n seconds."""
 STEADY_SECONDS = 10
 """A part that ran for less than this is restarted after a pause, one that ran longer immediately."""
+_PLAIN = re.compile(r"[\w./:=,+*@\"-]([\w./:=,+*@\" -]*[\w./:=,+*@\"-])?", re.ASCII)
 SOCKET_PATH_BYTES = 90
 """The longest path of a socket. Linux allows 107, and supervisord appends its pid while it creates the socket."""
 
@@ -61,11 +63,12 @@ class Supervisor:
         if len(os.fsencode(self._socket)) > SOCKET_PATH_BYTES:
             raise StackError(f"the path {self._socket} is too long for a socket: set CHAT_LOCAL_DATA to a shorter one")
         self.layout.logs.mkdir(parents=True, exist_ok=True)
-        self.configuration.write_text(self._expected_configuration())
+        configuration, variables = self._expected_configuration()
+        self.configuration.write_text(configuration)
         done = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)],
             cwd=ROOT,
-            env=self._environment(),
+            env=self._environment() | variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -79,7 +82,7 @@ class Supervisor:
 
     def has_other_settings(self) -> bool:
         """Return whether the running supervisord was started with other settings or by another version of this code."""
-        return self.configuration.read_text() != self._expected_configuration()
+        return self.configuration.read_text() != self._expected_configuration()[0]
 
     def shutdown(self) -> None:
         """Stop supervisord, and every part it still runs; returns when it is gone."""
@@ -138,7 +141,8 @@ class Supervisor:
         """Return the environment that supervisord passes to every part."""
         return base_environment() | service_environment(self.layout)
 
-    def _expected_configuration(self) -> str:
+    def _expected_configuration(self) -> tuple[str, dict[str, str]]:
+        """Return the text of the configuration, and the variables that it refers to."""
         shared = self._environment()
         settings = sorted(item for item in shared.items() if item[0].startswith("CHAT_"))
         sections: dict[str, dict[str, object]] = {
@@ -154,9 +158,6 @@ class Supervisor:
                 "pidfile": self.layout.data / "supervisord.pid",
                 "directory": ROOT,
             },
-            # supervisord ignores this section. By it ``has_other_settings`` notices changed settings of the services;
-            # only their hash is written, since they may hold a secret.
-            "settings": {"sha256": hashlib.sha256(repr(settings).encode()).hexdigest()},
         }
         for group, parts in self.groups.items():
             sections[f"group:{group}"] = {"programs": ",".join(part.name for part in parts)}
@@ -164,6 +165,7 @@ class Supervisor:
                 own = sorted(part.environment.items() - shared.items())
                 sections[f"program:{part.name}"] = {
                     "command": shlex.join(part.command),
+                    "directory": part.directory,
                     "environment": ",".join(f'{name}="{value}"' for name, value in own),
                     "autostart": "false",
                     "autorestart": "true",
@@ -176,13 +178,39 @@ class Supervisor:
                     "stdout_logfile_maxbytes": "10MB",
                     "stdout_logfile_backups": 2,
                 }
+        plain, variables = without_special_characters(sections)
+        # supervisord ignores this section. By it ``has_other_settings`` notices changed settings of the services and
+        # changed paths; only their hash is written, since they may hold a secret.
+        hashed = repr((settings, variables)).encode(errors="surrogateescape")
+        plain["settings"] = {"sha256": hashlib.sha256(hashed).hexdigest()}
         parser = configparser.ConfigParser(interpolation=None)
-        parser.read_dict(
-            {name: {k: str(v).replace("%", "%%") for k, v in options.items()} for name, options in sections.items()}
-        )
+        parser.read_dict(plain)
         text = io.StringIO()
         parser.write(text)
-        return text.getvalue()
+        return text.getvalue(), variables
+
+
+def without_special_characters(
+    sections: dict[str, dict[str, object]],
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the sections with a reference to a variable for each value that supervisord would misread; and those.
+
+    Nothing in a configuration file of supervisord can be escaped but the percent sign: " ;" and " #" begin a comment.
+    It expands variables when it has read the file.
+    """
+    plain: dict[str, dict[str, str]] = {}
+    variables: dict[str, str] = {}
+    for section, options in sections.items():
+        plain[section] = {}
+        for name, value in options.items():
+            text = str(value)
+            if not _PLAIN.fullmatch(text) and name != "environment":
+                variable = f"STACK_VALUE_{len(variables)}"
+                # These are expanded a second time (supervisor/options.py, processes_from_section).
+                variables[variable] = text.replace("%", "%%") if name.endswith("_logfile") else text
+                text = f"%(ENV_{variable})s"
+            plain[section][name] = text
+    return plain, variables
 
 
 def _is_alive(pid: int) -> bool:

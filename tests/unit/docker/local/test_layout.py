@@ -15,15 +15,15 @@ def _only_these(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable(field), raising=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "case"), [(name, case) for name in Layout.model_fields for case in CASES if case not in ("empty", "files")]
-)
-def test_each_wrong_value_of_each_variable_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str, case: str) -> None:
-    for value in wrong_values(Layout.model_fields[name], case, {}):
-        monkeypatch.setenv(variable(name), value)
-        with pytest.raises(StackError) as caught:
-            Layout.from_settings()
-        check_line(str(caught.value), variable(name), value, secret=False)
+@pytest.mark.parametrize("name", Layout.model_fields)
+def test_each_wrong_value_of_each_variable_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for case in CASES:
+        # An empty one is the default.
+        for value in wrong_values(Layout.model_fields[name], case, {}) if case != "empty" else []:
+            monkeypatch.setenv(variable(name), value)
+            with pytest.raises(StackError) as caught:
+                Layout.from_settings()
+            check_line(str(caught.value), variable(name), value, secret=False)
 
 
 @pytest.mark.parametrize("value", ["1", "g", "1t", "64m", "65g", "1 g", "-1g", "1.5g", "\u0661g", "9" * 5_000 + "g"])
@@ -82,3 +82,25 @@ def test_unknown_variables_of_stack_and_services_are_named_with_the_nearest(monk
         "CHAT_SLOTZ is no setting, and is ignored: is CHAT_SLOTS meant?",
         "CHAT_LOCAL_DATE is no setting, and is ignored: is CHAT_LOCAL_DATA meant?",
     ]
+
+
+@pytest.mark.parametrize("character", ["\n", "\t", "\x1b", "\x7f", "\udcff", "*", "?", "["])
+def test_a_data_folder_with_a_character_that_is_not_supported_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, character: str
+) -> None:
+    monkeypatch.setenv("CHAT_LOCAL_DATA", str(tmp_path / f"a{character}b"))
+    with pytest.raises(StackError) as caught:
+        Layout.from_settings()
+    assert f"without {character!r} is wanted" in str(caught.value)
+    assert "CHAT_LOCAL_DATA is" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_checkout_with_a_colon_in_its_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "ROOT", Path("/a:b"))
+    with pytest.raises(StackError, match="the checkout is '/a:b': a path without ':' is wanted"):
+        Layout.from_settings()
+
+
+def test_a_path_may_have_any_other_character(tmp_path: Path) -> None:
+    layout.check_path("the checkout", tmp_path / '\u00fc ,5%d "q" o\'b \\n #1 ;x $H [y] (z)&!*?', separators=":")
