@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 
-from aiohttp import web
 from aiokafka.errors import KafkaError
 
 from chat_streams.compat import uvloop_streams
 from chat_streams.model.errors import RedisRefused, SettingsError, TopicsError
-from chat_streams.runtime import logs
+from chat_streams.runtime import descriptors, logs
 from chat_streams.runtime.memory import return_large_buffers
 from chat_streams.runtime.process import failed, tame_garbage_collector
 from chat_streams.runtime.settings import settings, warn_of_unknown_settings
 from chat_streams.runtime.tasks import log_loop_error
+from gateway import listener
 from gateway.app import create_app
 
 SHUTDOWN_SECONDS = 1.0
@@ -28,9 +27,7 @@ with aiohttp's 128, of 1,000 users who came at once some did. The kernel's own l
 def main() -> None:
     """Run until SIGTERM or SIGINT; exit code 1 with one line on stderr when it can't start."""
     uvloop_streams.install()
-    # A shell's soft limit, often 1,024, is less than a gateway has connections.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    limit = descriptors.raise_limit()
     try:
         s = settings()
         logs.configure(s.log_format)
@@ -39,23 +36,22 @@ def main() -> None:
         return_large_buffers()
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(log_loop_error)
-        web.run_app(
+        listener.run_app(
             create_app(s),
             host=s.gateway_host,
             port=s.gateway_port,
             backlog=BACKLOG,
             # Also until the first request is whole: a socket on which none comes is not counted as a connection.
             keepalive_timeout=s.hello_timeout,
+            connections=s.max_connections,
+            limit=limit,
             access_log=None,
-            print=None,
             shutdown_timeout=SHUTDOWN_SECONDS,
             loop=loop,
             handler_cancellation=False,
         )
     except (SettingsError, TopicsError, RedisRefused, KafkaError) as error:
         sys.exit(f"gateway: {error}")
-    except OSError as error:
-        sys.exit(f"gateway: cannot listen on {s.gateway_host}:{s.gateway_port} (CHAT_GATEWAY_PORT): {error.strerror}")
 
     if failed():
         sys.exit(1)

@@ -13,6 +13,7 @@ from chat_streams.kafka import topics
 from chat_streams.kafka.generations import why_closed
 from chat_streams.kafka.log_notices import LogNotices
 from chat_streams.kafka.topic_watch import TopicWatch
+from chat_streams.model.addresses import join_address
 from chat_streams.model.errors import RedisUnavailable, SettingsError, TopicsError
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import crash, limit_stop
@@ -170,7 +171,10 @@ class Services:
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise SettingsError(f"cannot listen on {host}:{port} (CHAT_METRICS_PORT): {error.strerror}") from error
+            where = join_address(host, port)
+            raise SettingsError(
+                f"cannot listen on {where} (CHAT_METRICS_HOST, CHAT_METRICS_PORT): {error.strerror}"
+            ) from error
         return runner
 
     async def _close_metrics(self) -> None:

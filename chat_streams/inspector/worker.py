@@ -11,6 +11,7 @@ from chat_streams.inspector.site import Site
 from chat_streams.model.errors import SettingsError
 from chat_streams.processing.lasting import run_lasting
 from chat_streams.processing.service import Service
+from chat_streams.runtime import descriptors
 from chat_streams.runtime.metrics import REGISTRY, Exposition
 
 PORT = 8084
@@ -40,6 +41,7 @@ class Inspector(Service):
 
     def worker_init(self) -> None:
         """Check nothing: the pages say what is missing."""
+        descriptors.raise_limit()
 
     async def renew_keys(self) -> None:
         """Keep the keys for tokens up to date, for as long as this process runs."""

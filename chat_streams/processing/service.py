@@ -31,7 +31,7 @@ from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.processing.page_requests import NewestTimes
 from chat_streams.processing.worker_metrics import WORKER
-from chat_streams.runtime import logs
+from chat_streams.runtime import descriptors, logs
 from chat_streams.runtime.metrics import PATH, REGISTRY, Exposition
 from chat_streams.runtime.process import limit_stop, tame_garbage_collector
 from chat_streams.runtime.retry import retry_forever
@@ -110,6 +110,7 @@ class Service(OrderedApp):
     def worker_init(self) -> None:
         """Check Kafka and Redis before a worker starts; ends the process with one line that names what is wrong."""
         super().worker_init()
+        descriptors.raise_limit()
         # Faust calls this before every command of the app, also before the one that creates the topics.
         if "worker" not in sys.argv:
             return

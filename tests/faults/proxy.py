@@ -72,11 +72,12 @@ class _End(asyncio.Protocol):
 
 
 class Proxy:
-    """A proxy that forwards connections to ``port`` to ``target``, until it is cut."""
+    """A proxy that forwards connections to ``port`` of ``host`` to ``target`` of 127.0.0.1, until it is cut."""
 
-    def __init__(self, port: int, target: int) -> None:
+    def __init__(self, port: int, target: int, host: str = HOST) -> None:
         self.port = port
         self._target = target
+        self._host = host
         self._ends: set[_End] = set()
         self._server: asyncio.Server | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -84,7 +85,7 @@ class Proxy:
     async def restore(self) -> None:
         """Accept connections, for the first time or again."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accepted, HOST, self.port, reuse_address=True)
+        self._server = await loop.create_server(self._accepted, self._host, self.port, reuse_address=True)
 
     def cut(self) -> None:
         """Reset every connection and refuse new ones."""

@@ -29,7 +29,7 @@ SERVICES = {
 }
 """Names of the table of metrics for several services."""
 EXPOSITIONS = {
-    "gateway": ("Exposition(REGISTRY)", "import gateway.app"),
+    "gateway": ("Exposition(REGISTRY)", "import gateway.__main__"),
     "messaging": ("app.exposition", "from chat_streams.messaging import app"),
     "notification": ("app.exposition", "from chat_streams.notification import app"),
     "history": ("app.exposition", "from chat_streams.history import app"),
