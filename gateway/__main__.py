@@ -30,7 +30,7 @@ def main() -> None:
     limit = descriptors.raise_limit()
     try:
         s = settings()
-        logs.configure(s.log_format)
+        logs.configure(s.log_format, s.secrets())
         warn_of_unknown_settings()
         tame_garbage_collector()
         return_large_buffers()

@@ -56,7 +56,7 @@ class Service(OrderedApp):
 
     def __init__(self, name: str, redis: bool = True, **options: Any) -> None:
         self.settings = _settings_or_exit()
-        logs.configure(self.settings.log_format)
+        logs.configure(self.settings.log_format, self.settings.secrets())
         warn_of_unknown_settings()
         uvloop_streams.install()
         super().__init__(

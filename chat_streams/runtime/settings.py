@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
 
 import structlog
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -248,6 +249,17 @@ class Settings(BaseSettings):
             of_file = f"_FILE ({self.jwt_secret_file})" if self.jwt_secret is None else ""
             raise SettingsError(f"CHAT_JWT_SECRET{of_file} is shorter than 32 bytes: 32 or more are wanted")
         return key
+
+    def secrets(self) -> list[str]:
+        """Return what no log line may have: passwords, keys, and the queries of URLs, which may hold a key."""
+        values_and_files = (
+            (self.kafka_password, self.kafka_password_file),
+            (self.redis_password, self.redis_password_file),
+            (self.jwt_secret, self.jwt_secret_file),
+        )
+        found = [_secret("", value, file) for value, file in values_and_files]
+        found += [urlsplit(url).query for url in (self.traces, self.jwks_url) if url is not None]
+        return [secret for secret in found if secret]
 
 
 def _secret(variable: str, value: SecretStr | None, file: Path | None) -> str | None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from chat_streams.kafka.client import KAFKA_AWAY
 from docker.local.layout import HOST, ROOT, Layout, StackError, base_environment, is_free
 from docker.local.part import PROBE_SECONDS, Part, get_status
 
@@ -163,7 +163,7 @@ class Kafka(Engine):
         try:
             await client.start()
             return bool((await client.describe_cluster())["brokers"])
-        except (KafkaError, OSError, TimeoutError):
+        except KAFKA_AWAY:
             return False
         finally:
             await client.close()

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from chat_streams.kafka import topics
 from chat_streams.model.errors import RedisRefused, TopicsError
+from docker.local.parts import Service
 from docker.local.probes import Received, eventually, user
 from docker.local.temporary_stack import Stack
 from tables.redis_cluster import Cluster
@@ -114,3 +115,12 @@ async def test_a_program_that_is_refused_ends_with_one_line(secured: SecuredStac
         fails(secured, GATEWAY, "Kafka", "refused user admin", kafka_password=WRONG, gateway_port=1),
         fails(secured, MESSAGING, "Redis", "refused user admin", redis_password=WRONG),
     )
+
+
+async def test_no_log_of_a_service_has_a_password(secured: SecuredStack) -> None:
+    logs = [running.part.log for running in secured.running.values() if isinstance(running.part, Service)]
+    assert len(logs) >= 4
+    for log in logs:
+        text = log.read_text()
+        assert text
+        assert not [name for name, password in secured.passwords.items() if password in text], log

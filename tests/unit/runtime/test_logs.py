@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from chat_streams.runtime import logs
 from docker.local.layout import ROOT
 
 PROGRAM = """
@@ -60,6 +61,39 @@ def test_tracebacks_for_people_have_no_values_of_variables_either() -> None:
     assert "slot=3" in text
     assert text.count("ValueError: why") == 2
     assert "alice" not in text
+
+
+SECRETS = ("sesame open", 'a"b\\\\c\u00fcd', "key=a/b&c=d")
+TELLING = """
+import logging, structlog, sys
+from chat_streams.runtime import logs
+secrets = sys.argv[2:]
+logs.configure(sys.argv[1], secrets)
+log = structlog.get_logger()
+for secret in secrets:
+    log.info(f"to https://host/?{secret}", error=repr(OSError(secret)), url=secret)
+    logging.getLogger("opentelemetry.sdk").warning("no answer of %s", secret)
+    try:
+        raise ValueError(f"login with {secret!r} failed")
+    except ValueError:
+        log.exception("failed")
+        logging.getLogger("aiohttp.server").exception("failed")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_no_line_shows_a_secret_whatever_says_it(form: str) -> None:
+    command = [sys.executable, "-c", TELLING, form, *SECRETS]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert text.count(logs.HIDDEN) >= 5 * len(SECRETS)
+    for part in ("sesame", "key=", 'a"b', "c=d"):
+        assert part not in text
+    if form == "json":
+        assert all(json.loads(line) for line in text.splitlines())
+
+
+def test_a_text_too_short_for_a_secret_is_not_taken_out() -> None:
+    assert logs._spellings(["", "a", "secret"]) == ["secret"]
 
 
 def calls(package: str) -> Iterator[tuple[str, ast.Call]]:

@@ -221,3 +221,18 @@ def test_addresses_of_engines_may_be_of_ipv6(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_first_node_of_redis_may_leave_out_the_port(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("CHAT_REDIS", url)
     assert settings.settings().redis_addresses[0][1] in (6379, 1)
+
+
+def test_secrets_are_those_of_variables_files_and_queries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("from a file\n")
+    monkeypatch.setenv("CHAT_JWT_SECRET", KEY)
+    monkeypatch.setenv("CHAT_REDIS_PASSWORD_FILE", str(file))
+    monkeypatch.setenv("CHAT_KAFKA_USER", "alice")
+    monkeypatch.setenv("CHAT_KAFKA_PASSWORD", "sesame")
+    monkeypatch.setenv("CHAT_TRACES", "http://host/v1/traces?key=1")
+    monkeypatch.setenv("CHAT_JWKS_URL", "http://host/keys?key=2")
+    found = settings.settings()
+    assert sorted(found.secrets()) == sorted(["from a file", KEY, "sesame", "key=1", "key=2"])
+    of_type = [name for name, field in Settings.model_fields.items() if is_secret(field)]
+    assert len(of_type) == 3, "secrets() has all"
