@@ -63,7 +63,10 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
 
 
 class Outcome(NamedTuple):
-    """The result of the check; all but ``confirmed`` and ``sent_again`` has to be zero or empty."""
+    """The result of the check; all but ``confirmed``, ``sent_again`` and ``missed`` has to be zero or empty.
+
+    ``missed`` are messages that are gone and that a device was told it missed, for each device.
+    """
 
     confirmed: int
     sent_again: int
@@ -71,6 +74,7 @@ class Outcome(NamedTuple):
     swapped: int
     repeated: int
     problems: list[str]
+    missed: int = 0
 
 
 class Device:
@@ -79,6 +83,8 @@ class Device:
     def __init__(self, crowd: Crowd, user: str, name: str, rng: random.Random) -> None:
         self.user, self.name = user, name
         self.got: set[tuple[str, int]] = set()
+        self.told: list[tuple[Position, Position]] = []
+        """The ranges that it was told it missed."""
         self.swapped = self.repeated = 0
         self.crowd = crowd
         self._rng = rng
@@ -90,6 +96,8 @@ class Device:
         # The state of the current connection.
         self._connection = ""
         self._floor = self._last = ORIGIN
+        self._last_here = ORIGIN
+        """Up to where it was told on this connection that it missed something."""
         self._here: set[tuple[str, int]] = set()
         self._newest_here: Counter[str] = Counter()
 
@@ -127,11 +135,31 @@ class Device:
                 await asyncio.sleep(0.2)
 
     def missing(self) -> set[tuple[str, int]]:
-        """Return the messages that were confirmed to the user and have not arrived."""
-        return self.crowd.confirmed_to[self.user] - self.got
+        """Return the messages that were confirmed to the user, have not arrived, and were not told as missed."""
+        return self.crowd.confirmed_to[self.user] - self.got - self.missed()
+
+    def missed(self) -> set[tuple[str, int]]:
+        """Return the messages that are gone, have not arrived, and lie in a range that was told as missed."""
+        gone = self.crowd.gone.get(self.user, {})
+        return {
+            name
+            for name, position in gone.items()
+            if name not in self.got and any(after < position <= until for after, until in self.told)
+        }
+
+    def miss(self, after: str, until: str) -> None:
+        """Record that the device was told that it missed a range."""
+        end = Position.parse(until)
+        if not self.crowd.gone:
+            self.crowd.problem(f"{self} was told that it missed what is after {after} up to {until}")
+        elif end <= max(self._kept, self._last_here):
+            self.crowd.problem(f"{self} was told again that it missed what is up to {until}")
+        self._last_here = end
+        self.told.append((Position.parse(after), end))
 
     def _client(self, ack: bool = False, keep: bool = False, hello_s: float = HELLO_S) -> Client:
         self._kept = self._acked if keep else ORIGIN
+        self._last_here = ORIGIN
         crowd = self.crowd
 
         async def on_messages(messages: list[Message]) -> None:
@@ -148,7 +176,9 @@ class Device:
                     await client.ack(message.pos)
 
         async def on_missed(after: str, until: str) -> None:
-            crowd.problem(f"{self} was told that it missed what is after {after} up to {until}")
+            self.miss(after, until)
+            if ack:
+                self._kept = self._acked = max(self._acked, self._last_here)
 
         client = Client(
             self._rng.choice(crowd.urls),
@@ -205,6 +235,8 @@ class Crowd:
         self.confirmed = 0
         self.sent_again = 0
         self.confirmed_to: dict[str, set[tuple[str, int]]] = {}
+        self.gone: dict[str, dict[tuple[str, int], Position]] = {}
+        """The messages that a fault has removed from the log before they were applied, by recipient."""
         self._numbers: Counter[tuple[str, str]] = Counter()
         """The highest number sent, by sender and recipient; each pair begins with 1."""
         self._may_send = asyncio.Event()
@@ -292,6 +324,7 @@ class Crowd:
             sum(device.swapped for device in self.devices),
             sum(device.repeated for device in self.devices),
             problems,
+            sum(len(device.missed()) for device in self.devices),
         )
 
     async def cancel(self) -> None:

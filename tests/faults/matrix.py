@@ -21,6 +21,7 @@ from tests.faults.kafka_away import Absence, KafkaAway
 from tests.faults.proxy import WORKERS, CuttableStack, Proxy
 from tests.faults.recreated import TopicRecreated
 from tests.faults.report import COLUMNS, print_table, table_of
+from tests.faults.retention import RetentionPasses
 from tests.faults.runner import add_options, options_of, show
 from tests.faults.trial import Fault, Result, Trial
 
@@ -59,6 +60,7 @@ CELLS += [Cell(kind, "engines", phase) for kind, phase in itertools.product(("pa
 CELLS += [Cell("recreated", "topic", phase) for phase in Phase]
 CELLS += [Cell(kind, "redis", phase) for kind, phase in itertools.product(("flushall", "evict"), Phase)]
 CELLS += [Cell(kind, part, phase) for part, kind, phase in itertools.product(("gateway", *WORKERS), CLOCKS, Phase)]
+CELLS += [Cell("retention", part, phase) for part, phase in itertools.product(WORKERS, Phase)]
 
 
 # The faults
@@ -146,6 +148,8 @@ def trial_of(cell: Cell, seed: int, lengths: Lengths, stack: CuttableStack) -> T
         return Trial(str(cell), seed, cell.phase, EnginesAway(stack, outages), with_history=True, outage_s=length)
     if cell.kind == "recreated":
         return Trial(str(cell), seed, cell.phase, TopicRecreated(stack, INCOMING_MESSAGES), with_history=True)
+    if cell.kind == "retention":
+        return Trial(str(cell), seed, cell.phase, RetentionPasses(stack, cell.part), with_history=True)
     fault = CellFault(stack, cell, random.Random(f"{seed} {cell} victim"), lengths.pause)
     return Trial(str(cell), seed, cell.phase, fault, with_history=cell.part in ("history", "dynamodb"))
 
@@ -166,7 +170,7 @@ def _in_order(results: list[Result]) -> list[Result]:
 
 
 def _markdown(results: list[Result]) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * 2 + "|--:" * 4 + "|---" + "|--:" * 2 + "|---|"]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * 2 + "|--:" * 5 + "|---" + "|--:" * 2 + "|---|"]
     lines += [f"| {' | '.join(result.row())} |" for result in results]
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ TABLE_WIDTH = 120
 CODE = ("chat_streams", "clients", "docker", "gateway", "tables", "tests/faults")
 """The folders whose code a result depends on."""
 
-COLUMNS = ("cell", "seed", "confirmed", "lost", "swapped", "repeated", "audit", "away s", "healed s", "")
+COLUMNS = ("cell", "seed", "confirmed", "lost", "swapped", "repeated", "missed", "audit", "away s", "healed s", "")
 
 
 def code_version() -> str:
@@ -76,6 +76,8 @@ def print_table(table: Table) -> None:
 def line_of(result: Result) -> str:
     """Return a line, with further ones for what went wrong."""
     counts = f"{result.confirmed:,} confirmed, {result.lost} lost, {result.swapped} swapped, {result.repeated} repeated"
+    if result.missed:
+        counts += f", {result.missed} missed and told"
     healed = "-" if result.healed_s is None else f"{result.healed_s:.1f} s"
     text = f"{'OK  ' if result.ok else 'FAIL'} {result.cell} ({result.victim}) seed {result.seed}: {counts},"
     text += f" audit {result.audit}, healed in {healed}, {result.seconds:.0f} s in all"

@@ -83,6 +83,34 @@ def test_the_check_finds_a_message_behind_a_later_one(device: Device, connection
     assert (device.swapped, device.repeated) == (1, 0)
 
 
+def test_the_check_accepts_a_message_that_is_gone_only_where_its_device_was_told(device: Device) -> None:
+    crowd = device.crowd
+    crowd.confirmed_to[device.user] = {("alice", n) for n in range(1, 5)}
+    crowd.gone[device.user] = {("alice", n): Position.of(1, 9 + n, 0) for n in (2, 3)}
+    device.take("one", [message(device, 1, 10)])
+    assert device.missing() == {("alice", 2), ("alice", 3), ("alice", 4)}
+    device.miss(str(Position.of(1, 10, 0)), str(Position.of(1, 11, 5)))
+    # Message 4 is not gone, and 3 lies behind the range.
+    assert (device.missing(), device.missed()) == ({("alice", 3), ("alice", 4)}, {("alice", 2)})
+    device.miss(str(Position.of(1, 11, 5)), str(Position.of(1, 20, 0)))
+    assert (device.missing(), device.missed()) == ({("alice", 4)}, {("alice", 2), ("alice", 3)})
+    device.take("one", [message(device, 4, 21)])
+    assert device.missing() == set()
+    assert (crowd.check().missed, crowd.check().problems) == (2, [p for p in crowd.check().problems if "lacks" in p])
+
+
+def test_the_check_finds_a_range_that_is_told_again_or_without_a_reason(device: Device) -> None:
+    crowd = device.crowd
+    device.miss("0-0", str(Position.of(1, 5, 0)))
+    crowd.gone[device.user] = {("alice", 1): Position.of(1, 7, 0)}
+    device.miss(str(Position.of(1, 5, 0)), str(Position.of(1, 8, 0)))
+    device.miss(str(Position.of(1, 5, 0)), str(Position.of(1, 8, 0)))
+    problems = [problem for problem in crowd.check().problems if "told" in problem]
+    assert len(problems) == 2
+    assert "was told that it missed" in problems[0]
+    assert "was told again" in problems[1]
+
+
 def test_the_check_finds_a_message_that_never_comes(device: Device) -> None:
     crowd = device.crowd
     crowd.confirmed_to[device.user] = {("alice", 1), ("alice", 2)}

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
+
 from chat_streams.kafka.names import INCOMING_MESSAGES, SESSION_EVENTS
 from chat_streams.model.position import Position
 from docker.local.probes import Raw, eventually, user
-from docker.local.temporary_stack import Stack
-from tests.faults.retention import delete_records, lag, stop_service, unapplied
+from docker.local.temporary_stack import Stack, stop
+from tests.faults.retention import delete_records, lag, unapplied, workers
 from tests.integration.commands import Done, run
 
 SERVICES = ("messaging", "notification", "history")
+MANY = 400
+"""Messages of 60 kB each: three times as much as a worker holds of a topic."""
+MISSED = -2
 
 
 async def is_applied(stack: Stack) -> bool:
@@ -28,6 +33,7 @@ async def bodies_until(raw: Raw, count: int) -> list[object]:
     return [m["body"] for m in await raw.messages(count)]
 
 
+@pytest.mark.long
 async def test_what_retention_took_unapplied_is_missed_counted_and_acknowledged(stack: Stack) -> None:
     alice, bob, carol, dave = (user(name) for name in ("alice", "bob", "carol", "dave"))
     for device in ("phone", "laptop"):
@@ -43,7 +49,8 @@ async def test_what_retention_took_unapplied_is_missed_counted_and_acknowledged(
         await eventually(lambda: is_applied(stack), "all is applied")
         assert (await audit(stack)).json["clean"]
 
-        names = [name for service in SERVICES for name in await stop_service(stack, service)]
+        names = [name for service in SERVICES for name in workers(stack, service)]
+        await asyncio.gather(*(stop(stack.running[name]) for name in names))
         async with stack.connect(alice, device="sender") as sender:
             for body in (10, 11, 12):
                 for to in (bob, carol):
@@ -113,3 +120,36 @@ async def test_what_retention_took_unapplied_is_missed_counted_and_acknowledged(
     after = (await audit(stack)).json
     assert after["clean"]
     assert (after["retention"]["lost_records"], after["retention"]["acknowledged_records"]) == (0, count)
+
+
+@pytest.mark.long
+async def test_what_goes_while_a_worker_waits_for_redis_is_missed_behind_what_the_worker_holds(stack: Stack) -> None:
+    alice, bob = user("alice"), user("bob")
+    redis = stack.running["redis"]
+    async with stack.raw(bob):
+        pass
+    async with stack.connect(alice, device="sender") as sender:
+        await sender.send(bob, -1)
+        await stack.wait_stored(bob, 1)
+        redis.pause()
+        try:
+            # More than a worker takes from Kafka while it waits.
+            await sender.send_many((bob, [n, "x" * 60_000]) for n in range(MANY))
+            await delete_records(stack, await unapplied(stack, "messaging", [INCOMING_MESSAGES]))
+        finally:
+            redis.resume()
+        await eventually(partial(is_applied, stack), "all is applied, though nothing new comes")
+        await sender.send(bob, MANY)
+    found: list[int] = []
+    async with stack.raw(bob) as raw:
+        while not found or found[-1] != MANY:
+            frame = await raw.next()
+            if frame["type"] == "messages":
+                found += [m["body"][0] if isinstance(m["body"], list) else m["body"] for m in frame["messages"]]
+                await raw.ack(raw.until)
+            elif frame["type"] == "missed":
+                found.append(MISSED)
+    gap = found.index(MISSED)
+    assert gap < MANY, "the log had more than the worker held"
+    assert found == [*range(-1, gap - 1), MISSED, MANY]
+    assert (await audit(stack, "--acknowledge-loss")).json["clean"]
