@@ -6,7 +6,6 @@ faust -A chat_streams.messaging worker
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final
@@ -40,6 +39,7 @@ from chat_streams.processing.service import Service
 from chat_streams.recovery.eviction import EvictionWatch
 from chat_streams.recovery.fencing import Fencing
 from chat_streams.recovery.former_libraries import FormerLibraries
+from chat_streams.recovery.lost_ranges import LostRanges
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.retry import retry_forever
 from chat_streams.runtime.spans import traceparent
@@ -73,10 +73,11 @@ TABLE_ROWS.labels(names.REGISTRY).set_function(lambda: len(registry))
 sessions = Sessions(registry, most=app.settings.max_devices)
 cluster = Cluster(app.settings)
 app.to_close["redis"] = cluster.close
-inbox, index = Inbox(cluster, app.settings), InboxIndex(cluster)
+inbox = Inbox(cluster, app.settings)
 evictions = EvictionWatch(cluster)
 app.hindrances = lambda: evictions.warnings
 fencing = Fencing(app, inbox, evictions, FormerLibraries(cluster), app.settings)
+lost_ranges = LostRanges(app, inbox, InboxIndex(cluster), fencing, sessions, app.settings.partitions)
 run_lasting(app, fencing.watch)
 partitions_held: set[int] = set()
 
@@ -174,38 +175,7 @@ async def applied_by_inboxes(partition: int) -> int:
 
 async def tell_missed(partition: int, lost: LostRange) -> None:
     """Have each user of a partition told ``missed`` over records that are gone: at once, or when they come."""
-    generation = app.kafka_log.generation
-    after, until = Position.before(generation, lost.first), Position.before(generation, lost.end)
-    told = await retry_forever(
-        "tell of what is lost", (RedisUnavailable, LaneDropped), lambda: _miss(partition, after, until)
-    )
-    log.error("users are told that they missed messages", topic=INCOMING_MESSAGES, partition=partition, users=told)
-
-
-async def _miss(partition: int, after: Position, until: Position) -> int:
-    told = 0
-    async with contextlib.aclosing(index.users("devices")) as pages:
-        async for page in pages:
-            users = [user for user in page if names.partition_of(user, app.settings.partitions) == partition]
-            missing = await _miss_some(users, partition, after, until) if users else []
-            # The inboxes first, then the registry, as for a message: who connects meanwhile reads the new top.
-            buffer = DeliveryBuffer(app)
-            for user in missing:
-                for session in sessions.of(user):
-                    buffer.add(session.slot, InboxAdvanced(user, session.connection, session.epoch, until))
-            await (buffer.send() or asyncio.sleep(0))
-            told += len(missing)
-    return told
-
-
-async def _miss_some(users: list[str], partition: int, after: Position, until: Position) -> list[str]:
-    while True:
-        token = await fencing.token(partition)
-        try:
-            return await inbox.miss(users, partition, token, after, until)
-        except FencingTokenStale as error:
-            log.warning("redis refused to tell of a loss", partition=partition, error=repr(error))
-            await fencing.fence(partition, refused=token)
+    await lost_ranges.tell(partition, app.kafka_log.generation, lost)
 
 
 async def announce_again(partition: int, _: LostRange) -> None:

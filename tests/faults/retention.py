@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from chat_streams.kafka.client import client_options
+from chat_streams.kafka.generations import generations
 from chat_streams.kafka.log_reader import LogReader, Span
 from chat_streams.kafka.names import INCOMING_MESSAGES, MESSAGING
 from chat_streams.model.position import Position
@@ -22,8 +23,6 @@ from docker.local.temporary_stack import Stack
 from tests.faults.crowd import Crowd
 from tests.faults.trial import Fault
 
-GENERATION: Final = 1
-"""The generation of the log of a stack that was made for a test."""
 UNAPPLIED_MESSAGES: Final = 300
 
 
@@ -58,12 +57,13 @@ async def delete_records(stack: Stack, spans: Iterable[Span]) -> None:
 
 async def note_gone(stack: Stack, crowd: Crowd, spans: Iterable[Span]) -> None:
     """Note in a crowd which of its messages are in some records."""
+    generation = max(each.generation for each in await generations(stack.settings))
     async with LogReader(stack.settings) as reader:
         async for record in reader.read(spans):
             for index, message in enumerate(INCOMING.decode(record.value).messages):
                 if message.to in crowd.confirmed_to:
                     _, number = json.loads(b"{" + message.json[1:])["body"]
-                    position = Position.of(GENERATION, record.offset, index)
+                    position = Position.of(generation, record.offset, index)
                     crowd.gone.setdefault(message.to, {})[message.sender, number] = position
 
 
