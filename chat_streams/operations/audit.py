@@ -447,11 +447,12 @@ class _Auditor:
         while True:
             late = time.monotonic() > deadline
             (newest,) = await self._acks_log.spans(INCOMING_MESSAGES, [acks.number])
-            log_end = self._position(newest.end)
+            # What is gone from the log was acknowledged by records that may be gone as well.
+            log_start, log_end = self._position(newest.first) - 1, self._position(newest.end)
             problems = {
                 user: found
                 for user, head in heads.items()
-                if (found := check_head(head, acks.logged.of(user), self._rules, self._position(0) - 1, log_end))
+                if (found := check_head(head, acks.logged.of(user), self._rules, log_start, log_end))
             }
             if not problems:
                 return
@@ -482,10 +483,14 @@ class _Auditor:
     async def _check_strangers(self, users: Sequence[str], start: Mapping[int, int], end: Mapping[int, int]) -> None:
         numbers = {user: partition_of(user, self._settings.partitions) for user in users}
         views = await self._views([Look(user, start[numbers[user]], end[numbers[user]], 1) for user in users])
+        heads: defaultdict[int, dict[str, Head]] = defaultdict(dict)
         for user, view in views.items():
             number = numbers[user]
             Partition(number, start[number], Logged(), self._report).strangers(user, view, end[number], set())
-            await self._check_heads(_Acks(number, user), {user: view.head})
+            heads[number][user] = view.head
+        # Together, since what is wrong has some seconds to settle.
+        for number, of_partition in heads.items():
+            await self._check_heads(_Acks(number, None), of_partition)
 
     # The log
 

@@ -335,8 +335,8 @@ def _evidence(position: int, head: Head, claims: Claims) -> str:
 def check_head(head: Head, claims: Claims, rules: Rules, log_start: int, log_end: int) -> list[str]:
     """Return what is wrong with the state of an inbox, a sentence for each.
 
-    ``log_start`` and ``log_end`` are packed positions: those up to ``log_start`` belong to earlier generations, of
-    which this log has nothing; those from ``log_end`` on are beyond the end of the log.
+    ``log_start`` and ``log_end`` are packed positions: those up to ``log_start`` are gone from the log, or of earlier
+    generations, and so may be what shows where they come from; those from ``log_end`` on are beyond the end of the log.
     """
     problems = []
     if max(head.top, head.last) >= log_end:

@@ -22,6 +22,7 @@ from chat_streams.processing.offsets import LostRange
 from chat_streams.processing.ordered import OrderedApp
 from chat_streams.recovery.fencing import Fencing
 from chat_streams.runtime.retry import retry_forever
+from chat_streams.runtime.tasks import spawn
 from tables.inbox import Inbox
 from tables.inbox_index import InboxIndex
 from tables.sessions import Sessions
@@ -59,7 +60,7 @@ class LostRanges:
         self._sessions = sessions
         self._partitions = partitions
         self._waiting: dict[int, _Waiting] = {}
-        self._task: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def tell(self, partition: int, generation: int, lost: LostRange) -> None:
         """Have each user of a partition told ``missed`` over lost records: at once, or when they come.
@@ -77,7 +78,7 @@ class LostRanges:
         after, until = Position.before(generation, lost.first), Position.before(generation, lost.end)
         self._waiting[partition] = _Waiting(after, until, told)
         if self._task is None:
-            self._task = self._app.add_future(self._tell_all())
+            self._task = spawn("tell of losses", self._tell_all(), self._app.end)
         users = await told
         log.error("users are told that they missed messages", topic=INCOMING_MESSAGES, partition=partition, users=users)
 

@@ -195,6 +195,9 @@ def test_states_that_no_log_explains_are_found() -> None:
     assert check_head(head(floor=4, phone=4, tv=4), claims, RULES, 0, END) == []
     (found,) = check_head(head(floor=6, phone=4), claims, RULES, 0, END)
     assert "floor" in found
+    # What is gone from the log took along what showed it.
+    assert check_head(head(floor=6, phone=9), claims, RULES, pack(at(9)), END) == []
+    assert len(check_head(head(floor=6, phone=10), claims, RULES, pack(at(9)), END)) == 1
     (found,) = check_head(head(top=1_000_000, phone=4), claims, RULES, 0, END)
     assert "above the end of the log" in found
     (found,) = check_head(head(phone=4), acked(phone=4, tv=4), RULES, 0, END)

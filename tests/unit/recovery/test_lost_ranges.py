@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -35,8 +35,8 @@ class World:
         world = cast(Any, self)
         self.ranges = LostRanges(world, world, world, world, world, PARTITIONS)
 
-    def add_future(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
-        return asyncio.ensure_future(work)
+    def end(self, error: BaseException) -> None:
+        raise AssertionError(error)
 
     def produce(self, topic: str, slot: int, key: None, value: Callable[[], bytes], headers: object) -> Any:
         # In the inbox first: who reads the new top meanwhile is told of the same range.
