@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Coroutine
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -13,20 +14,34 @@ from gateway.state.flush_schedule import FlushSchedule
 T = TypeVar("T")
 
 
+class Part(NamedTuple):
+    """The fate of some items in a row: when they were appended (ms since the epoch), ``None`` if not for sure.
+
+    Those that are too large were not: Kafka refuses them for good.
+    """
+
+    items: int
+    at: int | None = None
+    is_too_large: bool = False
+
+
 class RecordWriter(Protocol):
     """The taker of a batcher's records."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the writing of a record, for which the end of the process waits."""
 
-    async def write(self, topic: str, partition: int, items: list[Any]) -> int | None:
-        """Write one record; when it was appended (ms since the epoch), ``None`` unless Kafka has it for sure."""
+    async def write(self, topic: str, partition: int, items: list[Any]) -> list[Part]:
+        """Write items, in one record if that can be; returns their fates, in their order."""
 
     def release(self, size: int) -> None:
         """Free the room of items that no longer wait."""
 
     def on_written(self, topic: str, items: list[Any], at: int | None) -> None:
         """Note when items were appended to the log (ms since the epoch), or with ``None`` that they have failed."""
+
+    def on_too_large(self, topic: str, items: list[Any]) -> None:
+        """Note that items were refused for good, since each is too large for its topic."""
 
 
 class _Waiting(NamedTuple, Generic[T]):
@@ -102,7 +117,7 @@ class PartitionBatcher(Generic[T]):
             # This process stood still. Whoever sent it has sent it elsewhere by now, and what is written so late may
             # be behind the retry window. All behind it fails, too, so that the order stays.
             self._set_timer(math.inf)
-            self._end([], None)
+            self._end([], [Part(0)])
             return
         leaves_at = max(self._schedule.next_flush(now, self._left_at), self._due_at)
         if now >= leaves_at or self._flushing or self._is_full():
@@ -142,20 +157,27 @@ class PartitionBatcher(Generic[T]):
         return taken
 
     async def _send(self, taken: list[_Waiting[T]]) -> None:
-        at = None
+        parts = [Part(len(taken))]
         try:
-            at = await self._writer.write(self._topic, self._partition, [each.item for each in taken])
+            parts = await self._writer.write(self._topic, self._partition, [each.item for each in taken])
         finally:
             try:
-                self._end(taken, at)
+                self._end(taken, parts)
             finally:
                 # Also after an error: else nothing of this partition would ever leave again.
                 self._under_way = False
                 self._send_when_due()
 
-    def _end(self, taken: list[_Waiting[T]], at: int | None) -> None:
-        if at is None:
+    def _end(self, taken: list[_Waiting[T]], parts: list[Part]) -> None:
+        if any(part.at is None and not part.is_too_large for part in parts):
             # What follows a record that failed fails with it: sent again, all of it comes in the old order.
+            parts = [*parts, Part(len(self._waiting))]
             taken, self._waiting, self._bytes, self._due_at = taken + self._waiting, [], 0, math.inf
         self._writer.release(sum(each.size for each in taken))
-        self._writer.on_written(self._topic, [each.item for each in taken], at)
+        left = iter(taken)
+        for (at, is_too_large), of_fate in itertools.groupby(parts, key=lambda part: part[1:]):
+            items = [each.item for part in of_fate for each in itertools.islice(left, part.items)]
+            if is_too_large:
+                self._writer.on_too_large(self._topic, items)
+            else:
+                self._writer.on_written(self._topic, items, at)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError
 from prometheus_client import Counter, Gauge, Histogram
 
 from chat_streams.kafka.client import KAFKA_AWAY, client_options
@@ -21,6 +22,8 @@ from chat_streams.kafka.names import (
     partition_of,
 )
 from chat_streams.kafka.producer import KafkaProducer, ProducerRecord
+from chat_streams.kafka.topics import CLOSED_BYTES
+from chat_streams.model.errors import TopicsError
 from chat_streams.model.records import (
     INCOMING,
     REQUESTS,
@@ -36,7 +39,7 @@ from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from chat_streams.runtime.settings import Settings
 from chat_streams.runtime.spans import Header, Mark, Traces, traceparent
 from chat_streams.runtime.tasks import spawn
-from gateway.batcher import PartitionBatcher
+from gateway.batcher import Part, PartitionBatcher
 from gateway.state.flush_schedule import FlushSchedule
 from gateway.state.log_ends import LogEnds
 
@@ -77,6 +80,9 @@ class Sender(Protocol):
         With ``None`` it is not sure that they were.
         """
 
+    def on_too_large(self, accepted: list[Accepted]) -> None:
+        """Note that messages of this connection are larger than the log takes, and are not in it."""
+
 
 class Accepted:
     """A message on its way to the log, its owner, who is told of its fate, and its span if it is sampled."""
@@ -113,6 +119,8 @@ class Publisher:
         self._has_room.set()
         self.on_logged: dict[str, Callable[[list[Any], bool], None]] = {}
         """By topic, what is told of its items: whether Kafka has them for sure. Messages have owners instead."""
+        self.limit_of: Callable[[str], Awaitable[int]] = _unknown_limit
+        """Finds out the ``max.message.bytes`` of a topic."""
         self.closed = ""
         """Why nothing may be written to the log; "" where it may."""
         self._ends = LogEnds()
@@ -271,9 +279,20 @@ class Publisher:
         if self._room > 0:
             self._has_room.set()
 
-    async def write(self, topic: str, partition: int, items: list[Any]) -> int | None:
-        """Write items in one record; when it was appended, ``None`` unless Kafka has it for sure."""
-        return await self.produce(topic, partition, _ENCODE[topic](items), self._headers(topic, items))
+    async def write(self, topic: str, partition: int, items: list[Any]) -> list[Part]:
+        """Write items in one record, or in smaller ones if that is too large; returns their fates, in their order."""
+        try:
+            at = await self.produce(topic, partition, _ENCODE[topic](items), self._headers(topic, items))
+        except _RecordTooLarge:
+            if len(items) == 1:
+                return [Part(1, is_too_large=True)]
+        else:
+            return [Part(len(items), at)]
+        half = len(items) // 2
+        parts = await self.write(topic, partition, items[:half])
+        if parts[-1].at is None and not parts[-1].is_too_large:
+            return [*parts, Part(len(items) - half)]
+        return [*parts, *await self.write(topic, partition, items[half:])]
 
     def on_written(self, topic: str, items: list[Any], at: int | None) -> None:
         """Tell whom it concerns that a record was written or has failed."""
@@ -285,7 +304,14 @@ class Publisher:
         if topic in self.on_logged:
             self.on_logged[topic](items, at is not None)
 
-    def _confirm(self, items: list[Accepted], at: int | None) -> None:
+    def on_too_large(self, topic: str, items: list[Any]) -> None:
+        """Tell whom it concerns that Kafka refuses each of these for good."""
+        if topic == INCOMING_MESSAGES:
+            self._confirm(items, None, is_too_large=True)
+        else:
+            self.on_written(topic, items, None)
+
+    def _confirm(self, items: list[Accepted], at: int | None, is_too_large: bool = False) -> None:
         (REFUSED if at is None else ACCEPTED).inc(len(items))
         by_owner: defaultdict[Sender, list[Accepted]] = defaultdict(list)
         for accepted in items:
@@ -295,7 +321,10 @@ class Publisher:
                 accepted.span.end()
         for owner, own in by_owner.items():
             try:
-                owner.on_confirmed(own, at)
+                if is_too_large:
+                    owner.on_too_large(own)
+                else:
+                    owner.on_confirmed(own, at)
             except Exception as error:
                 # The others wait for theirs.
                 log.exception("a connection could not be told", error=repr(error))
@@ -322,8 +351,14 @@ class Publisher:
         began = time.monotonic()
         try:
             written = await self._kafka.write(topic, partition, [ProducerRecord(None, value, headers or ())])
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            if await self._is_too_large(topic, partition, len(value)):
+                raise _RecordTooLarge from error
+            return None
         except KAFKA_AWAY as error:
-            log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error))
+            setting = f"Write on topic {topic} (docs/security.md)"
+            hint = {"setting": setting} if isinstance(error, TopicAuthorizationFailedError) else {}
+            log.warning("kafka did not take a record", topic=topic, partition=partition, error=repr(error), **hint)
             self.healthy = False
             return None
         _SECONDS[topic].observe(time.monotonic() - began)
@@ -332,6 +367,20 @@ class Publisher:
             return None
         self.healthy = True
         return written.at
+
+    async def _is_too_large(self, topic: str, partition: int, size: int) -> bool:
+        """Return whether the topic's limit is lower than at the start; else the log is closed, or nothing is known."""
+        try:
+            limit = await self.limit_of(topic)
+        except (TopicsError, *KAFKA_AWAY) as error:
+            log.warning("the limit of a topic is not known", topic=topic, error=repr(error))
+            return False
+        if limit <= CLOSED_BYTES:
+            return False  # A repartition, of which this gateway has not heard yet.
+        log.error(
+            "a record is too large", topic=topic, partition=partition, bytes=size, setting=f"max.message.bytes={limit}"
+        )
+        return True
 
     def _check_end(self, topic: str, partition: int, offset: int) -> None:
         """Write nothing any more, and tell of it, where a log has gone back: the record counts for an old one."""
@@ -346,6 +395,14 @@ class Publisher:
 
 def _log_fault(error: BaseException) -> None:
     log.error("writing a record failed by a fault of this program", error=repr(error), exc_info=error)
+
+
+class _RecordTooLarge(Exception):
+    """A topic takes no record of this size."""
+
+
+async def _unknown_limit(topic: str) -> int:
+    raise TopicsError(f"the limit of {topic} is not known")
 
 
 def _encode_messages(items: list[Accepted]) -> bytes:

@@ -91,6 +91,7 @@ class Services:
         await self.publisher.start()
         await self.log.start(current.generation)
         watch = TopicWatch(self.settings, "gateway", current.topics)
+        self.publisher.limit_of = watch.largest_record
         notices = LogNotices(self.settings, current.current.topic_id, self.publisher.set_closed)
         self.publisher.set_closed(why_closed([current.current], current.current.topic_id))
         self.publisher.watch_ends(await self.log.ends(), watch.suspect)

@@ -289,6 +289,15 @@ class Session:
                 self.writer.put(protocol.error(ErrorCode.NOT_LOGGED, "the log did not take it", id=a.message.id))
         self.update_reading()
 
+    @_or_fails(None)
+    def on_too_large(self, accepted: list[Accepted]) -> None:
+        """Tell the client that messages are too large for the log; what follows them need not wait."""
+        self.unconfirmed -= len(accepted)
+        for a in accepted:
+            text = "the log takes no message of this size at present"
+            self.writer.put(protocol.error(ErrorCode.TOO_LARGE, text, id=a.message.id))
+        self.update_reading()
+
     # What the handlers call
 
     @property

@@ -7,7 +7,9 @@ would be dropped as repeats (``generations.py``).
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
@@ -17,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from chat_streams.kafka.client import KAFKA_AWAY, REQUEST_SECONDS, client_options
 from chat_streams.kafka.metadata import TopicMetadata, topics_of
 from chat_streams.kafka.names import DEAD_LETTERS, LOSSES, SERVICE_STATS
-from chat_streams.kafka.topics import NEEDS
+from chat_streams.kafka.topics import NEEDS, largest_records
 from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
@@ -27,6 +29,8 @@ LOOK_SECONDS: Final = 10.0
 """Seconds between two looks, about: a request for metadata each, of the topics of one service."""
 AGAIN_SECONDS: Final = 1.0
 """Seconds between two looks while there is a suspicion, and Kafka does not answer."""
+LIMIT_SECONDS: Final = 1.0
+"""Seconds for which a topic's limit is taken for what it was."""
 UNWATCHED: Final = frozenset({DEAD_LETTERS, LOSSES, SERVICE_STATS})
 """Topics that are only written, or of which nobody keeps an offset."""
 
@@ -53,6 +57,7 @@ class TopicWatch:
         self._client: AIOKafkaAdminClient | None = None
         self._lock = asyncio.Lock()
         self._missing: set[str] = set()
+        self._limits: dict[str, tuple[int, float]] = {}
         self._suspicion = ""
         self._suspected = asyncio.Event()
 
@@ -79,6 +84,27 @@ class TopicWatch:
                 f"topic {', '.join(names)} was deleted and made anew while this process ran, so its records would be"
                 " taken for old ones: run 'faust -A chat_streams topics create', then start all services again"
             )
+
+    async def largest_record(self, topic: str) -> int:
+        """Return the size of the largest record that a topic takes; asks Kafka once in a while only.
+
+        Raises ``KafkaError``, ``TimeoutError`` and, where Kafka says nothing of the topic, ``TopicsError``.
+        """
+        now = time.monotonic()
+        known, at = self._limits.get(topic, (0, -math.inf))
+        if now - at < LIMIT_SECONDS:
+            return known
+        async with self._lock:
+            try:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    limit = (await largest_records(await self._connected(), [topic])).get(topic)
+            except BaseException:
+                await self.close()
+                raise
+        if limit is None:
+            raise TopicsError(f"Kafka says nothing of the configuration of topic {topic}")
+        self._limits[topic] = limit, now
+        return limit
 
     async def run(self) -> NoReturn:
         """Look until a topic was made anew, then raise ``TopicsError``; cancel it to end it."""

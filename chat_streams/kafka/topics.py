@@ -256,6 +256,8 @@ async def check(settings: Settings, service: str = "") -> Log:
                 f" docs/security.md lists{' for ' * bool(service)}{service}"
             )
         configs = await _configs(admin, [t.name for t in _wanted(settings) if t.name in described])
+        known = await generations(settings) if GENERATIONS in described else []
+        is_closing = any(g.closing for g in known)
         wrong = []
         for topic in _wanted(settings):
             if topic.name not in described:
@@ -277,9 +279,10 @@ async def check(settings: Settings, service: str = "") -> Log:
                     if actual != value:
                         remedy = ": set it with 'faust -A chat_streams topics create'" if name == TIME else ""
                         wrong.append(f"topic {topic.name} has {name}={actual}, {value} is wanted{remedy}")
+            if text := _too_small(topic, configs[topic.name], is_closing):
+                wrong.append(text)
         if wrong:
             raise TopicsError("; ".join(wrong))
-    known = await generations(settings)
     current = next((g for g in known if g.topic_id == described[INCOMING_MESSAGES].id), None)
     if current is None:
         raise TopicsError(
@@ -291,6 +294,26 @@ async def check(settings: Settings, service: str = "") -> Log:
             f"topic {INCOMING_MESSAGES} is of generation {current.generation}, {why_closed(known, current.topic_id)}"
         )
     return Log(current, {name: topic.id for name, topic in described.items()})
+
+
+async def largest_records(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
+    """Return the size of the largest record that each topic takes: its own limit, or the brokers'.
+
+    Raises ``KafkaError``.
+    """
+    configs = await _configs(admin, names)
+    return {name: int(config["max.message.bytes"]) for name, config in configs.items() if "max.message.bytes" in config}
+
+
+def _too_small(topic: Topic, config: dict[str, str], is_closing: bool) -> str:
+    """Return what is wrong with the limit of a topic for records; "" if nothing is."""
+    wanted, actual = int(topic.config.get("max.message.bytes", 0)), int(config.get("max.message.bytes", 0))
+    if actual >= wanted or (is_closing and topic.name == INCOMING_MESSAGES and actual == CLOSED_BYTES):
+        return ""
+    return (
+        f"topic {topic.name} takes records of {actual} bytes only, {wanted} are wanted: set its max.message.bytes"
+        " (without it, message.max.bytes of the brokers counts)"
+    )
 
 
 async def retentions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, float]:

@@ -23,7 +23,7 @@ class ErrorCode(enum.StrEnum):
     BAD_BODY = "bad_body", "the body holds what parsers stumble over; the message names it", False
     UNKNOWN_TYPE = "unknown_type", "there is no such type of frame", False
     TOO_MANY = "too_many", "too many objects in one frame; none was handled", False
-    TOO_LARGE = "too_large", "the body is above max_body_bytes", False
+    TOO_LARGE = "too_large", "the body is above max_body_bytes, or what the log takes at present", False
     NOT_LOGGED = "not_logged", "the log did not take the message, or not for sure", True
     RATE_LIMITED = "rate_limited", "more messages or bytes a second than a user may send", True
     OUT_OF_ORDER = "out_of_order", "an earlier message to this recipient was refused", True

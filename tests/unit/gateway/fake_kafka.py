@@ -84,6 +84,9 @@ class Kafka:
     def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         (self.failed if at is None else self.confirmed).extend(each.message.id for each in accepted)
 
+    def on_too_large(self, accepted: list[Accepted]) -> None:
+        raise AssertionError("no record is too large here")
+
     def acknowledge(self, offset: int, linger: float = 0.0, flush: bool = False, user: str = "bob") -> None:
         position = Position.of(1, offset, 0)
         self.publisher.publish_acknowledgement(Acknowledge(user, "phone", position), flush=flush, linger=linger)

@@ -8,6 +8,7 @@ from typing import Any
 
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import MAX_MESSAGES, REQUESTS, Acknowledge, Message
+from gateway.batcher import Part
 from gateway.publisher import Accepted
 from tests.unit.gateway.fake_kafka import INTERVAL, Kafka, in_jumping_time, settle, stand_still, until
 
@@ -230,8 +231,11 @@ class Unreachable:
     def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         raise RuntimeError("a fault")
 
+    def on_too_large(self, accepted: list[Accepted]) -> None:
+        raise RuntimeError("a fault")
 
-async def fail(topic: str, partition: int, items: list[Any]) -> bool:
+
+async def fail(topic: str, partition: int, items: list[Any]) -> list[Part]:
     raise TypeError("not to be encoded")
 
 

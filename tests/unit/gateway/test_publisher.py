@@ -8,14 +8,23 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SERVICE_STATS, SESSION_EVENTS, partition_of
+from chat_streams.kafka.topics import CLOSED_BYTES
 from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, Message, UserDisconnected
 from chat_streams.runtime.settings import Settings
 from gateway.publisher import Accepted, Publisher
 from tests.unit.gateway.fake_kafka import AT, EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
-from tests.unit.kafka.fake_broker import NOT_ENOUGH_REPLICAS, PARTITIONS, FakeBroker, fake_broker
+from tests.unit.kafka.fake_broker import (
+    NOT_AUTHORIZED,
+    NOT_ENOUGH_REPLICAS,
+    PARTITIONS,
+    TOO_LARGE,
+    FakeBroker,
+    fake_broker,
+)
 
 
 @in_jumping_time
@@ -224,12 +233,16 @@ class Gateway:
         self.publisher = Publisher(settings)
         self.confirmed: list[str] = []
         self.failed: list[str] = []
+        self.too_large: list[str] = []
 
     def on_confirmed(self, accepted: list[Accepted], at: int | None) -> None:
         (self.failed if at is None else self.confirmed).extend(each.message.id for each in accepted)
 
-    def send(self, id_: str, to: str = "bob") -> None:
-        self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"{}"), self))
+    def on_too_large(self, accepted: list[Accepted]) -> None:
+        self.too_large += [each.message.id for each in accepted]
+
+    def send(self, id_: str, to: str = "bob", size: int = 2) -> None:
+        self.publisher.send(Accepted(Message(to, "alice", id_, 1, b"x" * size), self))
 
 
 @contextlib.asynccontextmanager
@@ -268,6 +281,75 @@ async def test_nothing_is_written_while_the_log_is_closed_by_a_repartition() -> 
         sender.send("1")
         await come(lambda: sender.confirmed == ["1"])
         assert sender.publisher.healthy
+
+
+def lower_the_limit(sender: Gateway, broker: FakeBroker, largest: int, said: int | None = None) -> None:
+    """Have Kafka take no messages in records above a size, and say so."""
+
+    async def limit_of(topic: str) -> int:
+        assert topic == INCOMING_MESSAGES
+        return largest if said is None else said
+
+    def refuse(topic: str, partition: int, values: list[bytes]) -> int:
+        return TOO_LARGE if topic == INCOMING_MESSAGES and sum(map(len, values)) > largest else 0
+
+    sender.publisher.limit_of = limit_of
+    broker.refuse = refuse
+
+
+async def test_a_message_that_is_too_large_fails_alone_and_for_good() -> None:
+    async with gateway() as (sender, broker):
+        lower_the_limit(sender, broker, 1_000)
+        sender.send("0")
+        await come(lambda: sender.confirmed == ["0"])
+        # All of them in one record, which is too large already.
+        ids = [str(n) for n in range(1, 41)]
+        with capture_logs() as lines:
+            for id_ in ids:
+                sender.send(id_, size=2_000 if id_ in ("7", "8", "40") else 50)
+            sender.send("elsewhere", to="carol")
+            sender.publisher.publish_event(UserDisconnected("bob", b"c", 7))
+            await come(lambda: len(sender.confirmed) == 1 + len(ids) - 3 + 1)
+        assert sender.too_large == ["7", "8", "40"]
+        assert sender.failed == []
+        to_bob = [id_ for id_ in written(broker) if id_ != "elsewhere"]
+        assert to_bob == ["0", *(id_ for id_ in ids if id_ not in sender.too_large)]
+        assert SESSION_EVENTS in {topic for topic, _ in broker.log}
+        named = [line for line in lines if line["event"] == "a record is too large"]
+        assert {line["setting"] for line in named} == {"max.message.bytes=1000"}
+        assert sender.publisher.healthy
+        assert sender.publisher._room == sender.publisher.settings.produce_buffer
+
+
+@pytest.mark.parametrize("said", [CLOSED_BYTES, None])
+async def test_a_log_that_is_closed_before_the_gateway_hears_of_it_has_its_messages_sent_again(
+    said: int | None,
+) -> None:
+    async with gateway() as (sender, broker):
+        lower_the_limit(sender, broker, 0, said)
+        if said is None:
+            sender.publisher.limit_of = Gateway(broker, 1.0).publisher.limit_of
+        sender.send("1")
+        sender.send("2")
+        await come(lambda: sender.failed == ["1", "2"])
+        assert sender.too_large == []
+        assert len(broker.requests) <= 2
+
+
+async def test_a_topic_without_the_right_to_write_stops_no_other() -> None:
+    async with gateway() as (sender, broker):
+        broker.refuse = lambda topic, partition, values: NOT_AUTHORIZED if topic == INCOMING_MESSAGES else 0
+        with capture_logs() as lines:
+            for n in range(3):
+                sender.send(str(n))
+                await come(lambda: sender.failed == [str(m) for m in range(n + 1)])  # noqa: B023
+                sender.publisher.publish_event(UserDisconnected("bob", b"c", n))
+                await come(lambda: len(broker.log[SESSION_EVENTS, partition_of("bob", PARTITIONS)]) == n + 1)  # noqa: B023
+        settings = [line.get("setting") for line in lines if line["event"] == "kafka did not take a record"]
+        assert settings == [f"Write on topic {INCOMING_MESSAGES} (docs/security.md)"] * 3
+        broker.refuse = lambda topic, partition, values: 0
+        sender.send("0")
+        await come(lambda: sender.confirmed == ["0"])
 
 
 async def test_a_record_in_a_log_that_was_made_anew_is_not_confirmed_and_nothing_is_written_after_it() -> None:

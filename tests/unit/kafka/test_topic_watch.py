@@ -140,6 +140,25 @@ async def test_a_suspicion_is_looked_into_at_once_and_kept_while_kafka_is_away(
         await asyncio.wait_for(running, 10)
 
 
+async def test_the_limit_of_a_topic_is_asked_for_once_in_a_while(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {INCOMING_MESSAGES: 1_000}
+    asked: list[Sequence[str]] = []
+
+    async def largest_records(client: Any, names: Sequence[str]) -> dict[str, int]:
+        asked.append(names)
+        return limits
+
+    monkeypatch.setattr(topic_watch, "largest_records", largest_records)
+    watch = TopicWatch(Settings(), "gateway", IDS)
+    assert [await watch.largest_record(INCOMING_MESSAGES) for _ in range(3)] == [1_000] * 3
+    assert asked == [[INCOMING_MESSAGES]]
+    monkeypatch.setattr(topic_watch, "LIMIT_SECONDS", 0.0)
+    limits[INCOMING_MESSAGES] = 2_000
+    assert await watch.largest_record(INCOMING_MESSAGES) == 2_000
+    with pytest.raises(TopicsError, match=f"says nothing of the configuration of topic {OUTGOING_MESSAGES}"):
+        await watch.largest_record(OUTGOING_MESSAGES)
+
+
 async def test_a_suspicion_that_is_explained_names_the_topic(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_watch, "LOOK_SECONDS", 3600.0)
     watch = TopicWatch(Settings(), "gateway", IDS)
