@@ -13,6 +13,7 @@ from prometheus_client import Counter, Histogram
 from chat_streams.kafka.names import INCOMING_MESSAGES
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, Messages, Record
+from chat_streams.model.redrive import first_offset
 from chat_streams.processing.service import Service
 from chat_streams.runtime.metrics import BUCKETS, REGISTRY
 from tables.chat_history import ChatHistory, Entry
@@ -43,7 +44,12 @@ async def write(records: list[Record[Messages]]) -> None:
     """Write all messages of some records, and wait until the database has stored them."""
     generation = app.kafka_log.generation
     entries = [
-        Entry(Position.of(generation, record.offset, index), record.at, message)
+        Entry(
+            Position.of(generation, record.offset, index),
+            record.at,
+            message,
+            Position.of(generation, first_offset(record.offset, record.headers), index),
+        )
         for record in records
         for index, message in enumerate(record.value.messages)
     ]

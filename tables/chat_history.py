@@ -49,11 +49,15 @@ class _Again(Exception):
 
 
 class Entry(NamedTuple):
-    """A message, its position, and when its record was appended to the log (ms since the epoch)."""
+    """A message, its position, and when its record was appended to the log (ms since the epoch).
+
+    ``first`` is the position it had before it was redriven, if it was: its row is the same.
+    """
 
     position: Position
     logged_at: int
     message: Message
+    first: Position | None = None
 
 
 class HistoryPage(NamedTuple):
@@ -74,9 +78,9 @@ def _sort_key(position: Position) -> str:
 
 
 def _key(entry: Entry) -> dict[str, Any]:
-    position, logged_at, message = entry
+    position, logged_at, message, first = entry
     # A message of version 1 that is written again must become the row that it is already.
-    place = f"{logged_at:013d}#{_sort_key(position)}" if message.at == LOGGED else f"{message.at:013d}"
+    place = f"{logged_at:013d}#{_sort_key(first or position)}" if message.at == LOGGED else f"{message.at:013d}"
     return {
         "conversation": {"S": conversation(message.sender, message.to)},
         # With the sender, since messages of both may have the same time, and positions on partitions of their own.
@@ -85,7 +89,7 @@ def _key(entry: Entry) -> dict[str, Any]:
 
 
 def _item(entry: Entry) -> dict[str, Any]:
-    position, logged_at, message = entry
+    position, logged_at, message, _ = entry
     return _key(entry) | {
         "recipient": {"S": message.to},
         "position": {"S": _sort_key(position)},

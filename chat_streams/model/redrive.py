@@ -11,6 +11,8 @@ FIRST_FAILED_AT: Final = "first-failed-at"
 """The header with the time of the first failure, in ms since the epoch."""
 AT_OFFSET: Final = "at-offset"
 """The header with the offset to use in the positions of its messages, instead of the record's own."""
+FIRST_OFFSET: Final = "first-offset"
+"""The header with the offset at which the record was first: by that the chat database knows its messages again."""
 AT_TIME: Final = "at-time"
 """The header with the time at which the record was appended first, in ms since the epoch: its messages keep it."""
 
@@ -24,6 +26,7 @@ class Redrive(NamedTuple):
     first_at: int | None = None
     offset: int | None = None
     logged_at: int | None = None
+    first_offset: int | None = None
 
     @classmethod
     def of(cls, headers: Headers | None) -> Self | None:
@@ -36,6 +39,7 @@ class Redrive(NamedTuple):
             _number(found.get(FIRST_FAILED_AT)),
             _number(found.get(AT_OFFSET)),
             _number(found.get(AT_TIME)),
+            _number(found.get(FIRST_OFFSET)),
         )
 
     def headers(self) -> list[tuple[str, bytes]]:
@@ -47,6 +51,8 @@ class Redrive(NamedTuple):
             headers.append((AT_OFFSET, b"%d" % self.offset))
         if self.logged_at is not None:
             headers.append((AT_TIME, b"%d" % self.logged_at))
+        if self.first_offset is not None:
+            headers.append((FIRST_OFFSET, b"%d" % self.first_offset))
         return headers
 
 
@@ -76,6 +82,12 @@ def address_for(app: str, offset: int, at: int, headers: Headers | None) -> Addr
     return Address(
         offset if redrive.offset is None else redrive.offset, at if redrive.logged_at is None else redrive.logged_at
     )
+
+
+def first_offset(offset: int, headers: Headers | None) -> int:
+    """Return the offset at which a record, read at ``offset``, was before it was redriven for the first time."""
+    redrive = Redrive.of(headers)
+    return offset if redrive is None or redrive.first_offset is None else redrive.first_offset
 
 
 def _number(text: str | None) -> int | None:

@@ -29,9 +29,10 @@ from chat_streams.model.errors import KafkaUnavailable, UndecodableRecord
 from chat_streams.model.losses import Loss, Losses, unnoted
 from chat_streams.model.position import Position
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, DeadLetter, UserConnected
-from chat_streams.model.redrive import address_for
+from chat_streams.model.redrive import address_for, first_offset
 from chat_streams.operations import dead_letters
 from chat_streams.operations.audit_rules import (
+    INDEX_BITS,
     Fate,
     Finding,
     Head,
@@ -298,10 +299,11 @@ class _Auditor:
         open_: list[Item] = []
         async for record in self._read(span):
             dead = self._letters.has(MESSAGING, INCOMING_MESSAGES, number, record.offset)
+            moved = first_offset(record.offset, record.headers) - record.offset
             for position, at, message in self._decode(record, judged=applied, quiet=False):
                 message.json = b""
                 age = None if dead else repeats.age(message, at)
-                items.append(Item(position, at, message, age, dead))
+                items.append(Item(position, at, message, age, dead, position + (moved << INDEX_BITS) if moved else 0))
             if len(items) >= CHUNK:
                 suspicious += await self._judge(part, items, stored)
                 items = []
@@ -362,7 +364,7 @@ class _Auditor:
             if not self._letters.has(HISTORY, INCOMING_MESSAGES, number, unpack(item.position).offset)
         ]
         self._report.history_checked += len(wanted)
-        entries = [Entry(unpack(item.position), item.at, item.message) for item in wanted]
+        entries = [Entry(unpack(i.position), i.at, i.message, unpack(i.first or i.position)) for i in wanted]
         return [wanted[index] for index in await self._history.missing(entries)]
 
     # Inboxes

@@ -253,6 +253,7 @@ class Item(NamedTuple):
     """A message of the log: its packed position, the message without its JSON, and its ``age`` by ``Repeats.age``.
 
     ``at`` is when its record was appended (ms since the epoch). ``dead`` is true if messaging could not apply it.
+    ``first`` is the packed position of the record before it was redriven, 0 if it was not.
     """
 
     position: int
@@ -260,6 +261,7 @@ class Item(NamedTuple):
     message: Message
     age: int | None
     dead: bool
+    first: int = 0
 
 
 def judge(item: Item, view: View, claims: Claims, rules: Rules, acks_applied: bool) -> Fate | Problem:

@@ -156,9 +156,9 @@ class Catalogue:
         is addressed to history, too, which writes it again at its new position; and a record that history alone failed
         on keeps its position.
         """
-        apps, covers, offset = {letter.app}, [number], None
+        apps, covers, offset, first = {letter.app}, [number], None, None
         if letter.topic == INCOMING_MESSAGES:
-            same = self.apps.get(origin_of(letter), [])
+            same, first = self.apps.get(origin_of(letter), []), letter.first_offset or letter.offset
             # When messaging is redriven again, history keeps the position of the first redrive: the inbox took that
             # copy, and drops this one as a retry.
             if letter.app == MESSAGING and number not in self.redriven:
@@ -167,7 +167,7 @@ class Catalogue:
             elif letter.app == HISTORY:
                 moved = [self.redriven[n].offset for n, app in same if app == MESSAGING and n in self.redriven]
                 offset = moved[-1] if moved else letter.offset
-        redrive = Redrive(frozenset(apps), letter.first_at, offset, letter.logged_at or None)
+        redrive = Redrive(frozenset(apps), letter.first_at, offset, letter.logged_at or None, first)
         return Write(redrive.headers(), sorted(covers))
 
 

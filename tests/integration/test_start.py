@@ -14,6 +14,7 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from chat_streams.kafka.names import INCOMING_MESSAGES
+from chat_streams.kafka.topics import LOG_TIME, TIME
 from docker.local.engines import Kafka
 from docker.local.layout import HOST, ROOT, Layout
 from docker.local.probes import WITHIN_S, eventually
@@ -224,7 +225,7 @@ async def test_topics_are_created_checked_and_given_a_new_generation(stack: Stac
             return INCOMING_MESSAGES not in await admin.list_topics()
 
         await eventually(is_gone)
-        await admin.create_topics([NewTopic(INCOMING_MESSAGES, 8, 1)])
+        await admin.create_topics([NewTopic(INCOMING_MESSAGES, 8, 1, topic_configs={TIME: LOG_TIME})])
     finally:
         await admin.close()
     anew = INCOMING_MESSAGES, "made anew", "topics create"

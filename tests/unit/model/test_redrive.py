@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chat_streams.model.redrive import Redrive, address_for
+from chat_streams.model.redrive import Redrive, address_for, first_offset
 
 
 def test_a_redriven_record_keeps_its_time_and_may_keep_its_offset() -> None:
@@ -18,3 +18,9 @@ def test_a_redriven_record_keeps_its_time_and_may_keep_its_offset() -> None:
         assert address_for("history", 90, 900, headers) == expected
     assert address_for("messaging", 90, 900, Redrive(frozenset({"history"})).headers()) is None
     assert address_for("messaging", 90, 900, None) == (90, 900)
+
+
+def test_the_first_offset_of_a_record_is_known_however_often_it_is_redriven() -> None:
+    assert first_offset(90, None) == 90
+    assert first_offset(90, Redrive(frozenset({"history"}), first_offset=7).headers()) == 7
+    assert first_offset(90, Redrive(frozenset({"history"})).headers()) == 90

@@ -49,13 +49,13 @@ def test_numbers_that_are_none_never_stop_a_worker(number: bytes) -> None:
 
 def test_what_failed_in_messaging_goes_to_history_too_at_its_new_position() -> None:
     write = catalogue(letter()).write(0, letter())
-    assert Redrive.of(write.headers) == Redrive(frozenset({"messaging", "history"}), 1_000, None)
+    assert Redrive.of(write.headers) == Redrive(frozenset({"messaging", "history"}), 1_000, None, None, 7)
     assert write.covers == [0]
 
 
 def test_what_failed_in_history_alone_stays_where_it_was() -> None:
     write = catalogue(letter("history")).write(0, letter("history"))
-    assert Redrive.of(write.headers) == Redrive(frozenset({"history"}), 1_000, 7)
+    assert Redrive.of(write.headers) == Redrive(frozenset({"history"}), 1_000, 7, None, 7)
 
 
 def test_a_record_that_failed_in_both_is_redriven_once() -> None:
@@ -68,9 +68,9 @@ def test_a_record_that_failed_in_both_is_redriven_once() -> None:
 def test_history_never_loses_the_position_that_an_inbox_has() -> None:
     # Messaging's went to offset 9: history's own, redriven later with --again, must not restore the old position.
     both = catalogue(letter("history"), letter(), Redriven(1, 5, 9))
-    assert Redrive.of(both.write(0, letter("history")).headers) == Redrive(frozenset({"history"}), 1_000, 9)
+    assert Redrive.of(both.write(0, letter("history")).headers) == Redrive(frozenset({"history"}), 1_000, 9, None, 7)
     # The second time messaging drops it as a retry: history keeps the first position.
-    assert Redrive.of(both.write(1, letter()).headers) == Redrive(frozenset({"messaging"}), 1_000, None)
+    assert Redrive.of(both.write(1, letter()).headers) == Redrive(frozenset({"messaging"}), 1_000, None, None, 7)
 
 
 @pytest.mark.parametrize(("app", "topic"), [("messaging", SESSION_EVENTS), ("notification", INBOX_REQUESTS)])

@@ -54,6 +54,9 @@ def test_rows_sort_by_time_and_then_by_position(found: list[tuple[int, int, int,
 def test_a_row_is_of_one_message_alone() -> None:
     # The two directions of a conversation are on partitions of their own, and may be at the same position.
     assert sort_key(entry(7)) != sort_key(entry(7, sender="bob"))
+    # Redriven, it has another position and the same row.
+    moved = entry(9)._replace(first=entry(7).position, message=entry(7).message)
+    assert sort_key(moved) == sort_key(entry(7))
     old = Message("bob", "alice", "m", T - 5, b',"at":"t"}')
     # What an older program has written is the same row when it is written again.
     assert sort_key(Entry(Position.of(1, 7, 0), T, old)) == f"{T - 5}#m#alice"
