@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from chat_streams.kafka.names import INCOMING_MESSAGES
-from chat_streams.kafka.topics import LOG_TIME, TIME
+from chat_streams.kafka.topics import of_users
 from docker.local.engines import Kafka
 from docker.local.layout import HOST, ROOT, Layout
 from docker.local.probes import WITHIN_S, eventually
@@ -225,7 +225,8 @@ async def test_topics_are_created_checked_and_given_a_new_generation(stack: Stac
             return INCOMING_MESSAGES not in await admin.list_topics()
 
         await eventually(is_gone)
-        await admin.create_topics([NewTopic(INCOMING_MESSAGES, 8, 1, topic_configs={TIME: LOG_TIME})])
+        (topic, *_) = of_users(stack.settings, 1, 8)
+        await admin.create_topics([NewTopic(topic.name, topic.partitions, 1, topic_configs=topic.config)])
     finally:
         await admin.close()
     anew = INCOMING_MESSAGES, "made anew", "topics create"
