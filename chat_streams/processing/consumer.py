@@ -17,13 +17,14 @@ from typing import Any, Final
 import msgspec
 import structlog
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import InvalidSessionTimeoutError
 from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP, Message
 
 from chat_streams.compat.faust import UnusedConsumer
 from chat_streams.kafka import consumer as kafka
 from chat_streams.kafka.client import KAFKA_AWAY
-from chat_streams.model.errors import Rewound
+from chat_streams.model.errors import Rewound, SettingsError
 from chat_streams.processing.away import AWAY
 from chat_streams.processing.lasting import lasting
 from chat_streams.processing.offsets import Checkpoint, LostRange, Progress, Start
@@ -44,6 +45,7 @@ AGAIN_SECONDS: Final = 0.5
 COMMIT_WITHIN: Final = 5.0
 LAST_COMMIT_WITHIN: Final = 3.0
 MEMBER_WITHIN: Final = 2.0
+JOIN_LOOK_SECONDS: Final = 1.0
 DONE_LOOK_SECONDS: Final = 0.05
 """Seconds between two looks whether all before a lost range is done."""
 LOST: Final = "records are gone from the log before they were applied"
@@ -72,6 +74,7 @@ class Consumer(UnusedConsumer):
         self._has_room = asyncio.Event()
         self._held: dict[str, list[int]] = {}
         self._rebalances = 0
+        self._has_joined = False
         self._is_to_begin = False
         self._read: dict[TP, tuple[int, int]] = {}
         self._committed: dict[TP, tuple[int, Checkpoint]] = {}
@@ -124,6 +127,24 @@ class Consumer(UnusedConsumer):
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Join the group."""
         self._client.subscribe(topics, Listener(self))
+        self.add_future(self._watch_joining())
+
+    async def _watch_joining(self) -> None:
+        """End the app if Kafka refuses our session timeout: aiokafka tells nobody but who polls, and then we do not."""
+        while not self._has_joined and not self.should_stop:
+            try:
+                await self._client.poll(0, 1)
+            except InvalidSessionTimeoutError:
+                seconds = self.app.conf.broker_session_timeout
+                text = (
+                    f"CHAT_SESSION_TIMEOUT is {seconds:g}: a number from the broker's group.min.session.timeout.ms to"
+                    " its group.max.session.timeout.ms is wanted, in seconds"
+                )
+                self.app.end(SettingsError(text))
+                return
+            except KAFKA_AWAY as error:
+                log.warning("the group is not joined yet", error=repr(error))
+            await self.sleep(JOIN_LOOK_SECONDS)
 
     async def on_revoked(self, revoked: set[TP]) -> None:
         """Commit what is done, and forget all partitions: those which stay ours begin again, too."""
@@ -136,6 +157,7 @@ class Consumer(UnusedConsumer):
 
     async def on_assigned(self, assigned: set[TP]) -> None:
         """Fetch nothing yet: Faust restores its tables first, then what is ours begins (``perform_seek``)."""
+        self._has_joined = True
         self._rebalances += 1
         self._forget()
         self._client.pause(assigned)

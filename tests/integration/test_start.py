@@ -128,6 +128,12 @@ async def test_a_misspelt_setting_is_a_warning_and_the_program_goes_on(stack: St
     assert token.count(".") == 2
 
 
+async def test_a_session_timeout_that_the_broker_refuses_ends_a_worker(stack: Stack) -> None:
+    ended = await run(stack, worker("history"), session_timeout=1)
+    assert ended.code == 1, ended
+    assert "CHAT_SESSION_TIMEOUT is 1: a number from the broker's group.min.session.timeout.ms" in ended.output
+
+
 async def test_a_busy_port_ends_the_gateway(stack: Stack, closed_port: int) -> None:
     await asyncio.gather(
         fails(stack, GATEWAY, f"{HOST}:{stack.layout.gateway}", "CHAT_GATEWAY_PORT", metrics_port=closed_port),

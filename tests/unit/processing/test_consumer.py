@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import InvalidSessionTimeoutError, KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 from structlog.testing import capture_logs
 
-from chat_streams.model.errors import Rewound, TopicsError
+from chat_streams.model.errors import Rewound, SettingsError, TopicsError
 from chat_streams.processing import consumer as module
 from chat_streams.processing.consumer import DONE_LOOK_SECONDS, HELD_BYTES, HELD_RECORDS, Consumer, Listener
 from chat_streams.processing.offsets import Admission, Checkpoint, LostRange, Progress, Start
@@ -541,3 +541,29 @@ async def test_a_callback_that_fails_ends_the_worker(consumer: Consumer, monkeyp
     monkeypatch.setattr(consumer, "on_revoked", fail)
     await Listener(consumer).on_partitions_revoked([])
     assert [str(error) for error in crashes] == ["broken"]
+
+
+async def test_a_session_timeout_that_kafka_refuses_ends_the_app_naming_the_setting(
+    consumer: Consumer, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any) -> dict[TP, list[Any]]:
+        kafka.polled.append((0, ()))
+        raise KafkaConnectionError if len(kafka.polled) == 1 else InvalidSessionTimeoutError
+
+    monkeypatch.setattr(module, "JOIN_LOOK_SECONDS", 0)
+    monkeypatch.setattr(kafka, "poll", refuse)
+    app = cast(Any, consumer.app)
+    app.conf = SimpleNamespace(broker_session_timeout=1.0)
+    # aiokafka calls this before it joins.
+    await consumer.on_revoked(set())
+    await consumer._watch_joining()
+    (error,) = app.ended
+    assert isinstance(error, SettingsError)
+    assert str(error).startswith("CHAT_SESSION_TIMEOUT is 1: ")
+    assert len(kafka.polled) == 2
+
+
+async def test_joining_is_not_watched_once_the_group_was_joined(consumer: Consumer, kafka: Kafka) -> None:
+    await consumer.on_assigned({PARTITION})
+    await consumer._watch_joining()
+    assert not kafka.polled
