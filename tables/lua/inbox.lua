@@ -267,7 +267,7 @@ local function append(keys, args)
   local removed = tonumber(head[4] or '0')
   local crowded = head[6]
   local oldest = tonumber(args[8]) - tonumber(args[3]) / 1000
-  local chunks = 0
+  local chunks, none_expired = 0, false
   -- What has expired counts for nothing: it is removed where the room is needed, some at a time. If more than this call
   -- may remove has expired, there is room.
   local function is_full(json)
@@ -278,13 +278,12 @@ local function append(keys, args)
       if length < max_messages and bytes - removed + #json <= max_bytes then
         return false
       end
-      if chunks == EXPIRED_CHUNKS then
-        return not has_expired(inbox, oldest)
+      -- Asked of the first entry, and once: a chunk of large messages for each that comes takes all of Redis's time.
+      none_expired = none_expired or not has_expired(inbox, oldest)
+      if none_expired or chunks == EXPIRED_CHUNKS then
+        return none_expired
       end
       local count, last = remove_expired(inbox, oldest)
-      if count == 0 then
-        return true
-      end
       chunks, length = chunks + 1, length - count
       if not floor or less(floor, last) then
         floor = last
