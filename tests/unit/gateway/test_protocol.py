@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from chat_streams.model import ids
@@ -366,6 +366,9 @@ def test_the_careful_parser_takes_what_is_json_and_nothing_else(value: str) -> N
     text = f'{{"type":"ping","ref":"7","x":{value}}}'
     try:
         json.loads(text)
+    except RecursionError:
+        # The judge cannot tell: how deep it goes depends on the Python.
+        reject()
     except ValueError:
         assert answers(text).close == 4503
     else:
