@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError
+from aiokafka.errors import TopicAuthorizationFailedError
 from prometheus_client import Counter, Gauge, Histogram
 
-from chat_streams.kafka.client import KAFKA_AWAY, client_options
+from chat_streams.kafka.client import KAFKA_AWAY, NEVER_TAKEN, client_options
 from chat_streams.kafka.names import (
     INBOX_REQUESTS,
     INCOMING_MESSAGES,
@@ -183,7 +183,9 @@ class Publisher:
                 batcher.flush()
             if (left := deadline - loop.time()) <= 0:
                 return False
-            await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            # A flush fails at once what has waited for too long: then nothing is under way.
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         return True
 
     async def publish_statistics(self, key: bytes, value: bytes) -> None:
@@ -351,7 +353,7 @@ class Publisher:
         began = time.monotonic()
         try:
             written = await self._kafka.write(topic, partition, [ProducerRecord(None, value, headers or ())])
-        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+        except NEVER_TAKEN as error:
             if await self._is_too_large(topic, partition, len(value)):
                 raise _RecordTooLarge from error
             return None

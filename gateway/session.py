@@ -168,9 +168,9 @@ class Session:
         )
         # Not kept while the connection lives.
         del greeting
-        self.services.hub.add(self)
-        self.progress()
         try:
+            self.services.hub.add(self)
+            self.progress()
             await self._read_until_end()
         finally:
             expiry.cancel()
@@ -204,11 +204,11 @@ class Session:
         now = self._since = _now()
         self.state = DeliveryState(greeting.cursor, self.services.limits, now, _jitter)
         self.announce_timeout = (self.state.next_due() or 0) - now
+        self.writer.put(welcome(self.services, greeting, self.id))
         limits = self.services.limits
         # The first page, which its announcement asks for. Without room it is asked for later, as any other.
         if not self._reserve(min(limits.page_bytes, limits.window_bytes), now + self.announce_timeout):
             self.state.postpone_request()
-        self.writer.put(welcome(self.services, greeting, self.id))
 
     # What the hub brings
 

@@ -16,7 +16,18 @@ from chat_streams.model.position import ORIGIN
 from chat_streams.model.records import INCOMING, REQUESTS, SESSIONS, Acknowledge, Message, UserDisconnected
 from chat_streams.runtime.settings import Settings
 from gateway.publisher import Accepted, Publisher
-from tests.unit.gateway.fake_kafka import AT, EMPTY, INTERVAL, Kafka, in_jumping_time, one_on_each, run, settle, until
+from tests.unit.gateway.fake_kafka import (
+    AT,
+    EMPTY,
+    INTERVAL,
+    Kafka,
+    in_jumping_time,
+    one_on_each,
+    run,
+    settle,
+    stand_still,
+    until,
+)
 from tests.unit.kafka.fake_broker import (
     NOT_AUTHORIZED,
     NOT_ENOUGH_REPLICAS,
@@ -149,6 +160,18 @@ async def test_stop_waits_for_what_waits_for_the_interval() -> None:
     await kafka.publisher.stop(30.0)
     assert kafka.confirmed == ["1", "2"]
     assert kafka.is_empty
+
+
+@in_jumping_time
+async def test_a_stop_after_a_standstill_refuses_what_waited_for_too_long() -> None:
+    kafka = Kafka(produce_timeout=10.0)
+    kafka.answers_at_once = True
+    kafka.send("0")
+    await settle()
+    kafka.send("1")
+    stand_still(3600.0)
+    await kafka.publisher.finish_messages(3.0)
+    assert (kafka.confirmed, kafka.failed) == (["0"], ["1"])
 
 
 @in_jumping_time

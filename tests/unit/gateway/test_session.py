@@ -196,6 +196,21 @@ async def test_first_pages_keep_within_the_budget_and_the_others_wait(monkeypatc
     assert (hub.budget.free, hub.budget.waiting) == (2 * PAGE, 0)
 
 
+async def test_a_connection_that_cannot_be_taken_in_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Hub):
+        def add(self, session: Session) -> None:
+            super().add(session)
+            raise LookupError
+
+    hub = Broken(2 * PAGE)
+    async with sessions(monkeypatch, hub, 1) as (session,), asyncio.timeout(10):
+        socket: Any = session._ws
+        while not socket.closed:
+            await asyncio.sleep(0)
+        assert [code for code, _ in socket.closed] == [Close.FAILED]
+        assert (hub.budget.free, hub.sessions) == (2 * PAGE, {})
+
+
 async def test_a_page_that_does_not_come_takes_no_budget_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(module, "_now", lambda: now)
@@ -219,7 +234,8 @@ CALLED_BY_OTHERS = sorted(
     - {"end", "fail", "on_connection_lost"}
 )
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "on_confirmed": ([SimpleNamespace(message=None)], True),
+    "on_confirmed": ([SimpleNamespace(message=None)], 1),
+    "on_too_large": ([SimpleNamespace(message=None)],),
     "expect_sampled": ("", ORIGIN),
     "on_delivery": (None,),
     "on_missed": (None,),
