@@ -210,7 +210,7 @@ class DeadLetter(_Record, tag="dead_letter"):
 
     ``first_at`` and ``last_at`` are the times of its first and last failure, by the clocks of the workers;
     ``logged_at`` is the time at which it was appended to its topic, 0 if that is not known. All in ms since the epoch.
-    ``first_offset`` is that of the record which was redriven first, where this is a redriven one, else 0.
+    ``first_offset`` is that of the record which was redriven first, where this is a redriven one, else ``None``.
     """
 
     app: str
@@ -224,7 +224,7 @@ class DeadLetter(_Record, tag="dead_letter"):
     first_at: int
     last_at: int
     logged_at: int = 0
-    first_offset: int = 0
+    first_offset: int | None = None
 
 
 class Redriven(_Record, tag="redriven"):

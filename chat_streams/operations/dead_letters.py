@@ -158,7 +158,8 @@ class Catalogue:
         """
         apps, covers, offset, first = {letter.app}, [number], None, None
         if letter.topic == INCOMING_MESSAGES:
-            same, first = self.apps.get(origin_of(letter), []), letter.first_offset or letter.offset
+            same = self.apps.get(origin_of(letter), [])
+            first = letter.offset if letter.first_offset is None else letter.first_offset
             # When messaging is redriven again, history keeps the position of the first redrive: the inbox took that
             # copy, and drops this one as a retry.
             if letter.app == MESSAGING and number not in self.redriven:

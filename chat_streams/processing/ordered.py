@@ -207,7 +207,7 @@ class OrderedApp(faust.App):
             first_at=now if redrive.first_at is None else redrive.first_at,
             last_at=now,
             logged_at=round(1000 * message.timestamp) if redrive.logged_at is None else redrive.logged_at,
-            first_offset=redrive.first_offset or 0,
+            first_offset=redrive.first_offset,
         )
         partition = await self.producer.partition_of(self._dead_letters, message.key)
         await self.produce(self._dead_letters, partition, message.key, lambda: DEAD_LETTERS.encode(letter))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from chat_streams.kafka.names import INBOX_REQUESTS, INCOMING_MESSAGES, SESSION_EVENTS, partition_of
@@ -51,6 +52,14 @@ def test_what_failed_in_messaging_goes_to_history_too_at_its_new_position() -> N
     write = catalogue(letter()).write(0, letter())
     assert Redrive.of(write.headers) == Redrive(frozenset({"messaging", "history"}), 1_000, None, None, 7)
     assert write.covers == [0]
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_record_that_fails_again_keeps_the_offset_that_it_had_first(first: int) -> None:
+    again = msgspec.structs.replace(letter(offset=90), first_offset=first)
+    redrive = Redrive.of(catalogue(again).write(0, again).headers)
+    assert redrive is not None
+    assert redrive.first_offset == first
 
 
 def test_what_failed_in_history_alone_stays_where_it_was() -> None:
