@@ -57,6 +57,9 @@ def limit_stop(loop: asyncio.AbstractEventLoop, within_s: float = GRACE_SECONDS)
 
 
 def _end(loop: asyncio.AbstractEventLoop, within_s: float) -> None:
-    waiting = [f"{task.get_name()}: {task.get_coro()!r}"[:200] for task in asyncio.all_tasks(loop)]
-    log.critical("the stop took too long, ending by force", seconds=within_s, tasks=waiting)
-    os._exit(1)
+    try:
+        waiting = [f"{task.get_name()}: {task.get_coro()!r}"[:200] for task in asyncio.all_tasks(loop)]
+        log.critical("the stop took too long, ending by force", seconds=within_s, tasks=waiting)
+    finally:
+        # Also where nobody reads the log any more.
+        os._exit(1)
