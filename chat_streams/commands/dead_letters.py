@@ -10,10 +10,9 @@ from typing import Any, Final, TypeVar
 
 import click
 from faust.cli.base import cli
-from rich.markup import escape
 from rich.table import Table
 
-from chat_streams.commands.output import Since, bar, console, utc
+from chat_streams.commands.output import Since, bar, cell, console, utc
 from chat_streams.model import errors
 from chat_streams.model.errors import KafkaUnavailable
 from chat_streams.model.text import escaped
@@ -147,7 +146,7 @@ async def _list(settings: Settings, wanted: Filter, limit: int, as_json: bool) -
                 s.origin.topic,
                 str(s.origin.partition),
                 str(s.origin.offset),
-                escape(escaped(s.reason)),
+                cell(s.reason),
             ),
             *(utc(s.first_at), last, str(s.size), "open" if mark is None else f"redriven {utc(mark.at)}"),
         )
@@ -163,7 +162,7 @@ async def _show(settings: Settings, number: int, bodies: bool, as_json: bool) ->
     out = console()
     table = Table(title=f"dead letter {number}", show_header=False)
     for name in ("app", "topic", "partition", "offset", "key", "reason", "first_at", "last_at"):
-        table.add_row(name, escape(escaped(str(found[name]))))
+        table.add_row(name, cell(str(found[name])))
     table.add_row("size", f"{found['size']} bytes")
     table.add_row("state", _state(found))
     out.print(table)

@@ -13,12 +13,14 @@ from typing import Any, Final, NoReturn
 import click
 from faust.cli import AppCommand
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from chat_streams.kafka.log_reader import Progress as Report
+from chat_streams.model.text import escaped
 from chat_streams.model.times import duration, utc
 
-__all__ = ["Command", "Since", "bar", "console", "duration", "utc"]
+__all__ = ["Command", "Since", "bar", "cell", "console", "duration", "utc"]
 
 WIDTH: Final = 200
 """The width in columns of a table that is written to a file or a pipe."""
@@ -29,6 +31,11 @@ _AGE: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 def console() -> Console:
     """Return a console on stdout, as wide as the terminal; without a terminal, wide enough for any table."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def cell(text: str) -> str:
+    """Return the text for a cell of a table, in which nothing is markup and nothing steers the terminal."""
+    return escape(escaped(text))
 
 
 class Command(AppCommand):

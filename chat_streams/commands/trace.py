@@ -8,12 +8,12 @@ from typing import Final
 import click
 from faust.cli import argument, option
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from chat_streams.commands.output import Command, Since, bar, console, duration, utc
+from chat_streams.commands.output import Command, Since, bar, cell, console, duration, utc
 from chat_streams.model import errors
 from chat_streams.model.errors import KafkaUnavailable, RedisUnavailable
+from chat_streams.model.text import escaped
 from chat_streams.operations.journey import Journey, Rules, Verdict, journey_json, verdict
 from chat_streams.operations.journey_reader import Tracer
 from chat_streams.processing.service import Service
@@ -60,7 +60,7 @@ def _whose(sender: str | None, to: str | None) -> str:
 
 def _show(journey: Journey, found: Verdict, rules: Rules, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(journey_json(journey, found, utc), ensure_ascii=False))
+        click.echo(escaped(json.dumps(journey_json(journey, found, utc), ensure_ascii=False)))
         return
     out = console()
     name = journey.name
@@ -71,16 +71,16 @@ def _show(journey: Journey, found: Verdict, rules: Rules, as_json: bool) -> None
     table.add_column("detail", overflow="fold")
     start = before = journey.first.accepted_at
     for hop in journey.ordered():
-        table.add_row(utc(hop.at), duration(hop.at - start), duration(hop.at - before), hop.what, escape(hop.detail))
+        table.add_row(utc(hop.at), duration(hop.at - start), duration(hop.at - before), hop.what, cell(hop.detail))
         before = hop.at
     for what, detail in _now(journey, rules):
-        table.add_row("now", "", "", what, escape(detail))
+        table.add_row("now", "", "", what, cell(detail))
     out.print(table)
     _print(out, found)
 
 
 def _print(out: Console, found: Verdict) -> None:
-    out.print(f"{found.fate}: {found.text}", markup=False, soft_wrap=True)
+    out.print(escaped(f"{found.fate}: {found.text}"), markup=False, soft_wrap=True)
 
 
 def _now(journey: Journey, rules: Rules) -> list[tuple[str, str]]:

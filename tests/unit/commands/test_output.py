@@ -4,8 +4,9 @@ import time
 
 import click
 import pytest
+from rich.text import Text
 
-from chat_streams.commands.output import Since, duration, utc
+from chat_streams.commands.output import Since, cell, duration, utc
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,13 @@ from chat_streams.commands.output import Since, duration, utc
 )
 def test_a_duration_is_shown_in_its_two_largest_units(ms: int, text: str) -> None:
     assert duration(ms) == text
+
+
+def test_nothing_in_a_cell_is_markup_or_steers_the_terminal() -> None:
+    shown = Text.from_markup(cell("[red]x\x1b[2J\u202e")).plain
+    assert shown.startswith("[red]x")
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
 
 
 def test_a_time_is_shown_in_utc_with_milliseconds() -> None:
