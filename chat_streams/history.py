@@ -48,9 +48,11 @@ async def write(records: list[Record[Messages]]) -> None:
             Position.of(generation, record.offset, index),
             record.at,
             message,
-            Position.of(generation, first_offset(record.offset, record.headers), index),
+            Position.of(generation, first, index),
         )
         for record in records
+        # Once for a record: it decodes all headers, and a record has up to a thousand messages.
+        for first in (first_offset(record.offset, record.headers),)
         for index, message in enumerate(record.value.messages)
     ]
     spans = app.begin_spans("history", records)

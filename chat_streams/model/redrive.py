@@ -79,9 +79,12 @@ def address_for(app: str, offset: int, at: int, headers: Headers | None) -> Addr
         return Address(offset, at)
     if app not in redrive.apps:
         return None
-    return Address(
-        offset if redrive.offset is None else redrive.offset, at if redrive.logged_at is None else redrive.logged_at
-    )
+    return Address(offset if redrive.offset is None else redrive.offset, first_time(at, redrive))
+
+
+def first_time(at: int, redrive: Redrive | None) -> int:
+    """Return the time of the first record that held a record's messages: its own, ``at``, unless it was redriven."""
+    return at if redrive is None or redrive.logged_at is None else redrive.logged_at
 
 
 def first_offset(offset: int, headers: Headers | None) -> int:

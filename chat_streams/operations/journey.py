@@ -29,7 +29,7 @@ from chat_streams.model.records import (
     UserConnected,
     UserDisconnected,
 )
-from chat_streams.model.redrive import Redrive
+from chat_streams.model.redrive import Redrive, first_time
 
 MESSAGING: Final = "messaging"
 MAX_HOPS: Final = 500
@@ -49,15 +49,13 @@ class Copy(NamedTuple):
     @classmethod
     def of(cls, position: Position, partition: int, logged_at: int, message: Message, redrive: Redrive | None) -> Copy:
         """Return the copy for a message that was found in the log."""
-        known = None if redrive is None else redrive.logged_at
-        at = message.time_in(logged_at if known is None else known)
+        at = message.time_in(first_time(logged_at, redrive))
         return cls(position, partition, at, logged_at, len(message.json), redrive)
 
     @property
     def window_at(self) -> int:
         """The time that its retry window goes by: that of the first record that held it."""
-        known = None if self.redrive is None else self.redrive.logged_at
-        return self.logged_at if known is None else known
+        return first_time(self.logged_at, self.redrive)
 
     @property
     def for_messaging(self) -> bool:
