@@ -10,8 +10,8 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Mapping
-from typing import Final, NoReturn
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, NoReturn, TypeVar
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
@@ -24,6 +24,8 @@ from chat_streams.model.errors import TopicsError
 from chat_streams.runtime.settings import Settings
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 LOOK_SECONDS: Final = 10.0
 """Seconds between two looks, about: a request for metadata each, of the topics of one service."""
@@ -69,12 +71,7 @@ class TopicWatch:
     async def look(self) -> None:
         """Raise ``TopicsError`` if a topic was made anew; raises ``KafkaError`` and ``TimeoutError``."""
         async with self._lock:
-            try:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    found, _ = await topics_of(await self._connected(), list(self._ids))
-            except BaseException:
-                await self.close()
-                raise
+            found, _ = await self._ask(lambda client: topics_of(client, list(self._ids)))
         missing = self._ids.keys() - found.keys()
         if missing - self._missing:
             log.error("a topic is missing", topics=sorted(missing))
@@ -90,21 +87,16 @@ class TopicWatch:
 
         Raises ``KafkaError``, ``TimeoutError`` and, where Kafka says nothing of the topic, ``TopicsError``.
         """
-        now = time.monotonic()
-        known, at = self._limits.get(topic, (0, -math.inf))
-        if now - at < LIMIT_SECONDS:
-            return known
+        # All partitions may ask at once: the first one's answer is for those who waited, too.
         async with self._lock:
-            try:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    limit = (await largest_records(await self._connected(), [topic])).get(topic)
-            except BaseException:
-                await self.close()
-                raise
-        if limit is None:
-            raise TopicsError(f"Kafka says nothing of the configuration of topic {topic}")
-        self._limits[topic] = limit, now
-        return limit
+            known, at = self._limits.get(topic, (0, -math.inf))
+            if time.monotonic() - at < LIMIT_SECONDS:
+                return known
+            limit = (await self._ask(lambda client: largest_records(client, [topic]))).get(topic)
+            if limit is None:
+                raise TopicsError(f"Kafka says nothing of the configuration of topic {topic}")
+            self._limits[topic] = limit, time.monotonic()
+            return limit
 
     async def run(self) -> NoReturn:
         """Look until a topic was made anew, then raise ``TopicsError``; cancel it to end it."""
@@ -132,6 +124,15 @@ class TopicWatch:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+
+    async def _ask(self, request: Callable[[AIOKafkaAdminClient], Awaitable[T]]) -> T:
+        """Make a request, connected, within its time; the lock is held."""
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                return await request(await self._connected())
+        except BaseException:
+            await self.close()
+            raise
 
     async def _connected(self) -> AIOKafkaAdminClient:
         if self._client is None:
