@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from bench.runner import SYSTEMS, Run, screen
 from bench.scale import QUICK, Scale
 from bench.systems import ROOT
 from bench.workloads import WORKLOADS
+from chat_streams.runtime.descriptors import raise_limit
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -51,8 +51,7 @@ def run(quick: bool, rounds: int | None, systems: str | None, workloads: str | N
         rounds or (1 if quick else 5),
     )
     # Ten thousand connections need the limit raised, for this process and for each server, which inherits it.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_limit()
     path = path or RESULTS / ("quick.json" if quick else "full.json")
     uvloop.run(made.play(path))
     screen.print(f"the results are in {path}")

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import accumulate
 from typing import Annotated, Any, Final
 
@@ -100,11 +101,6 @@ class Ping(_Frame, tag="ping"):
 _ABSENT: Final = Raw()
 
 
-class _Reference(msgspec.Struct, gc=False):
-    id: Raw = _ABSENT
-    ref: Raw = _ABSENT
-
-
 class _Texts(msgspec.Struct, gc=False):
     """The fields that hold text in any frame, undecoded."""
 
@@ -151,7 +147,6 @@ _one = msgspec.json.Decoder(ClientFrame)
 _many = msgspec.json.Decoder(list[ClientFrame])
 _raw = msgspec.json.Decoder(Raw)
 _raws = msgspec.json.Decoder(list[Raw])
-_reference = msgspec.json.Decoder(_Reference)
 _texts = msgspec.json.Decoder(_Texts)
 _text = msgspec.json.Decoder(str)
 
@@ -227,23 +222,23 @@ def _parse_one(raw: bytes) -> ClientFrame | InvalidFrame:
 def _known(raw: bytes) -> dict[str, str]:
     """The ``id`` and ``ref`` of an object that is not understood, as far as it has them."""
     try:
-        found = _reference.decode(raw)
+        found = _texts.decode(raw)
     except msgspec.ValidationError:
         return {}
     known = {}
-    if found.id is not _ABSENT and is_id(text := _text_of(found.id)):
+    if (text := _text_of(found.id)) is not None and is_id(text):
         known["id"] = text
-    if found.ref is not _ABSENT and len(text := _text_of(found.ref)) <= MAX_ID:
+    if (text := _text_of(found.ref)) is not None and len(text) <= MAX_ID:
         known["ref"] = text
     return known
 
 
-def _text_of(raw: Raw) -> str:
-    """The text that a value is, or one that is neither an id nor a ref."""
+def _text_of(raw: Raw) -> str | None:
+    """The text that a value is; ``None`` where it is none, or absent."""
     try:
         return _text.decode(raw)
-    except (msgspec.ValidationError, UnicodeDecodeError):
-        return " " * (MAX_ID + 1)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _halved(raw: bytes) -> str:
@@ -319,6 +314,7 @@ def _cut_deep(data: bytes) -> bytes:
     return b"".join((*values[0], data[begin:]))
 
 
+@lru_cache(maxsize=1)  # All that is confirmed with one record has its time.
 def at_text(at: int) -> str:
     """RFC 3339 in UTC with milliseconds, of ms since the epoch."""
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,11 +8,13 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from chat_streams.model.errors import ConnectChatError, InvalidToken
-from chat_streams.model.origins import Origin
+from chat_streams.model.origins import AllowedOrigins
 from chat_streams.runtime.tokens import BODIES, OPERATOR, VIEWER, Authenticator
 
 COOKIE: Final = "inspector_token"
 MAX_TOKEN: Final = 4096
+OWN: Final = AllowedOrigins([])
+"""The origins of forms: the site that they are sent to, and no other."""
 
 
 class Viewer(NamedTuple):
@@ -71,10 +73,7 @@ def same_origin(request: web.Request) -> bool:
     if origin is None:
         # A program that sends its token in a header is no browser that another site could misuse.
         return "Authorization" in request.headers
-    try:
-        return Origin.parse(origin).is_of(request.host)
-    except ValueError:
-        return False
+    return OWN.allows(origin, request.host)
 
 
 def remember(response: web.StreamResponse, token: str, viewer: Viewer, secure: bool) -> None:

@@ -24,7 +24,7 @@ from aiokafka.structs import TopicPartition
 from chat_streams.inspector.series import OnLogTime, Series
 from chat_streams.kafka import losses, names
 from chat_streams.kafka.client import client_options
-from chat_streams.kafka.generations import generations
+from chat_streams.kafka.generations import generations, newest
 from chat_streams.kafka.log_clock import LogClock, SkewReport
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import SERVICE_STATS
@@ -187,7 +187,8 @@ class Collector:
         admin = AIOKafkaAdminClient(**client_options(self.settings), request_timeout_ms=int(REQUEST_S * 1000))
         try:
             await admin.start()
-            generation = max((g.generation for g in await generations(self.settings)), default=1)
+            current = newest(await generations(self.settings))
+            generation = 1 if current is None else current.generation
             async with LogReader(self.settings) as reader:
                 while True:
                     self.retentions = await retentions(admin, LOGS)

@@ -198,17 +198,18 @@ class Site:
         resource = request.match_info.route.resource
         route = "" if resource is None else resource.canonical
         if route not in OPEN:
+            is_page = request.method == "GET" and not request.path.startswith(("/api/", "/live/"))
             try:
                 viewer = request["viewer"] = await self.access.viewer(request)
             except KeysUnavailable as error:
                 text = f"the keys to check tokens with are away: {error}"
                 raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "5"}) from error
             except RoleMissing as error:
-                if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
+                if not is_page:
                     raise web.HTTPForbidden(text=f"the token is not for this: {error}") from error
                 return self.render(request, "login.html", {"error": str(error), "next": request.path_qs}, 403)
             except AccessDenied as error:
-                if request.path.startswith(("/api/", "/live/")) or request.method != "GET":
+                if not is_page:
                     raise web.HTTPUnauthorized(text=f"a token is wanted: {error}") from error
                 if request.headers.get("Sec-Fetch-Site") == "cross-site":
                     # A request from a link on another site comes without the SameSite cookie. The page that answers it

@@ -36,11 +36,12 @@ from chat_streams.kafka import generations, names, topics
 from chat_streams.kafka.client import KAFKA_AWAY, Admin, client_options
 from chat_streams.kafka.consumer import Consumer
 from chat_streams.kafka.generations import Generation
-from chat_streams.kafka.names import HISTORY, MESSAGING, NOTIFICATION, Names
+from chat_streams.kafka.names import Names
 from chat_streams.kafka.producer import KafkaProducer, ProducerRecord, connected
 from chat_streams.kafka.topics import CLOSED_BYTES, Topic
 from chat_streams.model.errors import TopicsError
 from chat_streams.model.records import INCOMING, Messages
+from chat_streams.operations.lag_reader import GROUPS
 from chat_streams.operations.repartition_steps import Action, Ends, Stage, Steps
 from chat_streams.processing.consumer import checkpoint_of
 from chat_streams.runtime.settings import Settings
@@ -151,15 +152,9 @@ class _Run:
         self._steps = Steps()
         self._ends = Ends()
         self._behind: list[str] = []
-        of_users = Names.of(plan.current.version)
         self._partitions = {
             name: [TopicPartition(name, partition) for partition in range(plan.old.partitions)]
-            for name in of_users.logs
-        }
-        self._readers = {
-            MESSAGING: (of_users.incoming_messages, of_users.session_events),
-            NOTIFICATION: (of_users.session_events, of_users.inbox_requests),
-            HISTORY: (of_users.incoming_messages,),
+            for name in Names.of(names.VERSION).logs
         }
 
     async def run(self, wait_s: float) -> None:
@@ -170,14 +165,14 @@ class _Run:
             action = self._steps.begin()
             while action is not Action.END:
                 action = await self._do(action, deadline)
-            await topics.create_missing(self._admin, self._settings, self._plan.new)
+            _, ids = await topics.create_missing(self._admin, self._settings, self._plan.new)
             self._tell("the topics of the next version are there")
             await self._check_ours()
         except BaseException:
             await self._undo()
             raise
         # From here on there is no way back: the note may be in Kafka though it did not say so.
-        await self._end()
+        await self._end(ids[self._plan.new[0].name])
 
     async def _do(self, action: Action, deadline: float) -> Action:
         """Do what is next; returns what comes after it."""
@@ -244,7 +239,7 @@ class _Run:
 
     async def _are_applied(self, ends: Ends) -> bool:
         self._behind = []
-        for reader, of_reader in self._readers.items():
+        for reader, of_reader in GROUPS.items():
             for topic in of_reader:
                 tps = self._partitions[topic]
                 found = await self._admin.list_consumer_group_offsets(reader, partitions=tps)
@@ -281,17 +276,14 @@ class _Run:
     async def _note(self, attempt: str) -> None:
         await generations.note(self._producer, msgspec.structs.replace(self._plan.current, closing=attempt))
 
-    async def _is_ours(self) -> bool:
-        """Return whether the last word about the log is that this run closes it."""
-        return await self._closing() == self._attempt
-
     async def _closing(self) -> str | None:
         """Return the name of the run that closes the log, "" without one; ``None`` once a newer log has begun."""
         last = generations.newest(await generations.generations(self._settings))
         return None if last is None or last.topic_id != self._plan.current.topic_id else last.closing
 
     async def _check_ours(self) -> None:
-        if not await self._is_ours():
+        # The last word about the log has to be that this run closes it.
+        if await self._closing() != self._attempt:
             raise TopicsError("another repartition was begun meanwhile, which goes on in place of this one")
 
     async def _undo(self) -> None:
@@ -313,11 +305,10 @@ class _Run:
         """Return whether the log is closed by this run, or by one before that was killed."""
         return await self._closing() in (self._attempt, self._plan.current.closing)
 
-    async def _end(self) -> None:
+    async def _end(self, topic_id: str) -> None:
         new = self._plan.new[0]
         try:
-            _, ids = await topics.create_missing(self._admin, self._settings, self._plan.new)
-            await generations.note_generation(self._settings, ids[new.name], new.partitions, self._plan.version)
+            await generations.note_generation(self._settings, topic_id, new.partitions, self._plan.version)
         except _STEP_ERRORS as error:
             raise TopicsError(
                 f"whether the next log has begun is not known ({error!r}): run this again, which says so or goes on"

@@ -5,7 +5,6 @@ Faust takes a task for done that ends, also one that ends by a cancellation of s
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import faust
 import mode
 
 from chat_streams.model.errors import Interrupted
-from chat_streams.runtime.tasks import raise_if_cancelled
+from chat_streams.runtime.tasks import uncancelled
 
 S = TypeVar("S", bound=mode.Service)
 
@@ -41,10 +40,9 @@ def run_lasting(app: faust.App, function: Callable[[], Awaitable[None]]) -> None
 
 async def _until_stopped(service: mode.Service, name: str, work: Awaitable[None]) -> None:
     try:
-        await work
-    except asyncio.CancelledError as error:
-        raise_if_cancelled(error)
+        await uncancelled(work, name)
+    except Interrupted:
         if not service.should_stop:
-            raise Interrupted(f"{name} was cancelled from within") from error
+            raise
     if not service.should_stop:
         raise RuntimeError(f"{name} has ended")

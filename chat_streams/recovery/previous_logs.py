@@ -13,7 +13,7 @@ from chat_streams.kafka import generations
 from chat_streams.kafka.generations import Generation
 from chat_streams.kafka.log_reader import LogReader
 from chat_streams.kafka.names import MESSAGING, VERSION, Names, partition_of
-from chat_streams.model.errors import UndecodableRecord, UnknownVersion
+from chat_streams.model.errors import TopicsError, UndecodableRecord, UnknownVersion
 from chat_streams.model.position import ORIGIN, Position
 from chat_streams.model.records import INCOMING, Messages, Record
 from chat_streams.model.redrive import address_for
@@ -38,8 +38,10 @@ async def kept(settings: Settings) -> list[KeptLog]:
 
     Raises ``KafkaUnavailable``, ``TopicsError`` and ``KafkaError``.
     """
-    known = [g for g in await generations.generations(settings) if g.version == VERSION]
-    logs = [*await generations.previous(settings), max(known, key=lambda g: g.generation)]
+    current = generations.newest(g for g in await generations.generations(settings) if g.version == VERSION)
+    if current is None:
+        raise TopicsError(f"no generation of version {VERSION} of the topics is known")
+    logs = [*await generations.previous(settings), current]
     async with LogReader(settings) as reader:
         spans = [await reader.spans(Names.of(log.version).incoming_messages) for log in logs]
     return [

@@ -78,13 +78,13 @@ async def endless(name: str, work: Awaitable[Any]) -> NoReturn:
     raise RuntimeError(f"{name} has ended")
 
 
-async def uncancelled(work: Awaitable[T]) -> T:
+async def uncancelled(work: Awaitable[T], name: str = "what was awaited") -> T:
     """Await work; raises ``Interrupted`` where it is cancelled from within, and this task is not."""
     try:
         return await work
     except asyncio.CancelledError as error:
         raise_if_cancelled(error)
-        raise Interrupted("cancelled from within") from error
+        raise Interrupted(f"{name} was cancelled from within") from error
 
 
 def raise_if_cancelled(error: BaseException) -> None:

@@ -164,7 +164,7 @@ def check_path(what: str, path: Path, separators: str = "") -> None:
 
 def variable(field: str) -> str:
     """Return the environment variable that sets a field of ``Layout``."""
-    return f"{PREFIX}{field.upper()}"
+    return setting_variable(Layout, field)
 
 
 def unknown_variables() -> list[str]:
