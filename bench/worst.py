@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import uvloop
 
-from docker.local.hostile import UPGRADE, hello, port_of, text_frame
+from docker.local.hostile import UPGRADE, hello, port_of
 from docker.local.layout import HOST
-from docker.local.probes import Closed, Raw
+from docker.local.probes import Closed, Raw, websocket_frame
 from gateway.protocol import SUBPROTOCOL
 
 RATE, AT_ONCE = 10_000, 500
@@ -30,7 +30,7 @@ RATE, AT_ONCE = 10_000, 500
 PAUSE_S = 1.0
 BLOCKED_S = 1.0
 """Until a connection that takes nothing more is dropped for another one."""
-HALF_FRAME = text_frame(b"x" * 500_000)[:400_000]
+HALF_FRAME = websocket_frame(b"x" * 500_000)[:400_000]
 HALF_FRAMES_A_SECOND, SOCKETS_A_SECOND = 5.0, 50.0
 
 
@@ -44,7 +44,7 @@ class Worst:
 
     async def run(self) -> None:
         """Do all of it at once, until cancelled."""
-        greeted = UPGRADE + text_frame(hello(self._token, "half")) + HALF_FRAME
+        greeted = UPGRADE + websocket_frame(hello(self._token, "half")) + HALF_FRAME
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
             for work in (
                 self._again(lambda: self._send(session, reads=True)),

@@ -18,6 +18,7 @@ from chat_streams.runtime.tokens import mint
 from docker.local.layout import HOST, ROOT, Layout, create_secret
 from docker.local.part import Part, Running
 from docker.local.parts import Service, create_topics, engines
+from docker.local.probes import websocket_frame
 from tables.inbox import keys
 
 TOKEN_S = 7_200
@@ -34,18 +35,6 @@ SETTINGS = {
     },
 }
 """Settings that lift the quotas and the rate limits of a user; everything else is as in ``make up``."""
-
-
-def websocket_frame(content: bytes, opcode: int = 1) -> bytes:
-    """Return a client's frame, masked with zero: its payload is the same on the wire as here."""
-    size = len(content)
-    if size < 126:
-        head = bytes([0x80 | opcode, 0x80 | size])
-    elif size < 65_536:
-        head = bytes([0x80 | opcode, 0xFE]) + size.to_bytes(2, "big")
-    else:
-        head = bytes([0x80 | opcode, 0xFF]) + size.to_bytes(8, "big")
-    return head + b"\0\0\0\0" + content
 
 
 def send_object(to: str, number: int, content: bytes) -> bytes:

@@ -15,7 +15,7 @@ import aiohttp
 from hypothesis import strategies as st
 
 from clients.python.client import Client
-from docker.local.probes import Closed, Received, eventually, user
+from docker.local.probes import Closed, Received, eventually, user, websocket_frame
 from docker.local.temporary_stack import Stack
 from gateway import protocol
 
@@ -43,16 +43,6 @@ def port_of(url: str) -> int:
 def hello(token: str, device: str) -> bytes:
     """Return the frame with which a client begins."""
     return json.dumps({"type": "hello", "token": token, "device": device}).encode()
-
-
-def text_frame(text: bytes) -> bytes:
-    """Return a client's WebSocket frame; it is masked (RFC 6455, 5.3), and a mask of zeros changes nothing."""
-    size = (
-        bytes([0x80 | 126]) + len(text).to_bytes(2)
-        if len(text) < 1 << 16
-        else bytes([0x80 | 127]) + len(text).to_bytes(8)
-    )
-    return bytes([0x81]) + size + bytes(4) + text
 
 
 class Bystander:
@@ -112,7 +102,7 @@ async def one_byte_a_second(stack: Stack, name: str, url: str | None = None) -> 
     client_port = writer.get_extra_info("sockname")[1]
     # Wait for this first: after the hello, the gateway may close the connection at any time.
     await eventually(lambda: is_held(port, client_port), "the kernel knows the connection")
-    writer.write(UPGRADE + text_frame(hello(stack.token(name), "slow")))
+    writer.write(UPGRADE + websocket_frame(hello(stack.token(name), "slow")))
     await writer.drain()
 
     async def read() -> None:

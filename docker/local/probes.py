@@ -23,6 +23,18 @@ Frame = dict[str, Any]
 _numbers = itertools.count()
 
 
+def websocket_frame(content: bytes, opcode: int = 1) -> bytes:
+    """Return a client's frame, masked (RFC 6455, 5.3) with zeros: its payload is the same on the wire as here."""
+    size = len(content)
+    if size < 126:
+        head = bytes([0x80 | opcode, 0x80 | size])
+    elif size < 65_536:
+        head = bytes([0x80 | opcode, 0xFE]) + size.to_bytes(2, "big")
+    else:
+        head = bytes([0x80 | opcode, 0xFF]) + size.to_bytes(8, "big")
+    return head + b"\0\0\0\0" + content
+
+
 def user(name: str = "user") -> str:
     """Make a user id that no other test has."""
     return f"{name}-{secrets.token_hex(5)}"

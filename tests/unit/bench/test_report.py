@@ -9,10 +9,11 @@ from bench.links import Link, LinkError, Numbers, body
 from bench.measure import Meter, cpu_of, summary
 from bench.report import PAGE, insert, number, sections, spread
 from bench.systems import ejabberd, mosquitto, nats
-from bench.systems.connect_chat import ChatLink, websocket_frame
+from bench.systems.connect_chat import ChatLink
 from bench.systems.ejabberd import XmppLink
 from bench.systems.mosquitto import MqttLink
 from bench.systems.nats import NatsLink
+from docker.local.probes import websocket_frame
 from gateway import protocol
 
 
